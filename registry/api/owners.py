@@ -1,0 +1,41 @@
+"""Owners: list, show, unregister."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from registry import wire
+from registry.api.http import answer, check_query, page_limit, registry_of, request_id_of
+from registry.records import Owner
+
+PATH = "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}"
+
+
+def _owner(request: Request) -> Owner:
+    names = ("namespace", "component", "endpoint", "instance_id", "suffix")
+    return Owner.parse("/".join(request.path_params[name] for name in names))
+
+
+async def list_owners(request: Request) -> Response:
+    """`GET /v1/owners`: a page of owners in the order of their identity."""
+    check_query(request, "after", "limit")
+    limit = page_limit(request)
+    after = request.query_params.get("after")
+    found = await registry_of(request).owners(Owner.parse(after) if after else None, limit)
+    following = str(found[-1].owner) if len(found) == limit else None
+    return answer(wire.OwnersAnswer([wire.owner_summary(each) for each in found], following))
+
+
+async def show_owner(request: Request) -> Response:
+    """`GET /v1/owners/{owner}`: an owner with what it holds."""
+    record, entries = await registry_of(request).owner(_owner(request))
+    return answer(wire.owner_answer(record, entries))
+
+
+async def unregister_for_owner(request: Request) -> Response:
+    """`DELETE /v1/owners/{owner}`: release all that it holds and end it."""
+    receipt = await registry_of(request).unregister_for_owner(
+        _owner(request), request_id=request_id_of(request)
+    )
+    return answer(wire.ReceiptAnswer.of(receipt))

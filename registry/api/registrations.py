@@ -1,0 +1,49 @@
+"""Register and upload."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from registry import wire
+from registry.api.http import (
+    answer,
+    body_parts,
+    check_query,
+    read_json_body,
+    registry_of,
+    request_id_of,
+)
+
+
+async def register(request: Request) -> Response:
+    """`POST /v1/registrations`: a manifest for an owner."""
+    registry = registry_of(request)
+    body = await read_json_body(request, registry.settings.max_body_bytes)
+    manifest = wire.decode_register(body)
+    registered = await registry.register(
+        manifest.owner.record(),
+        [offer.record() for offer in manifest.artifacts],
+        lease_ttl_ms=manifest.lease_ttl_ms,
+        worker_name=manifest.worker_name,
+        request_id=request_id_of(request),
+    )
+    return answer(wire.RegisteredAnswer.of(registered))
+
+
+async def upload(request: Request) -> Response:
+    """`PUT /v1/blobs/{checksum}`: content, checked."""
+    check_query(request)
+    registry = registry_of(request)
+    checksum = request.path_params["checksum"]
+    parts = body_parts(request, registry.settings.max_blob_bytes, "max_blob_bytes")
+    size, is_new = await registry.upload(checksum, parts)
+    return answer(wire.BlobAnswer(checksum, size), 201 if is_new else 200)
+
+
+async def has_blob(request: Request) -> Response:
+    """`HEAD /v1/blobs/{checksum}`: is it here?"""
+    size = await registry_of(request).has_blob(request.path_params["checksum"])
+    if size is None:
+        return Response(status_code=404)
+    return Response(headers={"ETag": f'"{request.path_params["checksum"]}"'})

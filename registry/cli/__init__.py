@@ -1,0 +1,115 @@
+"""The command line. Each group of commands is a module that is imported when it is used.
+
+Exit codes: 0 fine, 1 findings or refused, 2 usage or could not run, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Annotated, Any, NoReturn, cast
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from registry import __version__
+from registry.cli.failures import INTERRUPTED, exit_code_of, report
+from registry.errors import RegistryError
+
+COMMANDS = {
+    "serve": ("registry.cli.serve:serve", "Serve the registry over HTTP."),
+    "db": ("registry.cli.db:app", "Look after the database: schema, backups."),
+    "attach": ("registry.cli.attach:attach", "Register a model directory's metadata files."),
+    "detach": ("registry.cli.attach:detach", "Release all that an owner holds."),
+    "fetch": ("registry.cli.fetch:fetch", "Download a model's files, verified."),
+    "ls": ("registry.cli.look:ls", "List the registered files."),
+    "owners": ("registry.cli.look:owners", "List the owners, or show what one holds."),
+    "explain": ("registry.cli.look:explain", "Show why a file is served, and whose bytes."),
+}
+"""Every command: where it is (a function, or a Typer app with commands of its own), and its line
+in the help of the program."""
+
+
+class LazyCommand(TyperCommand):
+    """A command known by its name and help line; its module is imported when it is called."""
+
+    def __init__(self, name: str, home: str, help_line: str) -> None:
+        super().__init__(name, help=help_line)
+        self._home = home
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        return _loaded(self._home).make_context(info_name, args, parent, **extra)
+
+
+def _loaded(home: str) -> Any:
+    module, name = home.split(":")
+    found: typer.Typer | Callable[..., object] = getattr(import_module(module), name)
+    if isinstance(found, typer.Typer):
+        app = found
+    else:
+        app = typer.Typer(add_completion=False)
+        app.command()(found)
+    # Rich would cut long flags short to fit them into its boxes.
+    app.rich_markup_mode = None
+    return typer.main.get_command(app)
+
+
+def program() -> TyperGroup:
+    """The command with all its subcommands."""
+    app = typer.Typer(
+        name="metadata-registry",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_program)
+    group = cast(TyperGroup, typer.main.get_command(app))
+    for name, (home, help_line) in COMMANDS.items():
+        group.add_command(LazyCommand(name, home, help_line))
+    return group
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"metadata-registry {__version__}")
+        raise typer.Exit
+
+
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """A durable registry of the metadata files that LLM serving workers share."""
+
+
+def main() -> NoReturn:
+    """Run the command of this process's arguments and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        try:
+            program()(prog_name="metadata-registry")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has enough. What is left of it must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (RegistryError, OSError) as error:
+        report(error)
+        return exit_code_of(error)
+    return 0

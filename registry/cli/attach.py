@@ -1,0 +1,133 @@
+"""`metadata-registry attach` and `detach`."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from registry import wire
+from registry.cli.options import DEFAULT_URL, AsJson, Url
+from registry.cli.output import (
+    Column,
+    ProgressBar,
+    print_json,
+    print_table,
+)
+from registry.cli.text import counted, shown_size
+from registry.records import Owner, Receipt, parse_instance_id
+from registry.slugs import slugify
+
+if TYPE_CHECKING:
+    from registry.client.attach import Attached
+
+
+def attach(
+    model_dir: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="The model's directory.")],
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="The model's name, like Org/Model; makes the slug.")
+    ],
+    endpoint: Annotated[
+        str, typer.Option(metavar="NS/COMP/EP", help="Namespace, component and endpoint.")
+    ],
+    instance_id: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="The instance, 0 to 2^64-1. Default: a random number."),
+    ] = None,
+    lora: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Attach as this LoRA; makes the suffix.")
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Serve the files where they are; copy nothing.")
+    ] = False,
+    worker_name: Annotated[
+        str | None, typer.Option(metavar="W", help="A name that outlives restarts of the worker.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Register a model directory's metadata files, print their URLs and who owns them.
+
+    Taken are the files that a frontend needs to prepare requests: config, tokenizer, chat
+    template and the like. Weights, README, licence, images, dotfiles and subdirectories stay out.
+    The files stay registered until the owner is detached.
+    """
+    owner = _owner(endpoint, instance_id, lora)
+    slug = slugify(name)
+    from registry.client.attach import attach as attach_directory
+    from registry.client.client import RegistryClient
+    from registry.client.harvest import find_broken_links
+
+    for filename in find_broken_links(model_dir):
+        print(f"warning: {model_dir / filename} is a link to nothing; left out", file=sys.stderr)
+    with RegistryClient(url) as client, ProgressBar() as progress:
+        attached = attach_directory(
+            client,
+            owner,
+            slug,
+            model_dir,
+            in_place=in_place,
+            worker_name=worker_name,
+            on_progress=progress,
+        )
+    if as_json:
+        print_json(wire.RegisteredAnswer.of(attached.registered))
+    else:
+        _print_attached(client.url, attached, in_place)
+
+
+def detach(
+    owner: Annotated[
+        str,
+        typer.Argument(metavar="OWNER", help="namespace/component/endpoint/instance/suffix"),
+    ],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Release all that an owner holds, print what was removed and what others keep.
+
+    An owner that is unknown or detached already releases nothing, and that is fine.
+    """
+    identity = Owner.parse(owner)
+    from registry.client.client import RegistryClient
+
+    with RegistryClient(url) as client:
+        receipt = client.unregister_for_owner(identity)
+    if as_json:
+        print_json(wire.ReceiptAnswer.of(receipt))
+    else:
+        _print_receipt(receipt)
+
+
+def _owner(endpoint: str, instance_id: str | None, lora: str | None) -> Owner:
+    from registry.client.protocol import Endpoint
+
+    number = secrets.randbits(64) if instance_id is None else parse_instance_id(instance_id)
+    return Endpoint.parse(endpoint).owner(number, None if lora is None else slugify(lora))
+
+
+def _print_attached(url: str, attached: Attached, in_place: bool) -> None:
+    artifacts = attached.registered.artifacts
+    print_table(
+        [Column("OUTCOME"), Column("SIZE", right=True), Column("URL")],
+        [
+            (each.outcome, shown_size(each.size), url + wire.metadata_path(each.key))
+            for each in artifacts
+        ],
+    )
+    total = shown_size(sum(each.size for each in artifacts))
+    how = "in place" if in_place else f"uploaded {len(attached.uploaded)}"
+    print(f"\n{counted(len(artifacts), 'file')}, {total}; {how}")
+    print(f"owner {attached.registered.owner}")
+
+
+def _print_receipt(receipt: Receipt) -> None:
+    rows = [("removed", str(key), "0") for key in receipt.removed]
+    rows += [("kept", str(kept.key), str(kept.holders)) for kept in receipt.kept]
+    if rows:
+        print_table([Column("OUTCOME"), Column("KEY"), Column("HOLDERS LEFT", True)], rows)
+        print()
+    print(f"released {receipt.released}: removed {len(receipt.removed)}, kept {len(receipt.kept)}")

@@ -1,0 +1,140 @@
+"""Printing for people and for programs.
+
+On a terminal, tables are drawn; elsewhere they are plain lines that can be searched and cut, with
+nothing shortened.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+
+from registry.cli.text import printable, short_checksum
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PROGRESS_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table."""
+
+    title: str
+    right: bool = False
+
+
+def print_json(answer: object) -> None:
+    """Print an answer of the service as indented JSON."""
+    print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; on a terminal drawn to its width, elsewhere one line for each row."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _print_drawn(columns, cells)
+    else:
+        _print_plain(columns, cells)
+
+
+def _print_drawn(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+    for row in rows:
+        # Text, because a cell may hold what looks like markup.
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def _print_plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    lines = [[column.title for column in columns], *rows]
+    widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for cell, width, column in zip(line, widths, columns, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print names and values, the values below each other."""
+    pairs = [(name, printable(value)) for name, value in facts]
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        print(f"{name.ljust(width)}  {value}")
+
+
+def shown_checksum(checksum: str) -> str:
+    """A checksum for a table: short on a terminal, whole elsewhere."""
+    return short_checksum(checksum) if sys.stdout.isatty() else checksum
+
+
+class ProgressBar:
+    """A bar on standard error while work goes on, if that is a terminal.
+
+    It appears after a second, so that quick work leaves no trace. Call it as `OnProgress`.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._activity = ""
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self._bar = _new_bar()
+            self._timer = threading.Timer(PROGRESS_AFTER_S, self._bar.start)
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None and self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+            self._bar.stop()
+
+    def __call__(self, activity: str, done: int, total: int) -> None:
+        if self._bar is None:
+            return
+        if self._task is None or activity != self._activity:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._activity = activity
+            self._task = self._bar.add_task(activity)
+        self._bar.update(self._task, completed=done, total=total)
+
+
+def _new_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

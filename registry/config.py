@@ -1,0 +1,359 @@
+"""The settings of the service: what there is, what is allowed, and where each value comes from.
+
+A value given as a flag wins over the environment (`REGISTRY_*`), that over the TOML file, that
+over the default. Settings are read once, at the edge, and passed on as one frozen record.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from registry.errors import SettingsError
+from registry.records import shown
+
+PREFIX = "REGISTRY_"
+"""What the name of every environment variable of the service begins with."""
+
+RESOLVED_VARIABLE = "METADATA_REGISTRY_SETTINGS"
+"""Hands settings that are resolved already to a worker process: `Settings.to_json()`."""
+
+OTHER_VARIABLES = frozenset({"REGISTRY_CONFIG", "REGISTRY_URL"})
+"""Variables with our prefix that are no settings: the commands read them as flags."""
+
+_KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+_HOUR_S, _DAY_S = 3600, 86_400
+
+
+class Kind(StrEnum):
+    """What a setting's value is."""
+
+    TEXT = "text"
+    TEXTS = "texts"
+    WHOLE = "whole number"
+    NUMBER = "number"
+    SWITCH = "switch"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is allowed for a setting, and what it is for. `high` and `low` are inclusive."""
+
+    kind: Kind
+    help: str
+    low: float = 0
+    high: float = 0
+    choices: tuple[str, ...] = ()
+
+
+def _text(default: str | None, help: str, choices: tuple[str, ...] = ()) -> Any:
+    return _field(default, Rule(Kind.TEXT, help, choices=choices))
+
+
+def _whole(default: int, help: str, low: int, high: int) -> Any:
+    return _field(default, Rule(Kind.WHOLE, help, low, high))
+
+
+def _number(default: float, help: str, low: float, high: float) -> Any:
+    return _field(default, Rule(Kind.NUMBER, help, low, high))
+
+
+def _switch(help: str) -> Any:
+    return _field(False, Rule(Kind.SWITCH, help))
+
+
+def _field(default: object, rule: Rule) -> Any:
+    return field(default=default, metadata={"rule": rule})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting with its default. `load` checks what comes from outside; this does not."""
+
+    host: str = _text("127.0.0.1", "Address to listen on.")
+    port: int = _whole(8090, "Port to listen on; 0 takes a free one.", 0, 65_535)
+    workers: int = _whole(1, "Processes that serve.", 1, 256)
+    database_url: str = _text(
+        "sqlite:///registry.db", "Where the registry is kept, as a SQLAlchemy URL."
+    )
+    artifact_roots: tuple[str, ...] = _field(
+        (),
+        Rule(
+            Kind.TEXTS, "Directory below which files may be registered in place; none: copies only."
+        ),
+    )
+    token_file: str | None = _text(None, "File with the access tokens; none: no tokens are asked.")
+    require_read_token: bool = _switch("Ask for a token on reads as well.")
+    insecure: bool = _switch("Allow an address other than loopback without a token file.")
+    lease_grace_s: float = _number(
+        300, "How long an owner is served after its lease lapsed.", 0, 30 * _DAY_S
+    )
+    sweep_interval_s: float = _number(10, "Pause between two sweeps.", 0.1, _HOUR_S)
+    upload_grace_s: float = _number(
+        900, "How long uploaded content is kept before it is registered.", 0, 7 * _DAY_S
+    )
+    tombstone_retention_h: float = _number(
+        24, "How long an ended owner is remembered.", 0, 24 * 3650
+    )
+    journal_retention_d: float = _number(90, "How long the journal is kept.", 0, 36_500)
+    scrub_period_h: float = _number(
+        24, "Time in which every file and copy is checked once; 0: never.", 0, 24 * 3650
+    )
+    brake_fraction: float = _number(
+        0.3, "Expiry pauses when more than this part of the leased owners lapse together.", 0, 1
+    )
+    brake_min_owners: int = _whole(
+        3, "Expiry never pauses for fewer lapsed owners than this.", 1, 10**9
+    )
+    brake_max_s: float = _number(900, "Longest pause of expiry.", 0, 7 * _DAY_S)
+    max_body_bytes: int = _whole(4 * _MIB, "Largest body of a registration.", 1, _GIB)
+    max_artifacts: int = _whole(1000, "Most artifacts in one registration.", 1, 10**6)
+    # SQLite stores at most 10^9 bytes in one row.
+    max_blob_bytes: int = _whole(64 * _MIB, "Largest file, copied or in place.", 1, 512 * _MIB)
+    max_manifest_bytes: int = _whole(
+        2 * _GIB, "Most bytes that the files of one registration have together.", 1, _TIB
+    )
+    pending_upload_bytes: int = _whole(
+        4 * _GIB, "Most bytes that are uploaded and not registered.", 1, _TIB
+    )
+    journal_max_rows: int = _whole(10_000_000, "Most rows of the journal.", 1, 10**12)
+    content_cache_bytes: int = _whole(
+        128 * _MIB, "Memory of each process for content that it serves.", 0, _TIB
+    )
+    write_queue_max: int = _whole(4096, "Most writes that wait in each process.", 1, 10**6)
+    busy_timeout_s: float = _number(5, "How long a write waits for the database's lock.", 0, 600)
+    log_level: str = _text(
+        "info", "What is logged.", ("critical", "error", "warning", "info", "debug")
+    )
+    log_format: str = _text("text", "How log lines are written.", ("text", "json"))
+
+    def to_json(self) -> str:
+        """These settings as text, for one environment variable of a worker process."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """The settings that `to_json` wrote.
+
+        Raises:
+            SettingsError: it was not `to_json` of this version that wrote the text.
+        """
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.DecodeError as error:
+            raise SettingsError(
+                f"{RESOLVED_VARIABLE} does not hold the settings of this version: {error}. It is "
+                "for this program's own worker processes; unset it."
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting and how it is spelled wherever it can be given."""
+
+    name: str
+    default: Any
+    rule: Rule
+
+    @property
+    def flag(self) -> str:
+        """`--lease-grace-s`. A setting with several values is a flag given several times."""
+        singular = self.name.removesuffix("s") if self.rule.kind is Kind.TEXTS else self.name
+        return "--" + singular.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """`REGISTRY_LEASE_GRACE_S`."""
+        return PREFIX + self.name.upper()
+
+    @property
+    def allowed(self) -> str:
+        """What a value may be, as the end of a sentence that begins `it must be`."""
+        rule = self.rule
+        match rule.kind:
+            case Kind.SWITCH:
+                return "true or false"
+            case Kind.WHOLE:
+                return f"a whole number from {rule.low} to {rule.high}"
+            case Kind.NUMBER:
+                return f"a number from {rule.low:g} to {rule.high:g}"
+            case Kind.TEXTS:
+                return "a list of texts that are not empty"
+            case Kind.TEXT if rule.choices:
+                return "one of " + ", ".join(rule.choices)
+            case Kind.TEXT:
+                return "a text that is not empty"
+
+    @property
+    def default_shown(self) -> str:
+        """The default as help texts show it."""
+        if self.default in (None, ()):
+            return "none"
+        return str(self.default).lower() if self.rule.kind is Kind.SWITCH else str(self.default)
+
+
+SETTINGS = tuple(
+    Setting(each.name, each.default, each.metadata["rule"]) for each in fields(Settings)
+)
+"""Every setting, in the order of the record."""
+
+_by_name = {setting.name: setting for setting in SETTINGS}
+_by_variable = {setting.variable: setting for setting in SETTINGS}
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A setting's value and where it comes from: `--port`, `REGISTRY_PORT`, a file, `default`."""
+
+    value: Any
+    source: str
+
+
+def load(
+    flags: Mapping[str, object], environ: Mapping[str, str], config_file: Path | None
+) -> Settings:
+    """The settings to run with: flag, else environment, else TOML file, else default.
+
+    `flags` is by setting name; None and an empty list are flags that were not given. A variable
+    that is empty counts as unset.
+
+    Raises:
+        SettingsError: a value is not allowed, a key or variable is no setting, or the file cannot
+            be read. The message names the key, its source and what is allowed.
+    """
+    resolved = resolve(flags, environ, config_file)
+    return Settings(**{name: each.value for name, each in resolved.items()})
+
+
+def resolve(
+    flags: Mapping[str, object], environ: Mapping[str, str], config_file: Path | None
+) -> dict[str, Resolved]:
+    """As `load`, with the source of every value.
+
+    Raises:
+        SettingsError: as `load`.
+    """
+    resolved = {setting.name: Resolved(setting.default, "default") for setting in SETTINGS}
+    if config_file is not None:
+        resolved |= _from_file(config_file)
+    return resolved | _from_environ(environ) | _from_flags(flags)
+
+
+def _from_flags(flags: Mapping[str, object]) -> dict[str, Resolved]:
+    found = {}
+    for name, value in flags.items():
+        setting = _by_name.get(name)
+        if setting is None:
+            raise _unknown(name, "the flags", _by_name)
+        if value is not None and value not in ((), []):
+            found[name] = Resolved(_checked(setting, value, setting.flag), setting.flag)
+    return found
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Resolved]:
+    found = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or not text or _is_foreign(variable, text):
+            continue
+        setting = _by_variable.get(variable)
+        if setting is None:
+            raise _unknown(variable, "the environment", _by_variable)
+        value = _checked(setting, _parsed(setting, text), variable)
+        found[setting.name] = Resolved(value, variable)
+    return found
+
+
+def _from_file(config_file: Path) -> dict[str, Resolved]:
+    found = {}
+    for name, value in _read_toml(config_file).items():
+        setting = _by_name.get(name)
+        if setting is None:
+            raise _unknown(name, str(config_file), _by_name)
+        source = f"{name} in {config_file}"
+        found[name] = Resolved(_checked(setting, value, source), str(config_file))
+    return found
+
+
+def _read_toml(config_file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(config_file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"The settings file {config_file} cannot be read: {error.strerror}."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings file {config_file} is not TOML: {error}.") from error
+
+
+def _is_foreign(variable: str, text: str) -> bool:
+    """Whether a variable with our prefix is not ours to judge.
+
+    Kubernetes gives every container REGISTRY_PORT=tcp://..., REGISTRY_SERVICE_HOST and the like
+    when a Service in its namespace is named `registry`.
+    """
+    if variable in OTHER_VARIABLES or variable.startswith(("REGISTRY_SERVICE_", "REGISTRY_PORT_")):
+        return True
+    return variable == "REGISTRY_PORT" and "://" in text
+
+
+_is_whole = re.compile(r"[0-9]{1,18}").fullmatch
+_is_number = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})?").fullmatch
+_truths = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(
+    ("false", "no", "off", "0"), False
+)
+
+
+def _parsed(setting: Setting, text: str) -> object:
+    """The value that a variable's text stands for; the text itself where it stands for none."""
+    match setting.rule.kind:
+        case Kind.SWITCH:
+            return _truths.get(text.lower(), text)
+        case Kind.TEXTS:
+            return text.split(os.pathsep)
+        case Kind.WHOLE | Kind.NUMBER if _is_whole(text):
+            return int(text)
+        case Kind.NUMBER if _is_number(text):
+            return float(text)
+    return text
+
+
+def _checked(setting: Setting, value: object, source: str) -> object:
+    """The value as the record holds it, or SettingsError."""
+    if not _is_allowed(setting, value):
+        raise SettingsError(f"{source} is {shown(value)}; it must be {setting.allowed}.")
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _is_allowed(setting: Setting, value: object) -> bool:
+    rule = setting.rule
+    match rule.kind:
+        case Kind.SWITCH:
+            return isinstance(value, bool)
+        case Kind.TEXTS:
+            return isinstance(value, list | tuple) and all(map(_is_filled, value))
+        case Kind.TEXT:
+            return _is_filled(value) and (not rule.choices or value in rule.choices)
+        case Kind.WHOLE:
+            return type(value) is int and rule.low <= value <= rule.high
+        case Kind.NUMBER:
+            # NaN, which TOML can spell, fails every comparison.
+            return type(value) in (int, float) and rule.low <= value <= rule.high  # type: ignore[operator]
+
+
+def _is_filled(value: object) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _unknown(name: str, source: str, known: Mapping[str, Setting]) -> SettingsError:
+    similar = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {similar[0]}?" if similar else f"There are: {', '.join(sorted(known))}."
+    return SettingsError(f"{shown(name)} in {source} is not a setting. {hint}")

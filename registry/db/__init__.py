@@ -1,0 +1,1 @@
+"""The registry in SQL: tables, engines, the store's operations, the writer."""

@@ -1,0 +1,149 @@
+"""The read path's point read: from a key to an entry and one of its holders.
+
+Runs inline in the event loop on one held read connection: a few microseconds. What was found is
+remembered only while `PRAGMA data_version` says that no other connection has committed since, so
+that what was unregistered is gone for every process at once.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, exists, select
+
+from registry.db.engine import Connection, Database, Row, Statement, translate
+from registry.db.tables import entries, owner_refs, owners
+from registry.records import ArtifactKey
+
+REMEMBERED_KEYS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """An entry, and where one of its holders has the bytes: a file at `path`, or a copy."""
+
+    entry_id: int
+    checksum: str
+    size: int
+    owner_id: int
+    path: str | None
+    file_identity: str | None
+    status: str
+
+
+_columns = (
+    entries.c.id,
+    entries.c.checksum,
+    entries.c.size,
+    owner_refs.c.owner_id,
+    owner_refs.c.path,
+    owner_refs.c.file_identity,
+    owner_refs.c.status,
+)
+_held = select(*_columns).join(owner_refs, owner_refs.c.entry_id == entries.c.id)
+_by_key = _held.where(
+    entries.c.slug == bindparam("slug"),
+    entries.c.suffix == bindparam("suffix"),
+    entries.c.filename == bindparam("filename"),
+)
+_other_refs = owner_refs.alias("other_refs")
+_held_by_endpoint = exists().where(
+    owners.c.namespace == bindparam("namespace"),
+    owners.c.component == bindparam("component"),
+    owners.c.endpoint == bindparam("endpoint"),
+    _other_refs.c.owner_id == owners.c.id,
+    _other_refs.c.entry_id == entries.c.id,
+)
+_LOCATE = Statement(_by_key.limit(1))
+_LOCATE_AT_ENDPOINT = Statement(_by_key.where(_held_by_endpoint).limit(1))
+_FIND_LOCATIONS = Statement(
+    _by_key.order_by(owner_refs.c.path.is_not(None), owner_refs.c.owner_id).limit(
+        bindparam("row_limit")
+    )
+)
+_LOCATIONS = Statement(
+    _held.where(entries.c.id == bindparam("entry_id"), entries.c.checksum == bindparam("checksum"))
+    .order_by(owner_refs.c.path.is_not(None), owner_refs.c.owner_id)
+    .limit(bindparam("row_limit"))
+)
+_NAMES = ("namespace", "component", "endpoint", "slug", "suffix", "filename")
+
+
+class Locator:
+    """Point reads for one event loop. `key` is (slug, suffix, filename), or the same behind
+    (namespace, component, endpoint) for entries that an owner of that endpoint holds.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: sqlite3.Connection | None = None
+        self._version = -1
+        self._found: dict[tuple[str, ...], Location | None] = {}
+        self._by_length = {
+            3: _LOCATE.compiled(database.dialect),
+            6: _LOCATE_AT_ENDPOINT.compiled(database.dialect),
+        }
+
+    def find(self, key: tuple[str, ...]) -> Location | None:
+        """Where the bytes of a key are, or None: nobody holds it.
+
+        Raises:
+            StorageUnavailable: the database cannot be read.
+        """
+        try:
+            connection = self._connection or self._connect()
+            version: int = connection.execute("PRAGMA data_version").fetchall()[0][0]
+            if version != self._version:
+                self._found.clear()
+                self._version = version
+            elif key in self._found:
+                return self._found[key]
+            text, fixed = self._by_length[len(key)]
+            parameters = dict(zip(_NAMES[-len(key) :], key, strict=True)) | fixed
+            rows: list[Row] = connection.execute(text, parameters).fetchall()
+        except sqlite3.Error as error:
+            self.close()
+            ours = translate(error)
+            if ours is None:
+                raise
+            raise ours from error
+        if len(self._found) >= REMEMBERED_KEYS:
+            self._found.clear()
+        location = self._found[key] = Location(*rows[0]) if rows else None
+        return location
+
+    def prefer(self, key: tuple[str, ...], location: Location) -> None:
+        """Remember the holder that turned out to have the bytes, until anything is committed."""
+        if key in self._found:
+            self._found[key] = location
+
+    def _connect(self) -> sqlite3.Connection:
+        self._connection = self._database.connect("ro")
+        self._version = -1
+        return self._connection
+
+    def close(self) -> None:
+        """Close the held connection; the next read opens another."""
+        self._found.clear()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def locations_of(conn: Connection, entry_id: int, checksum: str, limit: int) -> list[Location]:
+    """Every holder of an entry that still has this content, copies first."""
+    rows = conn.run(_LOCATIONS, entry_id=entry_id, checksum=checksum, row_limit=limit)
+    return [Location(*row) for row in rows]
+
+
+def find_locations(conn: Connection, key: ArtifactKey, limit: int = 1000) -> list[Location]:
+    """Every holder of a key, or an empty list: nobody holds it."""
+    rows = conn.run(
+        _FIND_LOCATIONS,
+        slug=key.slug,
+        suffix=key.suffix,
+        filename=key.filename,
+        row_limit=limit,
+    )
+    return [Location(*row) for row in rows]

@@ -1,0 +1,208 @@
+"""A SQLite file as it lies on the disk: whose it is, what is in it, and whether it can be used.
+
+A file that is not ours is left as it is, and nothing is made beside it. Nothing here reads a
+database with plain file calls: closing such a file would drop the locks that SQLite holds on it
+for other connections of this process.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry.db.engine import SQLITE_MIN_VERSION, primary_code, sqlite_path, translate
+from registry.db.tables import APPLICATION_ID
+from registry.errors import DatabaseRefused, RegistryError, StorageUnavailable
+
+LOCK_TIMEOUT_S = 60.0
+"""How long a look or a change of the schema waits for other processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look at a database showed. Without a revision there is no schema yet."""
+
+    revision: str | None = None
+    min_program_revision: str | None = None
+    program_version: str | None = None
+    has_wal: bool = False
+
+
+NOTHING = Found()
+
+
+def locate(url: str) -> Path:
+    """The absolute path of the file in a `sqlite:///` URL.
+
+    Raises:
+        DatabaseRefused: it is another kind of URL, or SQLite itself is too old for us.
+    """
+    if sqlite3.sqlite_version_info < SQLITE_MIN_VERSION:
+        raise DatabaseRefused(
+            f"The SQLite library of this Python is version {sqlite3.sqlite_version}; the registry "
+            f"needs {'.'.join(map(str, SQLITE_MIN_VERSION))} or newer. Use a newer Python or "
+            "system library."
+        )
+    return Path(sqlite_path(url)).absolute()
+
+
+def look(path: Path) -> Found:
+    """What is in a file. One that does not exist or is empty holds nothing.
+
+    Raises:
+        DatabaseRefused: it is not ours, damaged, or cannot be read and written by this user.
+    """
+    if _check_file(path) == 0:
+        return NOTHING
+    ours = _glance(path)
+    if ours is False and _size(path.with_name(path.name + "-wal")) == 0:
+        return NOTHING
+    # A read-only connection leaves the log of another program in its place.
+    with opened(path, "rw" if ours else "ro") as connection:
+        connection.execute("BEGIN")
+        return _read(connection, path) if _is_ours(connection, path) else NOTHING
+
+
+@contextmanager
+def opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    """A connection that creates no file and begins no transaction by itself.
+
+    Raises:
+        RegistryError: what SQLite raised in the block, as ours.
+    """
+    try:
+        connection = sqlite3.connect(
+            f"{path.as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=LOCK_TIMEOUT_S
+        )
+        try:
+            yield connection
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise explained(path, error) from error
+
+
+def explained(path: Path, error: sqlite3.Error) -> RegistryError:
+    """SQLite's error about a file as ours."""
+    code = primary_code(error)
+    if code == sqlite3.SQLITE_NOTADB:
+        return DatabaseRefused(
+            f"{path} is not a SQLite database; it was left as it is. Name another file."
+        )
+    known = translate(error)
+    if known is None:
+        return StorageUnavailable(f"{path}: {error}. Nothing was changed.")
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CORRUPT):
+        return DatabaseRefused(f"{path}: {known.detail}")
+    return type(known)(f"{path}: {known.detail}")
+
+
+def _check_file(path: Path) -> int:
+    """The file's size, 0 if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        _check_directory(path)
+        return 0
+    except (OSError, ValueError) as error:
+        raise DatabaseRefused(f"{path} cannot be a database: {error}. Name another file.") from None
+    if not stat.S_ISREG(status.st_mode):
+        what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise DatabaseRefused(f"{path} is {what}. Name a file for the database.")
+    _check_directory(path)
+    if not _may(path, os.R_OK | os.W_OK):
+        raise DatabaseRefused(
+            f"{path} may not be read and written by this user. Give the user both rights on the "
+            "file, and write access to its directory."
+        )
+    return status.st_size
+
+
+def _check_directory(path: Path) -> None:
+    parent = path.parent
+    if not parent.is_dir():
+        raise DatabaseRefused(
+            f"There is no directory {parent} for the database. Make it first: mkdir -p {parent}"
+        )
+    if not _may(parent, os.W_OK | os.X_OK):
+        raise DatabaseRefused(
+            f"The directory {parent} may not be written by this user. SQLite keeps files beside "
+            f"{path.name}: give the user write access, or name a file in another directory."
+        )
+
+
+def _may(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _glance(path: Path) -> bool | None:
+    """Whether the file alone, without its log, holds a registry. None: it cannot tell.
+
+    It takes no lock and makes no file, which a usual look at a database with a log does.
+    """
+    with opened(path, "ro&immutable=1") as connection:
+        try:
+            return _is_ours(connection, path)
+        except sqlite3.DatabaseError as error:
+            if primary_code(error) != sqlite3.SQLITE_CORRUPT:
+                raise
+            return None  # It may be whole and just being written.
+
+
+def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether a registry is in the database. False: nothing is.
+
+    Raises:
+        DatabaseRefused: it is another program's.
+    """
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if application_id == APPLICATION_ID:
+        return True
+    if application_id != 0 or _names(connection) - {"alembic_version"}:
+        raise DatabaseRefused(
+            f"{path} is the SQLite database of another program; it was left as it is. Name another "
+            "file for the registry."
+        )
+    return False
+
+
+def _read(connection: sqlite3.Connection, path: Path) -> Found:
+    if not {"alembic_version", "settings"} <= _names(connection):
+        raise _without_revision(path)
+    revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    if len(revisions) != 1:
+        raise _without_revision(path)
+    settings = dict(connection.execute("SELECT name, value FROM settings").fetchall())
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    return Found(
+        revision=revisions[0][0],
+        min_program_revision=settings.get("min_program_revision"),
+        program_version=settings.get("program_version"),
+        has_wal=mode == "wal",
+    )
+
+
+def _names(connection: sqlite3.Connection) -> set[str]:
+    """The names of the tables, views, indexes and triggers."""
+    rows = connection.execute(
+        "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite~_%' ESCAPE '~'"
+    ).fetchall()
+    return {name for (name,) in rows}
+
+
+def _without_revision(path: Path) -> DatabaseRefused:
+    return DatabaseRefused(
+        f"{path} does not say which schema revision it has. Restore a backup of it."
+    )

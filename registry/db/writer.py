@@ -1,0 +1,191 @@
+"""One thread that writes: it commits whatever arrived during the last commit, all at once.
+
+A lone caller waits for nothing but its own commit; many callers share one. There is no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from registry.db.engine import Connection, Database
+from registry.errors import Busy, RegistryError, StorageUnavailable
+
+Item = TypeVar("Item")
+Out = TypeVar("Out")
+Operation = Callable[[Connection, int, Sequence[Item]], "Sequence[Out | RegistryError]"]
+
+BATCH_ITEMS = 512
+BATCH_ROWS = 20_000
+BATCH_BYTES = 64 << 20
+
+
+@dataclass(slots=True)
+class _Job:
+    operation: Operation[Any, Any]
+    item: Any
+    rows: int
+    size: int
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    outcome: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """An exception as an outcome, apart from refusals, which are values."""
+
+    error: BaseException
+
+
+@dataclass(slots=True)
+class WriterStats:
+    """What the writer did, for metrics: counts since it started."""
+
+    batches: int = 0
+    items: int = 0
+    failed_batches: int = 0
+    last_error: str | None = field(default=None)
+
+
+class Writer:
+    """Runs list operations of the store in group-committed transactions.
+
+    At most `queue_max` items wait; one more is refused with Busy.
+    """
+
+    def __init__(self, database: Database, *, queue_max: int = 4096) -> None:
+        self._database = database
+        self._queue_max = queue_max
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="registry-writer", daemon=True)
+        self._closed = False
+        self.stats = WriterStats()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Items in the queue."""
+        return self._queue.qsize()
+
+    async def submit(
+        self,
+        operation: Operation[Item, Out],
+        item: Item,
+        *,
+        rows: int = 1,
+        size: int = 0,
+    ) -> Out:
+        """Run an operation on an item; its outcome, once it is on the disk.
+
+        `rows` and `size` (bytes) tell how much the item writes, to bound a batch. The write is
+        done even if the caller is cancelled while it waits.
+
+        Raises:
+            Busy: the queue is full, the database stays locked, or the writer is stopping.
+            StorageUnavailable: the database cannot be written.
+            RegistryError: the operation's refusal.
+        """
+        if self._closed or self._queue.qsize() >= self._queue_max:
+            raise Busy("Too many writes are waiting; nothing was written. Try again shortly.")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Out] = loop.create_future()
+        self._queue.put(_Job(operation, item, rows, size, loop, future))
+        return await future
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Write what was accepted, then stop."""
+        self._closed = True
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    # The thread
+
+    def _work(self) -> None:
+        stopping = False
+        while not stopping:
+            first = self._queue.get()
+            if first is None:
+                break
+            batch = [first]
+            stopping = self._gather(batch)
+            self._run(batch)
+            _answer(batch)
+
+    def _gather(self, batch: list[_Job]) -> bool:
+        """Add what is waiting, up to the bounds of a batch. True when the writer is to stop."""
+        rows, size = batch[0].rows, batch[0].size
+        while len(batch) < BATCH_ITEMS and rows < BATCH_ROWS and size < BATCH_BYTES:
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                return False
+            if job is None:
+                return True
+            batch.append(job)
+            rows += job.rows
+            size += job.size
+        return False
+
+    def _run(self, batch: Sequence[_Job]) -> None:
+        """One transaction for the batch; if that fails, one for each, so that a bad item is
+        alone in failing."""
+        try:
+            outcomes: list[Any] = []
+            with self._database.write() as conn:
+                for operation, jobs in itertools.groupby(batch, key=lambda job: job.operation):
+                    outcomes += operation(conn, conn.now, [job.item for job in jobs])
+        except (Busy, StorageUnavailable) as error:
+            self.stats.last_error = error.detail
+            outcomes = [_Failed(error)] * len(batch)
+        except BaseException as error:
+            self.stats.failed_batches += 1
+            if len(batch) > 1:
+                for job in batch:
+                    self._run([job])
+                return
+            outcomes = [_Failed(error)]
+        else:
+            self.stats.last_error = None
+        self.stats.batches += 1
+        self.stats.items += len(batch)
+        for job, outcome in zip(batch, outcomes, strict=True):
+            job.outcome = outcome
+
+
+def _answer(batch: Sequence[_Job]) -> None:
+    """Hand every outcome to its caller, waking each event loop once."""
+    loops: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+    for job in batch:
+        loops.setdefault(job.loop, []).append(job)
+    for loop, jobs in loops.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, jobs)
+        except RuntimeError:
+            continue  # The loop is closed: nobody waits for the answer any more.
+
+
+def _resolve(jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        if job.future.done():
+            continue
+        if isinstance(job.outcome, _Failed):
+            job.future.set_exception(job.outcome.error)
+        elif isinstance(job.outcome, RegistryError):
+            job.future.set_exception(job.outcome)
+        else:
+            job.future.set_result(job.outcome)

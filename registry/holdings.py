@@ -1,0 +1,295 @@
+"""From a located entry to its bytes: which holder has them, unchanged, and how to read them (S12).
+
+The bytes that leave here always hash to the entry's checksum, or are streamed in a way that never
+completes unless they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from enum import Enum
+from typing import Any, Literal, TypeVar
+
+from blake3 import blake3
+
+from registry import files
+from registry.contents import LARGE_BYTES, Body, ContentCache
+from registry.db.blobs import find_chunk, find_content
+from registry.db.engine import Database
+from registry.db.locator import Location
+from registry.db.observing import Observation
+from registry.errors import FileUnreadable, TooLarge
+from registry.records import RefStatus
+
+T = TypeVar("T")
+RunInThread = Callable[..., Awaitable[Any]]
+
+CHUNK_BYTES = 256 << 10
+REMEMBERED_FILES = 65_536
+
+
+class FileStream:
+    """A file too large for memory, read in parts from one descriptor."""
+
+    def __init__(self, run: RunInThread, location: Location, descriptor: int) -> None:
+        self._run = run
+        self._descriptor = descriptor
+        self._identity = files.identity_of(os.fstat(descriptor))
+        self.checksum = location.checksum
+        self.size = location.size
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """A part of the file; shorter than asked for, or empty, if the file was cut."""
+        part: bytes = await self._run(os.pread, self._descriptor, length, offset)
+        return part
+
+    async def unchanged(self) -> bool:
+        """Whether nobody wrote to the file since it was opened."""
+        return files.identity_of(os.fstat(self._descriptor)) == self._identity
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class CopyStream:
+    """Copied content too large for memory, read in parts. No transaction spans two parts."""
+
+    def __init__(self, run: RunInThread, location: Location, database: Database) -> None:
+        self._run = run
+        self._database = database
+        self.checksum = location.checksum
+        self.size = location.size
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """A part of the content; empty if it was removed meanwhile."""
+        part: bytes = await self._run(self._read, offset, length)
+        return part
+
+    def _read(self, offset: int, length: int) -> bytes:
+        with self._database.read() as conn:
+            return find_chunk(conn, self.checksum, offset, length) or b""
+
+    async def unchanged(self) -> bool:
+        """Always: content under a checksum never changes."""
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+Stream = FileStream | CopyStream
+
+
+class NoRoom(Enum):
+    """Large content that the budget has no room for: it is streamed."""
+
+    NO_ROOM = "no room"
+
+
+NO_ROOM = NoRoom.NO_ROOM
+
+
+class FileMemory:
+    """What files were found to hold: (identity, checksum) by path, the last 65,536 looked at.
+
+    Only identities that can be trusted are remembered, so that a file is hashed once for each
+    time it changes, whether it has the right bytes or the wrong ones.
+    """
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[str, tuple[str, str]] = OrderedDict()
+
+    def checksum_of(self, path: str, identity: str) -> str | None:
+        """The checksum of the file, if this identity of it was hashed."""
+        seen = self._seen.get(path)
+        return seen[1] if seen is not None and seen[0] == identity else None
+
+    def note(self, found: files.FileContent) -> None:
+        """Remember what a file held."""
+        if found.identity is not None:
+            self._seen[found.path] = (found.identity, found.checksum)
+            self._seen.move_to_end(found.path)
+            if len(self._seen) > REMEMBERED_FILES:
+                self._seen.popitem(last=False)
+
+
+class Holdings:
+    """Opens the bytes of located entries, for one event loop.
+
+    `run` runs a blocking call in a thread; `observe` is told what a look at a file found.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        roots: files.ArtifactRoots,
+        cache: ContentCache,
+        run: RunInThread,
+        observe: Callable[[Observation], None],
+    ) -> None:
+        self._database = database
+        self._roots = roots
+        self._cache = cache
+        self._run = run
+        self._observe = observe
+        self._memory = FileMemory()
+        self._flights: dict[str, asyncio.Task[Any]] = {}
+
+    def ready(self, location: Location) -> Body | None:
+        """The content if it is in memory and the located holder still has it. Does not block
+        for longer than one `lstat`."""
+        path = location.path
+        if path is not None:
+            identity = files.find_identity(path)
+            if identity is None or not self._has(location, path, identity):
+                return None
+        return self._cache.find(location.checksum)
+
+    def _has(self, location: Location, path: str, identity: str) -> bool:
+        """Whether a file with this identity is known to hold the located content."""
+        if not self._roots.allow(path):
+            return False
+        if self._memory.checksum_of(path, identity) not in (None, location.checksum):
+            return False
+        return (
+            identity == location.file_identity
+            or self._memory.checksum_of(path, identity) == location.checksum
+        )
+
+    async def open(self, location: Location) -> Body | Stream | None:
+        """The located holder's bytes, or None: it does not have them (any more)."""
+        if location.path is None:
+            return await self._open_copy(location)
+        if not self._roots.allow(location.path):
+            return None
+        if not await self._verified(location, location.path):
+            return None
+        return await self._open_file(location, location.path)
+
+    async def _open_copy(self, location: Location) -> Body | Stream | None:
+        loaded = await self._loaded(location, lambda: self._read_copy(location))
+        if loaded is NO_ROOM:
+            return CopyStream(self._run, location, self._database)
+        return loaded
+
+    async def _open_file(self, location: Location, path: str) -> Body | Stream | None:
+        loaded = await self._loaded(location, lambda: self._read_file(location, path))
+        if loaded is NO_ROOM:
+            stream: FileStream | None = await self._run(self._stream_file, location, path)
+            return stream
+        return loaded
+
+    async def _loaded(
+        self, location: Location, read: Callable[[], bytes | None]
+    ) -> Body | Literal[NoRoom.NO_ROOM] | None:
+        """The content in memory, loaded once for all who ask meanwhile. None: it was not there."""
+        body = self._cache.find(location.checksum)
+        if body is not None:
+            return body
+        return await self._alone("load " + location.checksum, lambda: self._load(location, read))
+
+    async def _load(
+        self, location: Location, read: Callable[[], bytes | None]
+    ) -> Body | Literal[NoRoom.NO_ROOM] | None:
+        reserved = self._cache.reserve(location.size)
+        if not reserved and location.size > LARGE_BYTES:
+            return NO_ROOM
+        content: bytes | None = None
+        try:
+            content = await self._run(read)
+        finally:
+            if reserved and content is None:
+                self._cache.release(location.size)
+        if content is None:
+            return None
+        if not reserved:
+            return Body(location.checksum, content)
+        return self._cache.fill(location.checksum, content)
+
+    def _read_copy(self, location: Location) -> bytes | None:
+        with self._database.read() as conn:
+            content = find_content(conn, location.checksum)
+        if content is None or files.checksum_of(content) != location.checksum:
+            return None
+        return content
+
+    def _read_file(self, location: Location, path: str) -> bytes | None:
+        try:
+            found = files.hash_file(path, max_bytes=location.size, keep=True)
+        except (FileUnreadable, TooLarge):
+            return None
+        return found.content if found.checksum == location.checksum else None
+
+    def _stream_file(self, location: Location, path: str) -> FileStream | None:
+        try:
+            with files.opened(path) as descriptor:
+                return FileStream(self._run, location, os.dup(descriptor))
+        except FileUnreadable:
+            return None
+
+    async def _verified(self, location: Location, path: str) -> bool:
+        """Whether the file has the located content; hashes it if it is not known."""
+        identity = files.find_identity(path)
+        if identity is not None:
+            if self._has(location, path, identity):
+                return True
+            if self._memory.checksum_of(path, identity) is not None:
+                self._tell(location, path, RefStatus.DRIFTED)
+                return False
+        return await self._alone("hash " + path, lambda: self._verify(location, path))
+
+    async def _verify(self, location: Location, path: str) -> bool:
+        try:
+            found = await self._run(self._hash, path, location.size)
+        except (FileUnreadable, TooLarge):
+            there = files.find_identity(path) is not None
+            self._tell(location, path, RefStatus.DRIFTED if there else RefStatus.MISSING)
+            return False
+        self._memory.note(found)
+        if found.checksum != location.checksum:
+            self._tell(location, path, RefStatus.DRIFTED)
+            return False
+        self._tell(location, path, RefStatus.OK, found.identity)
+        return True
+
+    @staticmethod
+    def _hash(path: str, size: int) -> files.FileContent:
+        return files.hash_file(path, max_bytes=size)
+
+    def _tell(
+        self, location: Location, path: str, status: RefStatus, identity: str | None = None
+    ) -> None:
+        """Report a look that found something new."""
+        if status != location.status or identity not in (None, location.file_identity):
+            self._observe(Observation(location.owner_id, location.entry_id, path, status, identity))
+
+    async def _alone(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do the work once for everybody who asks for it meanwhile."""
+        flight = self._flights.get(name)
+        if flight is None:
+            flight = self._flights[name] = asyncio.create_task(work())
+            flight.add_done_callback(lambda done: self._landed(name, done))
+        result: T = await asyncio.shield(flight)
+        return result
+
+    def _landed(self, name: str, flight: asyncio.Task[Any]) -> None:
+        self._flights.pop(name, None)
+        if not flight.cancelled():
+            flight.exception()  # Seen, even where everybody who waited was cancelled.
+
+
+class Hasher:
+    """The checksum of bytes that pass by."""
+
+    def __init__(self) -> None:
+        self._blake3 = blake3()
+
+    def update(self, part: bytes) -> None:
+        self._blake3.update(part)
+
+    @property
+    def checksum(self) -> str:
+        return f"blake3:{self._blake3.hexdigest()}"

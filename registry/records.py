@@ -1,0 +1,470 @@
+"""What the registry speaks of: frozen records that check themselves.
+
+A record that exists is well-formed; a bad field raises `errors.Invalid` and names the field, what
+it was and what is allowed. Times are UTC in integer milliseconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from registry.errors import Invalid
+
+BASE_SUFFIX = "_base"
+INSTANCE_ID_MAX = 2**64 - 1
+LEASE_MIN_MS = 1_000
+LEASE_MAX_MS = 7 * 24 * 3600 * 1000
+FILENAME_MAX_BYTES = 255
+
+_is_name = re.compile(r"[A-Za-z0-9._-]{1,255}").fullmatch
+_is_slug = re.compile(r"[a-z0-9][a-z0-9_-]{0,254}").fullmatch
+_is_filename = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}").fullmatch
+_is_checksum = re.compile(r"blake3:[0-9a-f]{64}").fullmatch
+_is_decimal = re.compile(r"0|[1-9][0-9]{0,19}").fullmatch
+
+
+class OwnerState(StrEnum):
+    """The life of an owner. The last three are ends: a tombstone that holds nothing."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+    DETACHED = "detached"
+    EXPIRED = "expired"
+    SUPERSEDED = "superseded"
+
+    @property
+    def ended(self) -> bool:
+        return self in (OwnerState.DETACHED, OwnerState.EXPIRED, OwnerState.SUPERSEDED)
+
+
+class Outcome(StrEnum):
+    """What registering did to one entry."""
+
+    CREATED = "created"
+    SHARED = "shared"
+    UNCHANGED = "unchanged"
+    REPLACED = "replaced"
+
+
+class Source(StrEnum):
+    """Where the bytes of an owner ref are: a file of the owner's, or the registry's own copy."""
+
+    IN_PLACE = "in_place"
+    COPIED = "copied"
+
+
+class RefStatus(StrEnum):
+    """What the last look at an owner ref's bytes found. A copy is always OK."""
+
+    OK = "ok"
+    DRIFTED = "drifted"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Owner:
+    """Who holds entries: one endpoint of one instance, for its base model or for one LoRA (S6).
+
+    Raises:
+        Invalid: a field is not well-formed.
+    """
+
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: int
+    lora_slug: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_name("namespace", self.namespace)
+        _check_name("component", self.component)
+        _check_name("endpoint", self.endpoint)
+        number = self.instance_id
+        if type(number) is not int or not 0 <= number <= INSTANCE_ID_MAX:
+            raise Invalid(
+                f"instance_id is {number!r}; it must be a whole number from 0 to {INSTANCE_ID_MAX}."
+            )
+        if self.lora_slug is not None:
+            check_slug("lora_slug", self.lora_slug)
+
+    @property
+    def suffix(self) -> str:
+        """`_base` for the base model, else the LoRA's slug."""
+        return self.lora_slug or BASE_SUFFIX
+
+    def __str__(self) -> str:
+        """`namespace/component/endpoint/instance_id/suffix`, as on the command line and in URLs."""
+        return f"{self.namespace}/{self.component}/{self.endpoint}/{self.instance_id}/{self.suffix}"
+
+    @classmethod
+    def parse(cls, text: str) -> Owner:
+        """The owner that `str(owner)` wrote.
+
+        Raises:
+            Invalid: the text has not five parts, or a part is not well-formed.
+        """
+        parts = text.split("/")
+        if len(parts) != 5:
+            raise Invalid(
+                f"An owner is namespace/component/endpoint/instance_id/suffix, not {shown(text)}."
+            )
+        namespace, component, endpoint, instance_id, suffix = parts
+        lora_slug = None if suffix == BASE_SUFFIX else suffix
+        return cls(namespace, component, endpoint, parse_instance_id(instance_id), lora_slug)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ArtifactKey:
+    """The name of an entry: model slug, suffix (`_base` or a LoRA's slug) and file name.
+
+    Raises:
+        Invalid: a field is not well-formed.
+    """
+
+    slug: str
+    suffix: str
+    filename: str
+
+    def __post_init__(self) -> None:
+        check_slug("slug", self.slug)
+        if self.suffix != BASE_SUFFIX:
+            check_slug("suffix", self.suffix)
+        _check_filename(self.filename)
+
+    def __str__(self) -> str:
+        return f"{self.slug}/{self.suffix}/{self.filename}"
+
+    @classmethod
+    def parse(cls, text: str) -> ArtifactKey:
+        """The key that `str(key)` wrote.
+
+        Raises:
+            Invalid: the text has not three parts, or a part is not well-formed.
+        """
+        parts = text.split("/")
+        if len(parts) != 3:
+            raise Invalid(f"An artifact is SLUG/SUFFIX/FILENAME, not {shown(text)}.")
+        return cls(*parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One line of a manifest as it was asked for.
+
+    With `path` the file is held in place, and `checksum` and `size` are what it is expected to be;
+    without, `checksum` names content that the registry holds a copy of.
+
+    Raises:
+        Invalid: neither path nor checksum is given, or a field is not well-formed.
+    """
+
+    key: ArtifactKey
+    path: str | None = None
+    checksum: str | None = None
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.checksum is not None:
+            check_checksum(self.checksum)
+        elif self.path is None:
+            raise Invalid(f"{self.key} has neither a path nor a checksum; give one of them.")
+        if self.size is not None and self.size < 0:
+            raise Invalid(f"size of {self.key} is {self.size}; it must not be negative.")
+        if self.path is not None and ("\0" in self.path or not self.path or len(self.path) > 4096):
+            raise Invalid(f"path of {self.key} must have 1 to 4096 characters and no NUL.")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One line of a manifest, ready to be written: its content is known, its file was hashed.
+
+    `size` is None for a copy whose size only the registry knows. `file_identity` is None for a
+    copy, and for a file too young for its identity to be trusted (S12).
+    """
+
+    key: ArtifactKey
+    checksum: str
+    size: int | None = None
+    path: str | None = None
+    file_identity: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A manifest: what an owner asks to hold, as one transaction (S4).
+
+    Raises:
+        Invalid: a key is named twice, or the lease or the worker name is out of bounds.
+    """
+
+    owner: Owner
+    artifacts: tuple[Artifact, ...]
+    lease_ttl_ms: int | None = None
+    worker_name: str | None = None
+    request_id: str | None = None
+    actor: str | None = None
+
+    def __post_init__(self) -> None:
+        check_lease(self.lease_ttl_ms)
+        if self.worker_name is not None:
+            _check_name("worker_name", self.worker_name)
+        check_distinct([artifact.key for artifact in self.artifacts])
+
+
+@dataclass(frozen=True, slots=True)
+class Unregistration:
+    """An owner to end, with who asked for it."""
+
+    owner: Owner
+    request_id: str | None = None
+    actor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A model (slug, suffix) to drop whoever holds it, with who asked for it."""
+
+    slug: str
+    suffix: str
+    request_id: str | None = None
+    actor: str | None = None
+
+    def __post_init__(self) -> None:
+        check_slug("slug", self.slug)
+        if self.suffix != BASE_SUFFIX:
+            check_slug("suffix", self.suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """An owner's time to live: its length, and when it lapses unless renewed."""
+
+    ttl_ms: int
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """An owner that was heard of: its lease, if it has one, and how many refs it holds."""
+
+    owner: Owner
+    lease: Lease | None
+    refs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """An owner whose detach is announced, and when the sweeper does it if the owner does not."""
+
+    owner: Owner
+    deadline_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredArtifact:
+    """What became of one line of a manifest."""
+
+    key: ArtifactKey
+    checksum: str
+    size: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A manifest that was written."""
+
+    owner: Owner
+    lease: Lease | None
+    artifacts: tuple[RegisteredArtifact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An entry that outlives an owner, and by how many other holders."""
+
+    key: ArtifactKey
+    holders: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an unregister did: refs released, entries removed with them, entries that others keep.
+
+    `owner` is None when an administrator removed entries whoever held them.
+    """
+
+    owner: Owner | None
+    released: int = 0
+    removed: tuple[ArtifactKey, ...] = ()
+    kept: tuple[Kept, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """One owner of an entry, and where its bytes are."""
+
+    owner: Owner
+    state: OwnerState
+    lease_expires_at: int | None
+    source: Source
+    path: str | None
+    status: RefStatus
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictingKey:
+    """A key that another owner holds with other content. At most 20 holders are named."""
+
+    key: ArtifactKey
+    registered: str
+    offered: str
+    holders: tuple[Holder, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry with its content and how many owners hold it."""
+
+    id: int
+    key: ArtifactKey
+    checksum: str
+    size: int
+    generation: int
+    created_at: int
+    updated_at: int
+    holders: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldEntry:
+    """An entry in the list of what an owner holds."""
+
+    key: ArtifactKey
+    checksum: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerRecord:
+    """An owner as the registry knows it. `refs` counts what it holds."""
+
+    owner: Owner
+    state: OwnerState
+    worker_name: str | None
+    lease: Lease | None
+    registered_at: int
+    renewed_at: int
+    drain_deadline_at: int | None
+    ended_at: int | None
+    end_reason: str | None
+    refs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the journal."""
+
+    id: int
+    at: int
+    kind: str
+    owner: Owner | None
+    slug: str | None
+    suffix: str | None
+    filename: str | None
+    checksum: str | None
+    previous_checksum: str | None
+    reason: str | None
+    actor: str | None
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why the registry answers for a key as it does. `entry` is None when nobody holds it."""
+
+    entry: Entry | None
+    holders: tuple[Holder, ...]
+    events: tuple[Event, ...]
+
+
+def parse_instance_id(value: int | str) -> int:
+    """The number that an integer or a canonical decimal string stands for.
+
+    Raises:
+        Invalid: it is neither, or not from 0 to 2^64-1.
+    """
+    if isinstance(value, str) and _is_decimal(value):
+        value = int(value)
+    if type(value) is not int or not 0 <= value <= INSTANCE_ID_MAX:
+        raise Invalid(
+            f"instance_id is {shown(value)}; it must be a whole number from 0 to "
+            f"{INSTANCE_ID_MAX}, written without sign or leading zeros."
+        )
+    return value
+
+
+def check_slug(field: str, value: str) -> None:
+    """Raise Invalid unless `value` is a slug."""
+    if not _is_slug(value):
+        raise Invalid(
+            f"{field} is {shown(value)}; it must be 1 to 255 of a-z, 0-9, '_' and '-', "
+            "the first a letter or digit."
+        )
+
+
+def check_checksum(value: str) -> None:
+    """Raise Invalid unless `value` is a checksum."""
+    if not _is_checksum(value):
+        raise Invalid(
+            f"checksum is {shown(value)}; it must be 'blake3:' and 64 lowercase hex digits."
+        )
+
+
+def check_lease(ttl_ms: int | None) -> None:
+    """Raise Invalid unless the lease is within its limits. None is no lease."""
+    if ttl_ms is not None and not LEASE_MIN_MS <= ttl_ms <= LEASE_MAX_MS:
+        raise Invalid(
+            f"The lease is {ttl_ms / 1000:g} s; it must be {LEASE_MIN_MS // 1000} s to "
+            f"{LEASE_MAX_MS // 1000} s, or null for none."
+        )
+
+
+def check_distinct(keys: list[ArtifactKey]) -> None:
+    """Raise Invalid if a key is named twice in one request (S4)."""
+    if len(set(keys)) == len(keys):
+        return
+    seen: set[ArtifactKey] = set()
+    for key in keys:
+        if key in seen:
+            raise Invalid(f"{key} is named twice in one request; name every key once.")
+        seen.add(key)
+
+
+def _check_name(field: str, value: str) -> None:
+    if not _is_name(value) or value in (".", ".."):
+        raise Invalid(
+            f"{field} is {shown(value)}; it must be 1 to 255 letters, digits, '.', '_' and '-', "
+            "and not '.' or '..'."
+        )
+
+
+def _check_filename(value: str) -> None:
+    if (
+        not _is_filename(value)
+        or value in (".", "..")
+        or (not value.isascii() and len(value.encode()) > FILENAME_MAX_BYTES)
+    ):
+        raise Invalid(
+            f"filename is {shown(value)}; it must be one path segment of at most "
+            f"{FILENAME_MAX_BYTES} bytes of UTF-8 without '/', '\\' or control characters."
+        )
+
+
+def shown(value: object) -> str:
+    """A value from outside, fit for a message: printable, quoted and short."""
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."

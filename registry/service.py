@@ -1,0 +1,383 @@
+"""What the registry does. Read this file first.
+
+    GET a file          find -> ready | open          db/locator.py, holdings.py, contents.py
+    register, upload    prepare -> writer -> store    manifests.py, db/writer.py, db/store.py
+    unregister, remove  writer -> release             db/releasing.py
+    look                read -> queries               db/queries.py
+
+One `Registry` serves one event loop. Reads of keys run inline on a held connection; everything
+that may block for longer runs in a few threads; all writes go through one group-committing
+writer. An answer is given after its commit reached the disk (S16).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from registry.config import Settings
+from registry.contents import Body, ContentCache
+from registry.db import blobs, queries, releasing, store
+from registry.db.engine import Connection, Database
+from registry.db.locator import Location, Locator, locations_of
+from registry.db.observing import Observation, observe
+from registry.db.schema import find_problem
+from registry.db.writer import Writer
+from registry.errors import (
+    ChecksumMismatch,
+    NotRegistered,
+    RegistryError,
+    TooLarge,
+    UnknownOwner,
+    Unserveable,
+    UploadsPending,
+)
+from registry.files import ArtifactRoots
+from registry.holdings import Hasher, Holdings, Stream
+from registry.manifests import check_manifest_bytes, prepare
+from registry.records import (
+    Artifact,
+    ArtifactKey,
+    Entry,
+    Explanation,
+    Offer,
+    Owner,
+    OwnerRecord,
+    Receipt,
+    Registered,
+    Registration,
+    Removal,
+    Unregistration,
+    check_checksum,
+    check_distinct,
+    check_lease,
+)
+
+T = TypeVar("T")
+
+THREADS = 8
+SPOOL_MEMORY_BYTES = 256 << 10
+PENDING_COUNT_MAX_AGE_S = 10.0
+HOLDERS_TRIED = 1000
+OBSERVATIONS_MAX = 1000
+
+log = logging.getLogger("registry")
+
+
+class Registry:
+    """The registry over a migrated database. Use it between `start` and `close`."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.settings = settings
+        self.database = database
+        self.roots = ArtifactRoots(settings.artifact_roots)
+        self.writer = Writer(database, queue_max=settings.write_queue_max)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
+        self._locator = Locator(database)
+        self._cache = ContentCache(settings.content_cache_bytes)
+        self._holdings = Holdings(database, self.roots, self._cache, self._run, self._note)
+        self._observing: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._pending = _PendingUploads()
+
+    async def start(self) -> None:
+        """Begin to take writes."""
+        self.writer.start()
+
+    async def close(self) -> None:
+        """Write what was accepted, then let go of the database."""
+        await self._run(self.writer.close)
+        self._locator.close()
+        self._threads.shutdown(wait=True)
+        self.database.close()
+
+    # Serving
+
+    def find(self, key: tuple[str, ...]) -> Location | None:
+        """Where the bytes of (slug, suffix, filename) are, or of the same behind
+        (namespace, component, endpoint) if an owner of that endpoint holds it. None: nobody does.
+        """
+        return self._locator.find(key)
+
+    def ready(self, location: Location) -> Body | None:
+        """The located content if it can be had without waiting."""
+        return self._holdings.ready(location)
+
+    async def open(self, key: tuple[str, ...], location: Location) -> Body | Stream:
+        """The bytes of an entry: the located holder's, or those of another that has them (S5).
+
+        Raises:
+            Unserveable: no holder has bytes that match the checksum (S12).
+            NotRegistered: the entry went meanwhile.
+        """
+        opened = await self._holdings.open(location)
+        if opened is not None:
+            return opened
+        others = await self.read(locations_of, location.entry_id, location.checksum, HOLDERS_TRIED)
+        for other in others:
+            if other.owner_id == location.owner_id:
+                continue
+            opened = await self._holdings.open(other)
+            if opened is not None:
+                self._locator.prefer(key, other)
+                return opened
+        if not others and (now := self.find(key)) != location:
+            if now is None:
+                raise NotRegistered(f"{'/'.join(key)} is not registered any more.")
+            return await self.open(key, now)
+        raise Unserveable(
+            f"{'/'.join(key)} is registered, but none of its {len(others)} holders has bytes with "
+            f"{location.checksum}. They must put the file back, or register it again."
+        )
+
+    # Writing
+
+    async def register(
+        self,
+        owner: Owner,
+        offers: Sequence[Offer],
+        *,
+        lease_ttl_ms: int | None,
+        worker_name: str | None = None,
+        request_id: str | None = None,
+        actor: str | None = None,
+    ) -> Registered:
+        """Register a manifest for an owner: all of it or nothing (S1-S4).
+
+        Raises:
+            Invalid, PathNotAllowed, FileUnreadable, ChecksumMismatch, TooLarge: the manifest.
+            Conflict, ContentMissing, Superseded: the state of the registry.
+            Busy, StorageUnavailable: the service.
+        """
+        check_lease(lease_ttl_ms)
+        if len(offers) > self.settings.max_artifacts:
+            raise TooLarge(
+                f"The manifest names {len(offers)} artifacts; at most "
+                f"{self.settings.max_artifacts} are taken (max_artifacts). Register in parts."
+            )
+        artifacts = await self._prepare(offers)
+        registration = Registration(owner, artifacts, lease_ttl_ms, worker_name, request_id, actor)
+        return await self.writer.submit(store.register, registration, rows=1 + len(artifacts))
+
+    async def _prepare(self, offers: Sequence[Offer]) -> tuple[Artifact, ...]:
+        limits = self.settings
+        if any(offer.path is not None for offer in offers):
+            check_distinct([offer.key for offer in offers])
+            artifacts = await self._run(
+                lambda: prepare(
+                    offers,
+                    self.roots,
+                    max_blob_bytes=limits.max_blob_bytes,
+                    max_manifest_bytes=limits.max_manifest_bytes,
+                )
+            )
+        else:
+            artifacts = tuple(
+                Artifact(offer.key, offer.checksum or "", offer.size) for offer in offers
+            )
+        if len(artifacts) * limits.max_blob_bytes > limits.max_manifest_bytes:
+            sizes = await self.read(blobs.sizes_of, [artifact.checksum for artifact in artifacts])
+            check_manifest_bytes(
+                (sizes.get(each.checksum, each.size or 0) for each in artifacts),
+                limits.max_manifest_bytes,
+            )
+        return artifacts
+
+    async def unregister_for_owner(
+        self, owner: Owner, *, request_id: str | None = None, actor: str | None = None
+    ) -> Receipt:
+        """Release all that an owner holds and end it, in one transaction (S7).
+
+        Raises:
+            Busy, StorageUnavailable: nothing was changed.
+        """
+        item = Unregistration(owner, request_id, actor)
+        return await self.writer.submit(releasing.unregister, item, rows=16)
+
+    async def remove(
+        self,
+        slug: str,
+        suffix: str,
+        *,
+        request_id: str | None = None,
+        actor: str | None = None,
+    ) -> Receipt:
+        """Drop a model's entries, whoever holds them.
+
+        Raises:
+            Invalid: the slug or the suffix is none.
+            Busy, StorageUnavailable: nothing was changed.
+        """
+        item = Removal(slug, suffix, request_id, actor)
+        return await self.writer.submit(releasing.remove, item, rows=1000)
+
+    async def upload(self, checksum: str, parts: AsyncIterator[bytes]) -> tuple[int, bool]:
+        """Take in content; its size, and whether it is new.
+
+        Raises:
+            Invalid: the checksum is none.
+            ChecksumMismatch: the content is other than its checksum says.
+            TooLarge: it has more than `max_blob_bytes`.
+            UploadsPending: too much is uploaded and not registered.
+            Busy, StorageUnavailable: the service.
+        """
+        check_checksum(checksum)
+        limit = self.settings.max_blob_bytes
+        hasher, size = Hasher(), 0
+        with tempfile.SpooledTemporaryFile(SPOOL_MEMORY_BYTES) as spool:
+            async for part in parts:
+                size += len(part)
+                if size > limit:
+                    raise TooLarge(
+                        f"The content has more than {limit} bytes, the most that this registry "
+                        "takes in one file (max_blob_bytes)."
+                    )
+                hasher.update(part)
+                spool.write(part)
+            if hasher.checksum != checksum:
+                raise ChecksumMismatch(
+                    f"The {size} bytes that came have {hasher.checksum}, not {checksum}. Hash the "
+                    "file again and repeat the upload."
+                )
+            await self._check_pending(size)
+
+            def content() -> bytes:
+                spool.seek(0)
+                return spool.read()
+
+            item = blobs.Upload(checksum, size, content)
+            is_new = await asyncio.shield(self.writer.submit(blobs.store_blobs, item, size=size))
+            return size, is_new
+
+    async def _check_pending(self, size: int) -> None:
+        limit = self.settings.pending_upload_bytes
+        if not self._pending.fits(size, limit):
+            self._pending.count(await self.read(blobs.pending_bytes))
+            if not self._pending.fits(size, limit):
+                raise UploadsPending(
+                    f"{self._pending.bytes} bytes are uploaded and not registered; at most {limit} "
+                    "may be (pending_upload_bytes). Register them, or wait until their grace "
+                    "period ends."
+                )
+        self._pending.add(size)
+
+    # Looking
+
+    async def has_blob(self, checksum: str) -> int | None:
+        """The size of copied content, or None: it is not here.
+
+        Raises:
+            Invalid: the checksum is none.
+        """
+        check_checksum(checksum)
+        sizes = await self.read(blobs.sizes_of, [checksum])
+        return sizes.get(checksum)
+
+    async def owner(self, owner: Owner) -> tuple[OwnerRecord, list[Entry]]:
+        """An owner with the entries that it holds.
+
+        Raises:
+            UnknownOwner: it never was, or its tombstone is gone.
+        """
+        found = await self.read(queries.find_owner, owner)
+        if found is None:
+            raise UnknownOwner(f"No owner {owner} is known, and no tombstone of one is left.")
+        return found
+
+    async def owners(self, after: Owner | None, limit: int) -> list[OwnerRecord]:
+        """A page of owners in the order of their identity."""
+        return await self.read(_list_owners, after, limit)
+
+    async def artifacts(self, after: int, limit: int, filters: Mapping[str, str]) -> list[Entry]:
+        """A page of entries in the order of their ids."""
+        return await self.read(_list_entries, after, limit, filters)
+
+    async def explain(self, key: ArtifactKey) -> Explanation:
+        """An entry with its holders and its last events."""
+        return await self.read(queries.explain, key)
+
+    async def health(self) -> dict[str, str]:
+        """Each check with `ok` or what is wrong."""
+        checks = {"database": "ok", "schema": "ok", "writer": "ok"}
+        if not self.writer.alive:
+            checks["writer"] = "the writer thread is not running; restart the service"
+        try:
+            await self.writer.submit(_probe, None)
+        except RegistryError as error:
+            checks["database"] = error.detail
+        problem = await self._run(find_problem, self.settings.database_url)
+        if problem is not None:
+            checks["schema"] = problem
+        return checks
+
+    # Threads and what goes on behind
+
+    async def read(self, query: Callable[..., T], *arguments: Any) -> T:
+        """A query of db/queries.py, in a thread, on a snapshot of its own."""
+
+        def work() -> T:
+            with self.database.read() as conn:
+                return query(conn, *arguments)
+
+        return await self._run(work)
+
+    async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, work, *arguments)
+
+    def _note(self, observation: Observation) -> None:
+        """Put down what a look at a file found, behind the answer that it was made for."""
+        name = (observation.owner_id, observation.entry_id)
+        if name not in self._observing and len(self._observing) < OBSERVATIONS_MAX:
+            task = asyncio.create_task(self._write_down(observation))
+            self._observing[name] = task
+            task.add_done_callback(lambda _: self._observing.pop(name, None))
+
+    async def _write_down(self, observation: Observation) -> None:
+        try:
+            await self.writer.submit(observe, observation)
+        except RegistryError as error:
+            log.warning(
+                "could not note that %s is %s: %s", observation.path, observation.status, error
+            )
+
+
+class _PendingUploads:
+    """An upper bound of the bytes uploaded and not registered: counted, then added to.
+
+    With several processes the bound may be exceeded by what the others take in within 10 s.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._counted_at = float("-inf")
+
+    def fits(self, size: int, limit: int) -> bool:
+        fresh = time.monotonic() - self._counted_at < PENDING_COUNT_MAX_AGE_S
+        return fresh and self.bytes + size <= limit
+
+    def count(self, counted: int) -> None:
+        self.bytes = counted
+        self._counted_at = time.monotonic()
+
+    def add(self, size: int) -> None:
+        self.bytes += size
+
+
+def _list_owners(conn: Connection, after: Owner | None, limit: int) -> list[OwnerRecord]:
+    return queries.list_owners(conn, after=after, limit=limit)
+
+
+def _list_entries(
+    conn: Connection, after: int, limit: int, filters: Mapping[str, str]
+) -> list[Entry]:
+    return queries.list_entries(conn, after=after, limit=limit, filters=filters)
+
+
+def _probe(_conn: Connection, _now: int, items: Sequence[None]) -> list[None]:
+    """A write transaction that writes nothing: the lock can be had, the writer answers."""
+    return list(items)

@@ -1,0 +1,930 @@
+"""The schema: what the migrations make, what an upgrade survives, and which files are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine
+from typer.testing import CliRunner
+
+from registry import __version__
+from registry.cli.db import app as db_app
+from registry.db import backups, schema, sqlite_file, tables
+from registry.errors import Busy, DatabaseRefused, Invalid, StorageUnavailable
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+HEAD = tables.HEAD_REVISION
+NEXT = f"{int(HEAD) + 1:04}"
+"""A revision that a later release of the program could bring."""
+
+Rows = list[tuple[Any, ...]]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A new database at the head revision."""
+    path = tmp_path / "registry.db"
+    schema.prepare(url_of(path))
+    return path
+
+
+@dataclass(frozen=True)
+class Release:
+    """A later release of the program: this one and a revision more."""
+
+    migrations: Path
+    head: str = NEXT
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """In this block, the functions of `schema` are those of the later release."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(schema, "HEAD_REVISION", self.head)
+            patch.setattr(schema, "migrations_directory", lambda: self.migrations)
+            yield
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Callable[..., Release]:
+    """Makes a later release whose new revision runs the statements given."""
+
+    def make(*statements: str, code: str = "pass") -> Release:
+        migrations = tmp_path / "later"
+        shutil.copytree(
+            CHECKOUT / "migrations", migrations, ignore=shutil.ignore_patterns("__pycache__")
+        )
+        lines = [
+            "import os, signal",
+            "from alembic import op",
+            f"revision, down_revision = {NEXT!r}, {HEAD!r}",
+            "def upgrade():",
+            *(f"    op.execute({statement!r})" for statement in statements),
+            f"    {code}",
+            "def downgrade():",
+            "    op.execute('ALTER TABLE owners DROP COLUMN note')",
+        ]
+        (migrations / "versions" / f"{NEXT}_later.py").write_text("\n".join(lines))
+        return Release(migrations)
+
+    return make
+
+
+EXPAND = "ALTER TABLE owners ADD COLUMN note TEXT"
+
+ROWS = """
+    INSERT INTO owners (id, namespace, component, endpoint, instance_id, state, registered_at,
+                        renewed_at)
+    VALUES (1, 'dynamo', 'backend', 'generate', '18446744073709551615', 'active', 5, 5);
+    INSERT INTO entries
+    VALUES (1, 'tiny', '_base', 'config.json', 'blake3:' || printf('%064d', 0), 2, 1, 5, 5);
+    INSERT INTO blobs VALUES ('blake3:' || printf('%064d', 0), 2, 5, x'7b7d');
+    INSERT INTO owner_refs
+    VALUES (1, 1, 'blake3:' || printf('%064d', 0), NULL, NULL, 'ok', 5, 5, 1);
+"""
+
+
+def url_of(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+@contextmanager
+def connected(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
+        yield connection
+
+
+def rows(path: Path, query: str) -> Rows:
+    with connected(path) as connection:
+        return connection.execute(query).fetchall()
+
+
+def execute(path: Path, script: str) -> None:
+    with connected(path) as connection:
+        connection.executescript(script)
+
+
+def contents(directory: Path) -> dict[str, bytes | None]:
+    """Every file with its bytes."""
+    return {
+        each.name: each.read_bytes() if each.is_file() else None for each in directory.iterdir()
+    }
+
+
+def backups_of(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.*"))
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python; what it needs from the checkout is found."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def alembic(*arguments: str, cwd: Path, **environment: str) -> str:
+    done = run("-m", "alembic", "-c", str(CHECKOUT / "alembic.ini"), *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+AT_ONCE = """
+import os, sys, traceback
+from pathlib import Path
+import alembic.command, alembic.ddl.sqlite, sqlalchemy.dialects.sqlite
+from registry.db import schema
+
+count, url, head, migrations = sys.argv[1:]
+schema.HEAD_REVISION = head
+schema.migrations_directory = lambda: Path(migrations)
+gate, opener = os.pipe()
+children = []
+for _ in range(int(count)):
+    child = os.fork()
+    if not child:
+        os.close(opener)
+        os.read(gate, 1)
+        try:
+            schema.prepare(url)
+            assert schema.find_problem(url) is None
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    children.append(child)
+os.close(opener)
+sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
+"""
+
+
+def prepare_at_once(
+    count: int, path: Path, head: str = HEAD, migrations: Path = CHECKOUT / "migrations"
+) -> None:
+    """Open the database in many processes, which are let go together."""
+    done = run("-c", AT_ONCE, str(count), url_of(path), head, str(migrations), cwd=path.parent)
+    assert done.returncode == 0, done.stderr
+
+
+# What the migrations make
+
+
+def described(path: Path) -> dict[str, object]:
+    """Everything that SQLite tells about a schema."""
+    with connected(path) as connection:
+
+        def ask(query: str, *values: str) -> Rows:
+            return connection.execute(query, values).fetchall()
+
+        found: dict[str, object] = {}
+        for kind, name, sql in ask(
+            "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' "
+            "AND tbl_name <> 'alembic_version'"
+        ):
+            squeezed = re.sub(r"\s", "", sql)
+            if kind != "table":
+                found[f"{kind} {name}"] = squeezed
+                continue
+            found[f"table {name}"] = {
+                "strict and without rowid": ask(
+                    "SELECT strict, wr FROM pragma_table_list WHERE name = ?", name
+                ),
+                "autoincrement": "AUTOINCREMENT" in squeezed,
+                "columns": ask("SELECT * FROM pragma_table_xinfo(?)", name),
+                "foreign keys": sorted(
+                    row[2:] for row in ask("SELECT * FROM pragma_foreign_key_list(?)", name)
+                ),
+                "indexes": sorted(
+                    (origin, unique, partial, *ask("SELECT * FROM pragma_index_xinfo(?)", index))
+                    for _, index, unique, origin, partial in ask(
+                        "SELECT * FROM pragma_index_list(?)", name
+                    )
+                ),
+                "constraints": constraints(squeezed),
+            }
+        return found
+
+
+def constraints(squeezed: str) -> set[str]:
+    """The named constraints of a CREATE TABLE without white space."""
+    found = set()
+    for begin in re.finditer("CONSTRAINT", squeezed):
+        depth, end = 0, begin.end()
+        while depth > 0 or squeezed[end] not in ",)":
+            depth += {"(": 1, ")": -1}.get(squeezed[end], 0)
+            end += 1
+        found.add(squeezed[begin.end() : end])
+    return found
+
+
+def test_the_migrations_make_exactly_the_tables(database: Path, tmp_path: Path) -> None:
+    from_tables = tmp_path / "tables.db"
+    engine = create_engine(url_of(from_tables))
+    with engine.begin() as connection:
+        tables.metadata.create_all(connection)
+        for view in tables.VIEWS.values():
+            connection.exec_driver_sql(view)
+    engine.dispose()
+    assert described(database) == described(from_tables)
+
+
+def test_the_description_of_a_schema_sees_its_constraints(database: Path) -> None:
+    owners: Any = described(database)["table owners"]
+    assert "ck_owners_leaseCHECK((lease_ttl_msISNULL)=(lease_expires_atISNULL))" in (
+        owners["constraints"]
+    )
+
+
+def test_a_migrated_database_differs_in_nothing(database: Path) -> None:
+    assert schema.check(url_of(database)) == []
+
+
+def test_the_head_of_the_migrations_is_the_one_that_the_tables_name() -> None:
+    known = [each.revision for each in schema.history()]
+    assert known == [f"{number:04}" for number in range(1, int(HEAD) + 1)]
+
+
+def test_a_new_database_is_ours_durable_and_open_to_old_programs(database: Path) -> None:
+    assert rows(database, "PRAGMA application_id") == [(tables.APPLICATION_ID,)]
+    assert rows(database, "PRAGMA journal_mode") == [("wal",)]
+    assert rows(database, "SELECT count(*) FROM events") == [(0,)]
+    ((oldest,),) = rows(database, "SELECT value FROM settings WHERE name = 'min_program_revision'")
+    assert oldest <= HEAD
+    assert backups_of(database) == []
+
+
+def test_alembic_in_a_checkout_makes_the_same_database(database: Path, tmp_path: Path) -> None:
+    alembic("-x", f"url={url_of(tmp_path / 'named.db')}", "upgrade", "head", cwd=tmp_path)
+    assert described(tmp_path / "named.db") == described(database)
+    assert schema.check(url_of(tmp_path / "named.db")) == []
+
+
+def test_alembic_takes_the_database_from_the_environment_or_the_folder(tmp_path: Path) -> None:
+    for environment, name in (
+        ({"REGISTRY_DATABASE_URL": url_of(tmp_path / "variable.db")}, "variable.db"),
+        ({"REGISTRY_DATABASE_URL": ""}, "registry.db"),
+    ):
+        done = run(
+            *("-m", "alembic", "-c", str(CHECKOUT / "alembic.ini"), "upgrade", "head"),
+            cwd=tmp_path,
+            **environment,
+        )
+        assert done.returncode == 0, done.stderr
+        assert schema.current(url_of(tmp_path / name)) == HEAD
+
+
+def test_alembic_writes_the_same_database_as_sql(database: Path, tmp_path: Path) -> None:
+    execute(tmp_path / "sql.db", alembic("upgrade", "head", "--sql", cwd=tmp_path))
+    assert described(tmp_path / "sql.db") == described(database)
+    schema.prepare(url_of(tmp_path / "sql.db"))
+    assert rows(tmp_path / "sql.db", "PRAGMA journal_mode") == [("wal",)]
+
+
+def test_alembic_leaves_a_database_of_another_program_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    execute(path, "CREATE TABLE other (a)")
+    before = contents(tmp_path)
+    done = run(
+        *("-m", "alembic", "-c", str(CHECKOUT / "alembic.ini")),
+        *("-x", f"url={url_of(path)}", "upgrade", "head"),
+        cwd=tmp_path,
+    )
+    assert done.returncode != 0
+    assert "another program" in done.stderr + done.stdout
+    assert contents(tmp_path) == before
+
+
+# What `check` reports
+
+MUTATIONS = {
+    "a table is missing": ("DROP TABLE settings", "table settings is missing"),
+    "a table too many": ("CREATE TABLE more (a)", "table more is not part"),
+    "a column too many": ("ALTER TABLE blobs ADD COLUMN note TEXT", "column blobs.note is not"),
+    "an index is missing": ("DROP INDEX ix_events_key", "index ix_events_key is missing"),
+    "an index too many": ("CREATE INDEX more ON blobs (size)", "index more is not part"),
+    "a view is missing": ("DROP VIEW holders", "view holders is missing"),
+    "a view too many": ("CREATE VIEW more AS SELECT 1 AS a", "view more is not part"),
+    "a trigger too many": (
+        "CREATE TRIGGER more AFTER DELETE ON blobs BEGIN SELECT 1; END",
+        "trigger more is not part",
+    ),
+    "another revision": ("UPDATE alembic_version SET version_num = '0000'", "revision is '0000'"),
+}
+
+EDITS = {
+    "a column is missing": ("end_reason TEXT,", "", "column owners.end_reason is missing"),
+    "another type": ("worker_name TEXT", "worker_name ANY", "column owners.worker_name is"),
+    "a column may be NULL": ("kind TEXT NOT NULL", "kind TEXT", "column events.kind is"),
+    "another default": ("DEFAULT ''", "DEFAULT '-'", "column owners.lora_slug is"),
+    "another order": (
+        "size INTEGER NOT NULL, uploaded_at INTEGER NOT NULL",
+        "uploaded_at INTEGER NOT NULL, size INTEGER NOT NULL",
+        "order blobs.columns is",
+    ),
+    "not AUTOINCREMENT": ("PRIMARY KEY AUTOINCREMENT", "PRIMARY KEY", "column events.id is"),
+    "not STRICT": (") STRICT", ")", "table owners is 'plain'"),
+    "with ROWID": ("WITHOUT ROWID,", "", "table owner_refs is 'STRICT'"),
+    "another CHECK": ("size >= 0", "size >= 1", "constraint entries.ck_entries_size is"),
+    "another value in a CHECK": ("'draining'", "'Draining'", "constraint owners.ck_owners_drain"),
+    "no CHECK": (
+        ", CONSTRAINT ck_entries_generation CHECK (generation >= 1)",
+        "",
+        "constraint entries.ck_entries_generation is missing",
+    ),
+    "a CHECK too many": (
+        ") STRICT",
+        ", CHECK (1 = 1)) STRICT",
+        "constraint owners.CHECK (1 = 1) is not part",
+    ),
+    "another name": ("uq_entries_key", "uq_entries", "constraint entries.uq_entries is not part"),
+    "another UNIQUE": (
+        "UNIQUE (slug, suffix, filename)",
+        "UNIQUE (slug, filename)",
+        "constraint entries.uq_entries_key is",
+    ),
+    "another PRIMARY KEY": (
+        "PRIMARY KEY (owner_id, entry_id)",
+        "PRIMARY KEY (entry_id, owner_id)",
+        "constraint owner_refs.pk_owner_refs is",
+    ),
+    "another ON DELETE": (
+        "ON DELETE RESTRICT",
+        "ON DELETE CASCADE",
+        "constraint owner_refs.fk_owner_refs_owner_id is",
+    ),
+    "an index on all rows": (
+        "WHERE blob_checksum IS NOT NULL",
+        "",
+        "index ix_owner_refs_blob_checksum is",
+    ),
+    "another view": ("86400000", "86400", "view clock is"),
+}
+
+
+@pytest.mark.parametrize("case", MUTATIONS)
+def test_check_reports_a_change(case: str, database: Path) -> None:
+    statement, expected = MUTATIONS[case]
+    execute(database, statement)
+    if case == "a table is missing":
+        # Without its settings a database has no revision that one could trust.
+        with pytest.raises(DatabaseRefused):
+            schema.check(url_of(database))
+        with connected(database) as connection:
+            found = schema_differences(connection)
+    else:
+        found = schema.check(url_of(database))
+    assert len(found) == 1
+    assert expected in found[0]
+
+
+def schema_differences(connection: sqlite3.Connection) -> list[str]:
+    from registry.db.differences import find_differences
+
+    return find_differences(connection)
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_check_reports_another_definition(case: str, database: Path, tmp_path: Path) -> None:
+    old, new, expected = EDITS[case]
+    edited = tmp_path / "edited.db"
+    rebuild(database, edited, lambda sql: sql.replace(old, new))
+    found = schema.check(url_of(edited))
+    assert any(sentence.startswith(expected) for sentence in found), found
+
+
+def test_check_does_not_mind_another_spelling(database: Path, tmp_path: Path) -> None:
+    def respell(sql: str) -> str:
+        sql = re.sub(r"\b(generation|worker_name)\b", r'"\1"', sql.replace("NOT NULL", "not  null"))
+        return sql.replace("size >= 0", "size>=0 /* none */").replace("STRICT", "\n strict")
+
+    rebuild(database, tmp_path / "respelled.db", respell)
+    assert schema.check(url_of(tmp_path / "respelled.db")) == []
+
+
+def rebuild(source: Path, target: Path, edit: Callable[[str], str]) -> None:
+    """Make a database anew from the edited SQL of another. The edit must hit something."""
+    statements = rows(
+        source, "SELECT sql FROM sqlite_master WHERE sql NOT NULL AND name NOT LIKE 'sqlite_%'"
+    )
+    original = [re.sub(r"\s+", " ", sql).replace("( ", "(") for (sql,) in statements]
+    edited = [edit(sql) for sql in original]
+    assert edited != original
+    rest = f"""
+        PRAGMA application_id = {tables.APPLICATION_ID};
+        INSERT INTO alembic_version VALUES ('{HEAD}');
+    """
+    execute(target, ";\n".join(edited) + ";" + rest)
+
+
+# Upgrades
+
+
+def test_opening_a_database_at_head_writes_nothing_and_needs_no_alembic(database: Path) -> None:
+    before = contents(database.parent)
+    script = (
+        "import sys; from registry.db import schema; schema.prepare(sys.argv[1]); "
+        "assert schema.find_problem(sys.argv[1]) is None; assert 'alembic' not in sys.modules"
+    )
+    done = run("-c", script, url_of(database), cwd=database.parent)
+    assert done.returncode == 0, done.stderr
+    assert contents(database.parent) == before
+
+
+def test_an_empty_file_gets_the_schema(tmp_path: Path) -> None:
+    path = tmp_path / "a #1 %41?.db"
+    path.touch()
+    told: list[str] = []
+    schema.prepare(url_of(path).replace("?", "%3F").replace("%41", "%41"), notify=told.append)
+    made = next(each for each in tmp_path.iterdir() if each.stat().st_size)
+    assert told == [f"Made {made} with schema revision {HEAD}."]
+    assert schema.check(url_of(made)) == []
+
+
+def test_upgrade_downgrade_and_upgrade_again_end_where_they_began(database: Path) -> None:
+    before = described(database)
+    schema.downgrade(url_of(database), "base")
+    assert described(database) == {}
+    assert schema.current(url_of(database)) is None
+    schema.upgrade(url_of(database))
+    assert described(database) == before
+    assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_an_upgrade_writes_a_backup_and_keeps_every_row(
+    database: Path, release: Callable[..., Release]
+) -> None:
+    execute(database, ROWS)
+    told: list[str] = []
+    with release(EXPAND).running():
+        schema.prepare(url_of(database), notify=told.append)
+        schema.prepare(url_of(database), notify=told.append)
+
+    (backup,) = backups_of(database)
+    assert re.fullmatch(rf"registry\.db\.{HEAD}-\d{{8}}T\d{{6}}Z\.backup", backup.name)
+    assert schema.check(url_of(backup)) == []
+    assert rows(backup, "PRAGMA integrity_check") == [("ok",)]
+    query = "SELECT instance_id, filename, content FROM holders JOIN blobs USING (checksum)"
+    expected = [("18446744073709551615", "config.json", b"{}")]
+    assert rows(backup, query) == rows(database, query) == expected
+    assert rows(database, "SELECT note FROM owners") == [(None,)]
+    assert rows(database, "SELECT kind, reason FROM events") == [
+        ("upgraded", f"schema {HEAD} to {NEXT}")
+    ]
+    assert [backup.name in sentence for sentence in told] == [True, False]
+
+
+def test_a_downgrade_writes_a_backup_of_the_newer_schema(
+    database: Path, release: Callable[..., Release]
+) -> None:
+    with release(EXPAND).running():
+        schema.prepare(url_of(database))
+        schema.downgrade(url_of(database), HEAD)
+        assert schema.find_problem(url_of(database)) is not None
+    assert schema.check(url_of(database)) == []
+    assert [each.name.split(".")[2][:4] for each in backups_of(database)] == [HEAD, NEXT]
+
+
+def test_a_backup_never_takes_the_place_of_a_file(database: Path) -> None:
+    names = set()
+    for _ in range(3):
+        name = backups.find_free_name(database, HEAD)
+        backups.write_backup(database, name)
+        names.add(name)
+    assert set(backups_of(database)) == names
+    assert len(names) == 3
+
+
+def test_a_backup_that_cannot_be_written_stops_the_upgrade(
+    database: Path, release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = database.with_name("not a directory")
+    taken.touch()
+    monkeypatch.setattr(backups, "find_free_name", lambda path, revision: taken / "x.backup")
+    with release(EXPAND).running(), pytest.raises(StorageUnavailable, match="Nothing was changed"):
+        schema.prepare(url_of(database))
+    assert schema.check(url_of(database)) == []
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        "SELECT no_such_function()",
+        "INSERT INTO settings VALUES ('min_program_revision', 'twice')",
+        "CREATE TABLE owners (a)",
+    ],
+)
+def test_a_failing_revision_leaves_the_old_schema_whole(
+    failing: str, database: Path, release: Callable[..., Release]
+) -> None:
+    execute(database, ROWS)
+    later = release(EXPAND, "DROP VIEW holders", "CREATE TABLE more (a)", failing)
+    with later.running(), pytest.raises(StorageUnavailable, match="Nothing was changed"):
+        schema.prepare(url_of(database))
+    assert schema.check(url_of(database)) == []
+    assert rows(database, "SELECT count(*) FROM holders") == [(1,)]
+    assert backups_of(database) == []
+
+
+def test_a_revision_that_would_break_a_foreign_key_is_undone(
+    database: Path, release: Callable[..., Release]
+) -> None:
+    execute(database, ROWS)
+    with (
+        release("DELETE FROM owners").running(),
+        pytest.raises(DatabaseRefused, match="refer to nothing"),
+    ):
+        schema.prepare(url_of(database))
+    assert rows(database, "SELECT count(*) FROM owners") == [(1,)]
+    assert schema.current(url_of(database)) == HEAD
+
+
+def test_an_upgrade_that_is_killed_half_way_leaves_the_old_schema_whole(
+    database: Path, release: Callable[..., Release]
+) -> None:
+    execute(database, ROWS)
+    later = release(
+        EXPAND, "DROP TABLE owner_refs", code="os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = run(
+        *("-m", "alembic", "-c", "alembic.ini", "-x", f"url={url_of(database)}"),
+        *("upgrade", "head"),
+        cwd=checkout_of(later),
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert schema.check(url_of(database)) == []
+    assert rows(database, "SELECT count(*) FROM holders") == [(1,)]
+
+
+def checkout_of(later: Release) -> Path:
+    """A folder in which `alembic` works for a later release."""
+    ini = (CHECKOUT / "alembic.ini").read_text()
+    (later.migrations.parent / "alembic.ini").write_text(
+        ini.replace("%(here)s/migrations", "%(here)s/" + later.migrations.name)
+    )
+    return later.migrations.parent
+
+
+# Many at once
+
+
+def test_twenty_processes_open_one_new_file_at_once(tmp_path: Path) -> None:
+    for round_number in range(3):
+        path = tmp_path / f"{round_number}.db"
+        prepare_at_once(20, path)
+        assert schema.check(url_of(path)) == []
+        assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+        assert backups_of(path) == []
+
+
+def test_twenty_threads_open_one_new_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    with ThreadPoolExecutor(20) as threads:
+        list(threads.map(lambda _: schema.prepare(url_of(path)), range(20)))
+    assert schema.check(url_of(path)) == []
+
+
+def test_of_many_upgrades_at_once_one_does_the_work_and_all_end_well(
+    database: Path, release: Callable[..., Release]
+) -> None:
+    execute(database, ROWS)
+    later = release(EXPAND)
+    prepare_at_once(6, database, later.head, later.migrations)
+    assert schema.current(url_of(database)) == NEXT
+    assert len(backups_of(database)) == 1
+    assert rows(database, "SELECT count(*) FROM events") == [(1,)]
+
+
+def test_an_upgrade_waits_for_a_writer_and_keeps_what_it_wrote(
+    database: Path, release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connected(database) as writer, release(EXPAND).running():
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("INSERT INTO settings VALUES ('last_sweep_at', '7')")
+        with monkeypatch.context() as patch, pytest.raises(Busy):
+            patch.setattr(schema, "LOCK_TIMEOUT_S", 0.02)
+            schema.prepare(url_of(database))
+        with ThreadPoolExecutor(1) as thread:
+            upgraded = thread.submit(schema.prepare, url_of(database))
+            writer.execute("COMMIT")
+            upgraded.result(timeout=30)
+    assert rows(database, "SELECT value FROM settings WHERE name = 'last_sweep_at'") == [("7",)]
+    assert schema.current(url_of(database)) == NEXT
+
+
+def test_a_schema_that_is_only_in_the_log_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    with connected(path) as reader:
+        reader.execute("PRAGMA journal_mode = WAL").fetchall()
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM sqlite_master").fetchall()
+        schema.prepare(url_of(path))
+        assert int.from_bytes(path.read_bytes()[68:72]) == 0  # Its application id.
+        assert schema.current(url_of(path)) == HEAD
+        assert schema.find_problem(url_of(path)) is None
+
+
+# Newer databases
+
+
+def test_a_newer_database_that_admits_this_program_is_opened_as_it_is(
+    database: Path, release: Callable[..., Release]
+) -> None:
+    with release(EXPAND).running():
+        schema.prepare(url_of(database))
+    before = contents(database.parent)
+    schema.prepare(url_of(database))
+    schema.upgrade(url_of(database))
+    assert schema.find_problem(url_of(database)) is None
+    assert contents(database.parent) == before
+
+
+@pytest.mark.parametrize("oldest", [NEXT, None])
+def test_a_database_that_needs_a_newer_program_is_refused_and_left_as_it_is(
+    oldest: str | None, database: Path, release: Callable[..., Release]
+) -> None:
+    with release(EXPAND).running():
+        schema.prepare(url_of(database))
+    execute(database, "INSERT INTO settings VALUES ('program_version', '7.8.9')")
+    set_oldest_program(database, oldest)
+    before = contents(database.parent)
+    with pytest.raises(DatabaseRefused) as refused:
+        schema.prepare(url_of(database))
+    for expected in (NEXT, "7.8.9", HEAD, __version__, "Install a newer version", "backup"):
+        assert expected in refused.value.detail
+    assert schema.find_problem(url_of(database)) == refused.value.detail
+    for change in (schema.upgrade, schema.downgrade):
+        with pytest.raises(DatabaseRefused):
+            change(url_of(database), HEAD)
+    assert contents(database.parent) == before
+
+
+def set_oldest_program(path: Path, revision: str | None) -> None:
+    name = "'min_program_revision'"
+    execute(path, f"DELETE FROM settings WHERE name = {name}")
+    if revision is not None:
+        execute(path, f"INSERT INTO settings VALUES ({name}, '{revision}')")
+
+
+@pytest.mark.parametrize("oldest", [HEAD, NEXT])
+def test_a_newer_program_may_be_faster_to_make_the_file(
+    oldest: str,
+    database: Path,
+    release: Callable[..., Release],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with release(EXPAND).running():
+        schema.prepare(url_of(database))
+    set_oldest_program(database, oldest)
+    first_sees(monkeypatch, sqlite_file.NOTHING)
+    if oldest == HEAD:
+        schema.prepare(url_of(database))
+    else:
+        with pytest.raises(DatabaseRefused, match="Install a newer version"):
+            schema.prepare(url_of(database))
+
+
+def first_sees(monkeypatch: pytest.MonkeyPatch, found: sqlite_file.Found) -> None:
+    """The first look answers this: the file changes between it and what follows."""
+    looks = iter([found])
+    monkeypatch.setattr(schema, "look", lambda path: next(looks, None) or sqlite_file.look(path))
+
+
+def test_a_revision_that_nobody_made_is_refused(database: Path) -> None:
+    execute(database, "UPDATE alembic_version SET version_num = 'a1b2c3'")
+    with pytest.raises(DatabaseRefused, match="a1b2c3"):
+        schema.prepare(url_of(database))
+
+
+# Files that are not ours
+
+
+def sqlite_of(*statements: str) -> Callable[[Path], object]:
+    return lambda path: execute(path, ";".join(statements))
+
+
+FOREIGN: dict[str, Callable[[Path], object]] = {
+    "a byte": lambda path: path.write_bytes(b"x"),
+    "half a header": lambda path: path.write_bytes(b"SQLite format 3"),
+    "a short text": lambda path: path.write_text("host = 127.0.0.1\n" * 5),
+    "a long text": lambda path: path.write_text("host = 127.0.0.1\n" * 5000),
+    "zeros": lambda path: path.write_bytes(bytes(8192)),
+    "another program's tables": sqlite_of("CREATE TABLE other (a)", "INSERT INTO other VALUES (1)"),
+    "another program's view": sqlite_of("CREATE VIEW other AS SELECT 1 AS a"),
+    "another program's empty file": sqlite_of("PRAGMA application_id = 7", "VACUUM"),
+    "another program's tables with a log": sqlite_of(
+        "PRAGMA journal_mode = WAL", "CREATE TABLE other (a)"
+    ),
+    "tables of ours without a revision": sqlite_of(
+        f"PRAGMA application_id = {tables.APPLICATION_ID}", "CREATE TABLE owners (a)"
+    ),
+    "a revision of another program": sqlite_of(
+        "CREATE TABLE alembic_version (version_num)",
+        "INSERT INTO alembic_version VALUES ('0001')",
+        "CREATE TABLE other (a)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    FOREIGN[kind](path)
+    before = contents(tmp_path)
+    for use in (schema.prepare, schema.upgrade, schema.current, schema.check):
+        with pytest.raises(DatabaseRefused, match=re.escape(str(path))):
+            use(url_of(path))
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_a_database_that_another_program_has_open_is_left_as_it_is(
+    checkpointed: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "registry.db"
+    with connected(path) as other:
+        other.executescript("PRAGMA journal_mode = WAL; CREATE TABLE other (a)")
+        if checkpointed:
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        before = contents(tmp_path)
+        with pytest.raises(DatabaseRefused, match="another program"):
+            schema.prepare(url_of(path))
+        after = contents(tmp_path)
+        del before["registry.db-shm"], after["registry.db-shm"]  # Where readers leave marks.
+        assert after == before
+
+
+def test_a_database_that_appears_while_one_is_being_made_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "registry.db"
+    execute(path, "CREATE TABLE other (a)")
+    before = contents(tmp_path)
+    first_sees(monkeypatch, sqlite_file.NOTHING)
+    with pytest.raises(DatabaseRefused, match="another program"):
+        schema.prepare(url_of(path))
+    assert contents(tmp_path) == before
+
+
+def test_a_database_that_disappears_before_it_is_upgraded_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "registry.db"
+    first_sees(monkeypatch, sqlite_file.Found("0000", "0000", None, has_wal=True))
+    schema.prepare(url_of(path))
+    assert schema.check(url_of(path)) == []
+
+
+def test_what_cannot_be_a_database_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "loop").symlink_to("loop")
+    for url, expected in {
+        url_of(tmp_path): "is a directory",
+        url_of(tmp_path / "fifo"): "not a regular file",
+        url_of(tmp_path / "missing" / "registry.db"): "mkdir -p",
+        url_of(tmp_path / "file" / "registry.db"): "Name another file",
+        url_of(tmp_path / "loop"): "Name another file",
+        url_of(tmp_path / ("x" * 300)): "Name another file",
+        "sqlite://": "in-memory",
+        "sqlite:///:memory:": "in-memory",
+        "mysql://host/name": "sqlite:///PATH",
+        "nonsense": "sqlite:///PATH",
+    }.items():
+        with pytest.raises(DatabaseRefused, match=expected):
+            schema.prepare(url)
+        assert schema.find_problem(url)
+
+
+def test_an_old_sqlite_library_is_refused(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 37, 2))
+    with pytest.raises(DatabaseRefused, match=r"needs 3\.38"):
+        schema.prepare(url_of(database))
+
+
+def test_a_damaged_database_is_refused(database: Path) -> None:
+    whole = database.read_bytes()
+    database.write_bytes(whole[:4096] + b"\xff" * 4096 + whole[8192:])
+    with pytest.raises(DatabaseRefused, match="damaged"):
+        schema.check(url_of(database))
+    database.write_bytes(whole[:4096])
+    with pytest.raises(DatabaseRefused, match="damaged"):
+        schema.prepare(url_of(database))
+    assert schema.find_problem(url_of(database))
+
+
+def test_a_file_or_directory_that_may_not_be_written_is_refused() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        path = directory / "registry.db"
+        schema.prepare(url_of(path))
+        for file_mode, directory_mode, expected in (
+            (0o444, 0o777, "Give the user both rights"),
+            (0o666, 0o555, "give the user write access"),
+        ):
+            path.chmod(file_mode)
+            directory.chmod(directory_mode)
+            with without_privileges():
+                with pytest.raises(DatabaseRefused, match=expected):
+                    schema.prepare(url_of(path))
+        with without_privileges(), pytest.raises(DatabaseRefused, match="give the user write"):
+            schema.prepare(url_of(directory / "new.db"))
+        directory.chmod(0o755)
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """As a user whom the modes of files bind; the superuser's they do not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_missing_database_has_no_revision_and_is_not_made_by_looking(tmp_path: Path) -> None:
+    url = url_of(tmp_path / "registry.db")
+    assert schema.current(url) is None
+    with pytest.raises(DatabaseRefused, match="db upgrade"):
+        schema.check(url)
+    with pytest.raises(DatabaseRefused, match="nothing to take back"):
+        schema.downgrade(url, "base")
+    assert schema.find_problem(url)
+    assert contents(tmp_path) == {}
+
+
+def test_a_revision_that_does_not_exist_is_refused(database: Path) -> None:
+    for change in (schema.upgrade, schema.downgrade):
+        with pytest.raises(Invalid, match=HEAD):
+            change(url_of(database), "9999")
+
+
+# The command line
+
+
+def invoke(*arguments: str, path: Path) -> Any:
+    return CliRunner().invoke(db_app, [*arguments, "--database-url", url_of(path)])
+
+
+def test_the_commands_make_show_and_check_the_schema(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    assert invoke("current", path=path).stdout == "none (no registry there yet)\n"
+    made = invoke("upgrade", path=path)
+    assert (made.exit_code, made.stdout) == (0, f"The schema revision is {HEAD}.\n")
+    assert made.stderr == f"Made {path} with schema revision {HEAD}.\n"
+    assert invoke("upgrade", HEAD, path=path).exit_code == 0
+    assert invoke("current", path=path).stdout == f"{HEAD} (head)\n"
+    shown = json.loads(invoke("current", "--json", path=path).stdout)
+    assert shown == {"revision": HEAD, "head": HEAD}
+    assert invoke("check", path=path).exit_code == 0
+    assert json.loads(invoke("check", "--json", path=path).stdout) == {"differences": []}
+
+
+def test_check_ends_with_1_when_the_schema_differs(database: Path) -> None:
+    execute(database, "DROP VIEW holders")
+    for arguments in (["check"], ["check", "--json"]):
+        done = invoke(*arguments, path=database)
+        assert done.exit_code == 1
+        assert "view holders is missing" in done.stdout
+
+
+def test_history_lists_every_revision() -> None:
+    done = CliRunner().invoke(db_app, ["history", "--json"])
+    listed = json.loads(done.stdout)
+    assert listed[0] == {"revision": "0001", "title": "The first schema"}
+    assert listed[-1]["revision"] == HEAD
+    assert "The first schema" in CliRunner().invoke(db_app, ["history"]).stdout
+
+
+def test_the_command_line_refuses_a_file_of_another_program(tmp_path: Path) -> None:
+    execute(tmp_path / "other.db", "CREATE TABLE other (a)")
+    done = run(
+        *("-m", "registry", "db", "upgrade", "--database-url", "sqlite:///other.db"), cwd=tmp_path
+    )
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith("error: ")
+    assert "another program" in done.stderr
+    assert "Traceback" not in done.stderr
