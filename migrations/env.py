@@ -212,7 +212,7 @@ def patiently(step: Callable[[], T]) -> T:
 
 
 def is_locked(error: sqlite3.Error) -> bool:
-    return error.sqlite_errorcode & 0xFF in (
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_LOCKED,
         sqlite3.SQLITE_PROTOCOL,

@@ -255,6 +255,23 @@ class Holdings:
         self._tell(location, path, RefStatus.OK, found.identity)
         return True
 
+    async def look(self, location: Location) -> Observation | None:
+        """Hash the located file, whatever is known of it. None: it is not ours to look at."""
+        path = location.path
+        if path is None or not self._roots.allow(path):
+            return None
+        status, identity = RefStatus.DRIFTED, None
+        try:
+            found = await self._run(self._hash, path, location.size)
+        except (FileUnreadable, TooLarge):
+            if files.find_identity(path) is None:
+                status = RefStatus.MISSING
+        else:
+            self._memory.note(found)
+            if found.checksum == location.checksum:
+                status, identity = RefStatus.OK, found.identity
+        return _observation(location, path, status, identity)
+
     @staticmethod
     def _hash(path: str, size: int) -> files.FileContent:
         return files.hash_file(path, max_bytes=size)
@@ -264,7 +281,7 @@ class Holdings:
     ) -> None:
         """Report a look that found something new."""
         if status != location.status or identity not in (None, location.file_identity):
-            self._observe(Observation(location.owner_id, location.entry_id, path, status, identity))
+            self._observe(_observation(location, path, status, identity))
 
     async def _alone(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Do the work once for everybody who asks for it meanwhile."""
@@ -279,6 +296,14 @@ class Holdings:
         self._flights.pop(name, None)
         if not flight.cancelled():
             flight.exception()  # Seen, even where everybody who waited was cancelled.
+
+
+def _observation(
+    location: Location, path: str, status: RefStatus, identity: str | None
+) -> Observation:
+    return Observation(
+        location.owner_id, location.entry_id, path, location.checksum, status, identity
+    )
 
 
 class Hasher:

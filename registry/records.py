@@ -382,6 +382,70 @@ class Event:
     request_id: str | None
 
 
+class Severity(StrEnum):
+    """How bad a finding is. A healthy registry has nothing above a note."""
+
+    NOTE = "note"
+    LEAK = "leak"
+    FAULT = "fault"
+    OUTAGE = "outage"
+    CORRUPTION = "corruption"
+
+    @property
+    def rank(self) -> int:
+        """Its place in the order of the members: 0 for a note."""
+        return list(Severity).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One leak or fault. `detail` says what is wrong and what is safe to do."""
+
+    kind: str
+    severity: Severity
+    owner: str | None
+    entry: str | None
+    since: str | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What an owner holds."""
+
+    owner: str
+    refs: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSummary:
+    """How the registry is, beside what is wrong. Times are None where there is nothing to say."""
+
+    last_sweep_at: int | None
+    overdue_owners: int
+    oldest_drain_at: int | None
+    brake_engaged_at: int | None
+    largest_owners: tuple[Footprint, ...]
+    entries_by_holders: dict[int, int]
+    journal_rows: int
+    wal_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """Findings, the worst first and at most 1000 of them; `counts` counts all by class."""
+
+    findings: tuple[Finding, ...]
+    counts: dict[str, int]
+    summary: AuditSummary | None
+
+    @property
+    def worst(self) -> Severity | None:
+        """The severity of the worst finding, or None: there is none."""
+        return self.findings[0].severity if self.findings else None
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """Why the registry answers for a key as it does. `entry` is None when nobody holds it."""
@@ -430,6 +494,15 @@ def check_lease(ttl_ms: int | None) -> None:
         raise Invalid(
             f"The lease is {ttl_ms / 1000:g} s; it must be {LEASE_MIN_MS // 1000} s to "
             f"{LEASE_MAX_MS // 1000} s, or null for none."
+        )
+
+
+def check_drain(deadline_ms: int) -> None:
+    """Raise Invalid unless a drain deadline is within the limits of a lease."""
+    if not LEASE_MIN_MS <= deadline_ms <= LEASE_MAX_MS:
+        raise Invalid(
+            f"The deadline is {deadline_ms / 1000:g} s; it must be {LEASE_MIN_MS // 1000} s to "
+            f"{LEASE_MAX_MS // 1000} s."
         )
 
 

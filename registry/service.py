@@ -16,17 +16,20 @@ import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from registry import wire
 from registry.config import Settings
 from registry.contents import Body, ContentCache
-from registry.db import blobs, queries, releasing, store
+from registry.db import blobs, leasing, queries, releasing, store
+from registry.db.audit import audit, check_classes
 from registry.db.engine import Connection, Database
 from registry.db.locator import Location, Locator, locations_of
 from registry.db.observing import Observation, observe
 from registry.db.schema import find_problem
+from registry.db.variables import policy_of, read_variables
 from registry.db.writer import Writer
 from registry.errors import (
     ChecksumMismatch,
@@ -43,6 +46,8 @@ from registry.manifests import check_manifest_bytes, prepare
 from registry.records import (
     Artifact,
     ArtifactKey,
+    AuditReport,
+    Drained,
     Entry,
     Explanation,
     Offer,
@@ -52,9 +57,11 @@ from registry.records import (
     Registered,
     Registration,
     Removal,
+    Renewed,
     Unregistration,
     check_checksum,
     check_distinct,
+    check_drain,
     check_lease,
 )
 
@@ -65,6 +72,7 @@ SPOOL_MEMORY_BYTES = 256 << 10
 PENDING_COUNT_MAX_AGE_S = 10.0
 HOLDERS_TRIED = 1000
 OBSERVATIONS_MAX = 1000
+SWEEP_TOLERANCE_MS = 10_000
 
 log = logging.getLogger("registry")
 
@@ -83,6 +91,7 @@ class Registry:
         self._holdings = Holdings(database, self.roots, self._cache, self._run, self._note)
         self._observing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._pending = _PendingUploads()
+        self._started_at = database.clock()
 
     async def start(self) -> None:
         """Begin to take writes."""
@@ -123,7 +132,7 @@ class Registry:
                 continue
             opened = await self._holdings.open(other)
             if opened is not None:
-                self._locator.prefer(key, other)
+                self._locator.prefer(key, location, other)
                 return opened
         if not others and (now := self.find(key)) != location:
             if now is None:
@@ -265,7 +274,51 @@ class Registry:
                 )
         self._pending.add(size)
 
+    async def renew(self, owner: Owner) -> Renewed:
+        """Renew an owner's lease (S9).
+
+        Raises:
+            LeaseGone: it was ended, or never registered.
+            Superseded: a newer instance has taken its place (S11).
+            Busy, StorageUnavailable: nothing was changed.
+        """
+        return await self.writer.submit(leasing.renew, owner)
+
+    async def drain(
+        self,
+        owner: Owner,
+        deadline_ms: int,
+        *,
+        request_id: str | None = None,
+        actor: str | None = None,
+    ) -> Drained:
+        """Announce a detach: the owner is served until it unregisters, or until the deadline.
+
+        Raises:
+            Invalid: the deadline is not 1 s to 7 days away.
+            LeaseGone, Superseded: as `renew`.
+            Busy, StorageUnavailable: nothing was changed.
+        """
+        check_drain(deadline_ms)
+        item = leasing.Drain(owner, deadline_ms, request_id, actor)
+        return await self.writer.submit(leasing.drain, item)
+
+    async def scrub(self, location: Location) -> None:
+        """Hash an in-place file again and note what was found, as long as it is below a root."""
+        observation = await self._holdings.look(location)
+        if observation is not None:
+            await self.writer.submit(observe, observation)
+
     # Looking
+
+    async def audit(self, classes: Iterable[str] = ()) -> AuditReport:
+        """What is wrong, by the `leaks` view, and a summary of how the registry is.
+
+        Raises:
+            Invalid: there is no such class of finding.
+        """
+        check_classes(classes)
+        return await self.read(audit, classes)
 
     async def has_blob(self, checksum: str) -> int | None:
         """The size of copied content, or None: it is not here.
@@ -314,7 +367,33 @@ class Registry:
             checks["schema"] = problem
         return checks
 
+    async def sweep_health(self) -> tuple[str, dict[str, str]]:
+        """Whether the sweeper does its work, `ok` or what is wrong, and what to look at.
+
+        Raises:
+            StorageUnavailable: the database cannot be read.
+        """
+        variables = await self.read(read_variables)
+        now = self.database.clock()
+        overdue_ms = 3 * policy_of(variables).sweep_interval_ms + SWEEP_TOLERANCE_MS
+        last = int(variables.get("last_sweep_at", self._started_at))
+        check = "ok"
+        if now - last > overdue_ms:
+            check = f"nobody has swept for {(now - last) // 1000} s; see the log for the cause"
+        warnings = {}
+        if "brake_engaged_at" in variables:
+            warnings["brake"] = (
+                f"expiry is paused since {wire.format_time(int(variables['brake_engaged_at']))}: "
+                "many leased owners lapsed together. Find out why; to let them expire at once, "
+                "run `metadata-registry sweep --release-brake`"
+            )
+        return check, warnings
+
     # Threads and what goes on behind
+
+    async def read_at(self, query: Callable[[Connection, int], T]) -> T:
+        """A query that goes by the time, in a thread, on a snapshot of its own."""
+        return await self.read(lambda conn: query(conn, conn.now))
 
     async def read(self, query: Callable[..., T], *arguments: Any) -> T:
         """A query of db/queries.py, in a thread, on a snapshot of its own."""

@@ -17,10 +17,14 @@ import msgspec
 from registry import errors
 from registry.records import (
     ArtifactKey,
+    AuditReport,
+    AuditSummary,
     ConflictingKey,
+    Drained,
     Entry,
     Event,
     Explanation,
+    Finding,
     HeldEntry,
     Holder,
     Kept,
@@ -34,11 +38,14 @@ from registry.records import (
     RefStatus,
     Registered,
     RegisteredArtifact,
+    Renewed,
+    Severity,
     Source,
     parse_instance_id,
 )
 
 LEASE_DEFAULT_S = 60
+DRAIN_DEFAULT_S = 300
 
 T = TypeVar("T")
 
@@ -157,6 +164,17 @@ class RegisterBody(msgspec.Struct, forbid_unknown_fields=True):
         return None if self.lease_ttl_s is None else round(self.lease_ttl_s * 1000)
 
 
+class DrainBody(msgspec.Struct, forbid_unknown_fields=True):
+    """An announced detach. `deadline_s` is how long it may take, 1 s to 7 days."""
+
+    deadline_s: int | float = DRAIN_DEFAULT_S
+
+    @property
+    def deadline_ms(self) -> int:
+        return round(self.deadline_s * 1000)
+
+
+_drain_decoder = msgspec.json.Decoder(DrainBody)
 _register_decoder = msgspec.json.Decoder(RegisterBody)
 
 
@@ -167,6 +185,15 @@ def decode_register(body: bytes) -> RegisterBody:
         Invalid: not JSON, an unknown field, a wrong type.
     """
     return _decoded(_register_decoder, body)
+
+
+def decode_drain(body: bytes) -> DrainBody:
+    """The announcement in a request body. An empty body leaves everything at its default.
+
+    Raises:
+        Invalid: not JSON, an unknown field, a wrong type.
+    """
+    return _decoded(_drain_decoder, body) if body else DrainBody()
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
@@ -250,6 +277,38 @@ class RegisteredAnswer(msgspec.Struct):
             None if self.lease is None else self.lease.record(),
             tuple(artifact.record() for artifact in self.artifacts),
         )
+
+
+class RenewedAnswer(msgspec.Struct):
+    """A renewed lease. `refs` counts what the owner holds, for the worker to compare."""
+
+    owner: OwnerBody
+    lease: LeaseAnswer | None
+    refs: int
+
+    @classmethod
+    def of(cls, renewed: Renewed) -> RenewedAnswer:
+        return cls(OwnerBody.of(renewed.owner), LeaseAnswer.of(renewed.lease), renewed.refs)
+
+    def record(self) -> Renewed:
+        return Renewed(
+            self.owner.record(), None if self.lease is None else self.lease.record(), self.refs
+        )
+
+
+class DrainedAnswer(msgspec.Struct):
+    owner: OwnerBody
+    state: OwnerState
+    drain_deadline_at: str
+
+    @classmethod
+    def of(cls, drained: Drained) -> DrainedAnswer:
+        return cls(
+            OwnerBody.of(drained.owner), OwnerState.DRAINING, format_time(drained.deadline_at)
+        )
+
+    def record(self) -> Drained:
+        return Drained(self.owner.record(), parse_time(self.drain_deadline_at))
 
 
 class BlobAnswer(msgspec.Struct):
@@ -598,16 +657,105 @@ class ExplainAnswer(msgspec.Struct):
         )
 
 
+class FindingAnswer(msgspec.Struct):
+    """One leak or fault."""
+
+    kind: str = msgspec.field(name="class")
+    severity: Severity
+    owner: str | None
+    entry: str | None
+    since: str | None
+    detail: str
+
+    @classmethod
+    def of(cls, finding: Finding) -> FindingAnswer:
+        return cls(
+            finding.kind,
+            finding.severity,
+            finding.owner,
+            finding.entry,
+            finding.since,
+            finding.detail,
+        )
+
+
+class FootprintAnswer(msgspec.Struct):
+    owner: str
+    refs: int
+    bytes: int
+
+
+class AuditSummaryAnswer(msgspec.Struct):
+    last_sweep_at: str | None
+    overdue_owners: int
+    oldest_drain_at: str | None
+    brake_engaged_at: str | None
+    largest_owners: list[FootprintAnswer]
+    entries_by_holders: dict[int, int]
+    journal_rows: int
+    wal_bytes: int
+
+    @classmethod
+    def of(cls, summary: AuditSummary) -> AuditSummaryAnswer:
+        return cls(
+            _time_or_none(summary.last_sweep_at),
+            summary.overdue_owners,
+            _time_or_none(summary.oldest_drain_at),
+            _time_or_none(summary.brake_engaged_at),
+            [FootprintAnswer(each.owner, each.refs, each.bytes) for each in summary.largest_owners],
+            summary.entries_by_holders,
+            summary.journal_rows,
+            summary.wal_bytes,
+        )
+
+
+class AuditAnswer(msgspec.Struct):
+    """Findings, the worst first and at most 1000 of them. `counts` counts all by class."""
+
+    worst: Severity | None
+    counts: dict[str, int]
+    findings: list[FindingAnswer]
+    summary: AuditSummaryAnswer | None
+
+    @classmethod
+    def of(cls, report: AuditReport) -> AuditAnswer:
+        return cls(
+            report.worst,
+            report.counts,
+            [FindingAnswer.of(finding) for finding in report.findings],
+            None if report.summary is None else AuditSummaryAnswer.of(report.summary),
+        )
+
+
+class SweptAnswer(msgspec.Struct):
+    """What a sweep did, or would do. `paused` says why owners that lapsed were left alone."""
+
+    ended: list[EndedAnswer]
+    released: int
+    waiting: int
+    paused: str | None
+
+
+class EndedAnswer(msgspec.Struct):
+    owner: OwnerBody
+    state: OwnerState
+    reason: str
+
+
 class LiveAnswer(msgspec.Struct):
     status: str
     version: str
 
 
 class HealthAnswer(msgspec.Struct):
-    """`status` is `ok` or `failing`; `checks` says of each check `ok` or what is wrong."""
+    """`status` is `ok` or `failing`; `checks` says of each check `ok` or what is wrong.
+
+    `warnings` names what somebody should look at, though the service can serve.
+    """
 
     status: str
     checks: dict[str, str]
+    warnings: dict[str, str] = {}
 
 
 # Problems (RFC 9457)

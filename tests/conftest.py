@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from registry.db.engine import Database
 from registry.db.schema import prepare
 from tests.support import Server, assert_sound
+
+# Chosen by HYPOTHESIS_PROFILE: `default` is for every run, `thorough` for a night or a change of
+# the store. The database fixtures are shared by the examples of a test; each restores them.
+settings.register_profile(
+    "default",
+    max_examples=100,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile(
+    "thorough", settings.get_profile("default"), max_examples=3000, stateful_step_count=60
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture

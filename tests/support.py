@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -213,6 +213,22 @@ def sql(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
     finally:
         connection.close()
+
+
+TABLES = ("owners", "entries", "owner_refs", "blobs", "events", "settings", "sqlite_sequence")
+
+Dump = dict[str, list[tuple[Any, ...]]]
+
+
+def dump(run: Callable[[str], Iterable[tuple[Any, ...]]]) -> Dump:
+    """Every row of every table, ids and the next ids to come included. `run` runs a query."""
+    return {table: list(run(f"SELECT * FROM {table} ORDER BY 1, 2")) for table in TABLES}
+
+
+def dump_of(path: Path) -> Dump:
+    """What is committed in a database."""
+    with sql(path) as connection:
+        return dump(connection.execute)
 
 
 FAULTS = {

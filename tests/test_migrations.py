@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import create_engine
@@ -26,8 +27,8 @@ from registry import __version__
 from registry.cli.db import app as db_app
 from registry.db import backups, schema, sqlite_file, tables
 from registry.errors import Busy, DatabaseRefused, Invalid, StorageUnavailable
+from tests.support import ROOT
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 HEAD = tables.HEAD_REVISION
 NEXT = f"{int(HEAD) + 1:04}"
 """A revision that a later release of the program could bring."""
@@ -36,7 +37,7 @@ Rows = list[tuple[Any, ...]]
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Path:
+def migrated(tmp_path: Path) -> Path:
     """A new database at the head revision."""
     path = tmp_path / "registry.db"
     schema.prepare(url_of(path))
@@ -66,7 +67,7 @@ def release(tmp_path: Path) -> Callable[..., Release]:
     def make(*statements: str, code: str = "pass") -> Release:
         migrations = tmp_path / "later"
         shutil.copytree(
-            CHECKOUT / "migrations", migrations, ignore=shutil.ignore_patterns("__pycache__")
+            ROOT / "migrations", migrations, ignore=shutil.ignore_patterns("__pycache__")
         )
         lines = [
             "import os, signal",
@@ -99,7 +100,7 @@ ROWS = """
 
 
 def url_of(path: Path) -> str:
-    return f"sqlite:///{path}"
+    return f"sqlite:///{quote(str(path))}"
 
 
 @contextmanager
@@ -134,7 +135,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -143,7 +144,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 
 
 def alembic(*arguments: str, cwd: Path, **environment: str) -> str:
-    done = run("-m", "alembic", "-c", str(CHECKOUT / "alembic.ini"), *arguments, cwd=cwd)
+    done = run("-m", "alembic", "-c", str(ROOT / "alembic.ini"), *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -178,7 +179,7 @@ sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 
 
 def prepare_at_once(
-    count: int, path: Path, head: str = HEAD, migrations: Path = CHECKOUT / "migrations"
+    count: int, path: Path, head: str = HEAD, migrations: Path = ROOT / "migrations"
 ) -> None:
     """Open the database in many processes, which are let go together."""
     done = run("-c", AT_ONCE, str(count), url_of(path), head, str(migrations), cwd=path.parent)
@@ -236,7 +237,7 @@ def constraints(squeezed: str) -> set[str]:
     return found
 
 
-def test_the_migrations_make_exactly_the_tables(database: Path, tmp_path: Path) -> None:
+def test_the_migrations_make_exactly_the_tables(migrated: Path, tmp_path: Path) -> None:
     from_tables = tmp_path / "tables.db"
     engine = create_engine(url_of(from_tables))
     with engine.begin() as connection:
@@ -244,18 +245,19 @@ def test_the_migrations_make_exactly_the_tables(database: Path, tmp_path: Path) 
         for view in tables.VIEWS.values():
             connection.exec_driver_sql(view)
     engine.dispose()
-    assert described(database) == described(from_tables)
+    assert described(migrated) == described(from_tables)
 
 
-def test_the_description_of_a_schema_sees_its_constraints(database: Path) -> None:
-    owners: Any = described(database)["table owners"]
-    assert "ck_owners_leaseCHECK((lease_ttl_msISNULL)=(lease_expires_atISNULL))" in (
-        owners["constraints"]
+def test_the_description_of_a_schema_sees_its_constraints(migrated: Path) -> None:
+    owners: Any = described(migrated)["table owners"]
+    assert (
+        "ck_owners_leaseCHECK((lease_ttl_msISNULL)=(lease_expires_atISNULL))"
+        in (owners["constraints"])
     )
 
 
-def test_a_migrated_database_differs_in_nothing(database: Path) -> None:
-    assert schema.check(url_of(database)) == []
+def test_a_migrated_database_differs_in_nothing(migrated: Path) -> None:
+    assert schema.check(url_of(migrated)) == []
 
 
 def test_the_head_of_the_migrations_is_the_one_that_the_tables_name() -> None:
@@ -263,18 +265,18 @@ def test_the_head_of_the_migrations_is_the_one_that_the_tables_name() -> None:
     assert known == [f"{number:04}" for number in range(1, int(HEAD) + 1)]
 
 
-def test_a_new_database_is_ours_durable_and_open_to_old_programs(database: Path) -> None:
-    assert rows(database, "PRAGMA application_id") == [(tables.APPLICATION_ID,)]
-    assert rows(database, "PRAGMA journal_mode") == [("wal",)]
-    assert rows(database, "SELECT count(*) FROM events") == [(0,)]
-    ((oldest,),) = rows(database, "SELECT value FROM settings WHERE name = 'min_program_revision'")
+def test_a_new_database_is_ours_durable_and_open_to_old_programs(migrated: Path) -> None:
+    assert rows(migrated, "PRAGMA application_id") == [(tables.APPLICATION_ID,)]
+    assert rows(migrated, "PRAGMA journal_mode") == [("wal",)]
+    assert rows(migrated, "SELECT count(*) FROM events") == [(0,)]
+    ((oldest,),) = rows(migrated, "SELECT value FROM settings WHERE name = 'min_program_revision'")
     assert oldest <= HEAD
-    assert backups_of(database) == []
+    assert backups_of(migrated) == []
 
 
-def test_alembic_in_a_checkout_makes_the_same_database(database: Path, tmp_path: Path) -> None:
+def test_alembic_in_a_checkout_makes_the_same_database(migrated: Path, tmp_path: Path) -> None:
     alembic("-x", f"url={url_of(tmp_path / 'named.db')}", "upgrade", "head", cwd=tmp_path)
-    assert described(tmp_path / "named.db") == described(database)
+    assert described(tmp_path / "named.db") == described(migrated)
     assert schema.check(url_of(tmp_path / "named.db")) == []
 
 
@@ -284,7 +286,7 @@ def test_alembic_takes_the_database_from_the_environment_or_the_folder(tmp_path:
         ({"REGISTRY_DATABASE_URL": ""}, "registry.db"),
     ):
         done = run(
-            *("-m", "alembic", "-c", str(CHECKOUT / "alembic.ini"), "upgrade", "head"),
+            *("-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head"),
             cwd=tmp_path,
             **environment,
         )
@@ -292,9 +294,9 @@ def test_alembic_takes_the_database_from_the_environment_or_the_folder(tmp_path:
         assert schema.current(url_of(tmp_path / name)) == HEAD
 
 
-def test_alembic_writes_the_same_database_as_sql(database: Path, tmp_path: Path) -> None:
+def test_alembic_writes_the_same_database_as_sql(migrated: Path, tmp_path: Path) -> None:
     execute(tmp_path / "sql.db", alembic("upgrade", "head", "--sql", cwd=tmp_path))
-    assert described(tmp_path / "sql.db") == described(database)
+    assert described(tmp_path / "sql.db") == described(migrated)
     schema.prepare(url_of(tmp_path / "sql.db"))
     assert rows(tmp_path / "sql.db", "PRAGMA journal_mode") == [("wal",)]
 
@@ -304,7 +306,7 @@ def test_alembic_leaves_a_database_of_another_program_as_it_is(tmp_path: Path) -
     execute(path, "CREATE TABLE other (a)")
     before = contents(tmp_path)
     done = run(
-        *("-m", "alembic", "-c", str(CHECKOUT / "alembic.ini")),
+        *("-m", "alembic", "-c", str(ROOT / "alembic.ini")),
         *("-x", f"url={url_of(path)}", "upgrade", "head"),
         cwd=tmp_path,
     )
@@ -381,17 +383,17 @@ EDITS = {
 
 
 @pytest.mark.parametrize("case", MUTATIONS)
-def test_check_reports_a_change(case: str, database: Path) -> None:
+def test_check_reports_a_change(case: str, migrated: Path) -> None:
     statement, expected = MUTATIONS[case]
-    execute(database, statement)
+    execute(migrated, statement)
     if case == "a table is missing":
         # Without its settings a database has no revision that one could trust.
         with pytest.raises(DatabaseRefused):
-            schema.check(url_of(database))
-        with connected(database) as connection:
+            schema.check(url_of(migrated))
+        with connected(migrated) as connection:
             found = schema_differences(connection)
     else:
-        found = schema.check(url_of(database))
+        found = schema.check(url_of(migrated))
     assert len(found) == 1
     assert expected in found[0]
 
@@ -403,20 +405,20 @@ def schema_differences(connection: sqlite3.Connection) -> list[str]:
 
 
 @pytest.mark.parametrize("case", EDITS)
-def test_check_reports_another_definition(case: str, database: Path, tmp_path: Path) -> None:
+def test_check_reports_another_definition(case: str, migrated: Path, tmp_path: Path) -> None:
     old, new, expected = EDITS[case]
     edited = tmp_path / "edited.db"
-    rebuild(database, edited, lambda sql: sql.replace(old, new))
+    rebuild(migrated, edited, lambda sql: sql.replace(old, new))
     found = schema.check(url_of(edited))
     assert any(sentence.startswith(expected) for sentence in found), found
 
 
-def test_check_does_not_mind_another_spelling(database: Path, tmp_path: Path) -> None:
+def test_check_does_not_mind_another_spelling(migrated: Path, tmp_path: Path) -> None:
     def respell(sql: str) -> str:
         sql = re.sub(r"\b(generation|worker_name)\b", r'"\1"', sql.replace("NOT NULL", "not  null"))
-        return sql.replace("size >= 0", "size>=0 /* none */").replace("STRICT", "\n strict")
+        return sql.replace("size >= 0", "size>=0 /* none */").replace(") STRICT", ")\n strict")
 
-    rebuild(database, tmp_path / "respelled.db", respell)
+    rebuild(migrated, tmp_path / "respelled.db", respell)
     assert schema.check(url_of(tmp_path / "respelled.db")) == []
 
 
@@ -438,90 +440,90 @@ def rebuild(source: Path, target: Path, edit: Callable[[str], str]) -> None:
 # Upgrades
 
 
-def test_opening_a_database_at_head_writes_nothing_and_needs_no_alembic(database: Path) -> None:
-    before = contents(database.parent)
+def test_opening_a_database_at_head_writes_nothing_and_needs_no_alembic(migrated: Path) -> None:
+    before = contents(migrated.parent)
     script = (
         "import sys; from registry.db import schema; schema.prepare(sys.argv[1]); "
         "assert schema.find_problem(sys.argv[1]) is None; assert 'alembic' not in sys.modules"
     )
-    done = run("-c", script, url_of(database), cwd=database.parent)
+    done = run("-c", script, url_of(migrated), cwd=migrated.parent)
     assert done.returncode == 0, done.stderr
-    assert contents(database.parent) == before
+    assert contents(migrated.parent) == before
 
 
 def test_an_empty_file_gets_the_schema(tmp_path: Path) -> None:
-    path = tmp_path / "a #1 %41?.db"
+    path = tmp_path / "a #1 %41?ü.db"
     path.touch()
     told: list[str] = []
-    schema.prepare(url_of(path).replace("?", "%3F").replace("%41", "%41"), notify=told.append)
-    made = next(each for each in tmp_path.iterdir() if each.stat().st_size)
-    assert told == [f"Made {made} with schema revision {HEAD}."]
-    assert schema.check(url_of(made)) == []
+    schema.prepare(url_of(path), notify=told.append)
+    assert told == [f"Made {path} with schema revision {HEAD}."]
+    assert schema.check(url_of(path)) == []
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_upgrade_downgrade_and_upgrade_again_end_where_they_began(database: Path) -> None:
-    before = described(database)
-    schema.downgrade(url_of(database), "base")
-    assert described(database) == {}
-    assert schema.current(url_of(database)) is None
-    schema.upgrade(url_of(database))
-    assert described(database) == before
-    assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+def test_upgrade_downgrade_and_upgrade_again_end_where_they_began(migrated: Path) -> None:
+    before = described(migrated)
+    schema.downgrade(url_of(migrated), "base")
+    assert described(migrated) == {}
+    assert schema.current(url_of(migrated)) is None
+    schema.upgrade(url_of(migrated))
+    assert described(migrated) == before
+    assert rows(migrated, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_an_upgrade_writes_a_backup_and_keeps_every_row(
-    database: Path, release: Callable[..., Release]
+    migrated: Path, release: Callable[..., Release]
 ) -> None:
-    execute(database, ROWS)
+    execute(migrated, ROWS)
     told: list[str] = []
     with release(EXPAND).running():
-        schema.prepare(url_of(database), notify=told.append)
-        schema.prepare(url_of(database), notify=told.append)
+        schema.prepare(url_of(migrated), notify=told.append)
+        schema.prepare(url_of(migrated), notify=told.append)
 
-    (backup,) = backups_of(database)
+    (backup,) = backups_of(migrated)
     assert re.fullmatch(rf"registry\.db\.{HEAD}-\d{{8}}T\d{{6}}Z\.backup", backup.name)
     assert schema.check(url_of(backup)) == []
     assert rows(backup, "PRAGMA integrity_check") == [("ok",)]
     query = "SELECT instance_id, filename, content FROM holders JOIN blobs USING (checksum)"
     expected = [("18446744073709551615", "config.json", b"{}")]
-    assert rows(backup, query) == rows(database, query) == expected
-    assert rows(database, "SELECT note FROM owners") == [(None,)]
-    assert rows(database, "SELECT kind, reason FROM events") == [
+    assert rows(backup, query) == rows(migrated, query) == expected
+    assert rows(migrated, "SELECT note FROM owners") == [(None,)]
+    assert rows(migrated, "SELECT kind, reason FROM events") == [
         ("upgraded", f"schema {HEAD} to {NEXT}")
     ]
     assert [backup.name in sentence for sentence in told] == [True, False]
 
 
 def test_a_downgrade_writes_a_backup_of_the_newer_schema(
-    database: Path, release: Callable[..., Release]
+    migrated: Path, release: Callable[..., Release]
 ) -> None:
     with release(EXPAND).running():
-        schema.prepare(url_of(database))
-        schema.downgrade(url_of(database), HEAD)
-        assert schema.find_problem(url_of(database)) is not None
-    assert schema.check(url_of(database)) == []
-    assert [each.name.split(".")[2][:4] for each in backups_of(database)] == [HEAD, NEXT]
+        schema.prepare(url_of(migrated))
+        schema.downgrade(url_of(migrated), HEAD)
+        assert schema.find_problem(url_of(migrated)) is not None
+    assert schema.check(url_of(migrated)) == []
+    assert [each.name.split(".")[2][:4] for each in backups_of(migrated)] == [HEAD, NEXT]
 
 
-def test_a_backup_never_takes_the_place_of_a_file(database: Path) -> None:
+def test_a_backup_never_takes_the_place_of_a_file(migrated: Path) -> None:
     names = set()
     for _ in range(3):
-        name = backups.find_free_name(database, HEAD)
-        backups.write_backup(database, name)
+        name = backups.find_free_name(migrated, HEAD)
+        backups.write_backup(migrated, name)
         names.add(name)
-    assert set(backups_of(database)) == names
+    assert set(backups_of(migrated)) == names
     assert len(names) == 3
 
 
 def test_a_backup_that_cannot_be_written_stops_the_upgrade(
-    database: Path, release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
+    migrated: Path, release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = database.with_name("not a directory")
+    taken = migrated.with_name("not a directory")
     taken.touch()
     monkeypatch.setattr(backups, "find_free_name", lambda path, revision: taken / "x.backup")
     with release(EXPAND).running(), pytest.raises(StorageUnavailable, match="Nothing was changed"):
-        schema.prepare(url_of(database))
-    assert schema.check(url_of(database)) == []
+        schema.prepare(url_of(migrated))
+    assert schema.check(url_of(migrated)) == []
 
 
 @pytest.mark.parametrize(
@@ -533,50 +535,57 @@ def test_a_backup_that_cannot_be_written_stops_the_upgrade(
     ],
 )
 def test_a_failing_revision_leaves_the_old_schema_whole(
-    failing: str, database: Path, release: Callable[..., Release]
+    failing: str, migrated: Path, release: Callable[..., Release]
 ) -> None:
-    execute(database, ROWS)
+    execute(migrated, ROWS)
     later = release(EXPAND, "DROP VIEW holders", "CREATE TABLE more (a)", failing)
     with later.running(), pytest.raises(StorageUnavailable, match="Nothing was changed"):
-        schema.prepare(url_of(database))
-    assert schema.check(url_of(database)) == []
-    assert rows(database, "SELECT count(*) FROM holders") == [(1,)]
-    assert backups_of(database) == []
+        schema.prepare(url_of(migrated))
+    assert schema.check(url_of(migrated)) == []
+    assert rows(migrated, "SELECT count(*) FROM holders") == [(1,)]
+    assert backups_of(migrated) == []
+
+
+def test_a_revision_with_a_mistake_leaves_the_old_schema_whole(
+    migrated: Path, release: Callable[..., Release]
+) -> None:
+    later = release(EXPAND, code="raise RuntimeError('a mistake')")
+    with later.running(), pytest.raises(RuntimeError, match="a mistake"):
+        schema.prepare(url_of(migrated))
+    assert schema.check(url_of(migrated)) == []
 
 
 def test_a_revision_that_would_break_a_foreign_key_is_undone(
-    database: Path, release: Callable[..., Release]
+    migrated: Path, release: Callable[..., Release]
 ) -> None:
-    execute(database, ROWS)
+    execute(migrated, ROWS)
     with (
         release("DELETE FROM owners").running(),
         pytest.raises(DatabaseRefused, match="refer to nothing"),
     ):
-        schema.prepare(url_of(database))
-    assert rows(database, "SELECT count(*) FROM owners") == [(1,)]
-    assert schema.current(url_of(database)) == HEAD
+        schema.prepare(url_of(migrated))
+    assert rows(migrated, "SELECT count(*) FROM owners") == [(1,)]
+    assert schema.current(url_of(migrated)) == HEAD
 
 
 def test_an_upgrade_that_is_killed_half_way_leaves_the_old_schema_whole(
-    database: Path, release: Callable[..., Release]
+    migrated: Path, release: Callable[..., Release]
 ) -> None:
-    execute(database, ROWS)
-    later = release(
-        EXPAND, "DROP TABLE owner_refs", code="os.kill(os.getpid(), signal.SIGKILL)"
-    )
+    execute(migrated, ROWS)
+    later = release(EXPAND, "DROP TABLE owner_refs", code="os.kill(os.getpid(), signal.SIGKILL)")
     done = run(
-        *("-m", "alembic", "-c", "alembic.ini", "-x", f"url={url_of(database)}"),
+        *("-m", "alembic", "-c", "alembic.ini", "-x", f"url={url_of(migrated)}"),
         *("upgrade", "head"),
         cwd=checkout_of(later),
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert schema.check(url_of(database)) == []
-    assert rows(database, "SELECT count(*) FROM holders") == [(1,)]
+    assert schema.check(url_of(migrated)) == []
+    assert rows(migrated, "SELECT count(*) FROM holders") == [(1,)]
 
 
 def checkout_of(later: Release) -> Path:
     """A folder in which `alembic` works for a later release."""
-    ini = (CHECKOUT / "alembic.ini").read_text()
+    ini = (ROOT / "alembic.ini").read_text()
     (later.migrations.parent / "alembic.ini").write_text(
         ini.replace("%(here)s/migrations", "%(here)s/" + later.migrations.name)
     )
@@ -603,31 +612,32 @@ def test_twenty_threads_open_one_new_file_at_once(tmp_path: Path) -> None:
 
 
 def test_of_many_upgrades_at_once_one_does_the_work_and_all_end_well(
-    database: Path, release: Callable[..., Release]
+    migrated: Path, release: Callable[..., Release]
 ) -> None:
-    execute(database, ROWS)
+    execute(migrated, ROWS)
     later = release(EXPAND)
-    prepare_at_once(6, database, later.head, later.migrations)
-    assert schema.current(url_of(database)) == NEXT
-    assert len(backups_of(database)) == 1
-    assert rows(database, "SELECT count(*) FROM events") == [(1,)]
+    prepare_at_once(6, migrated, later.head, later.migrations)
+    assert schema.current(url_of(migrated)) == NEXT
+    assert len(backups_of(migrated)) == 1
+    assert rows(migrated, "SELECT count(*) FROM events") == [(1,)]
 
 
 def test_an_upgrade_waits_for_a_writer_and_keeps_what_it_wrote(
-    database: Path, release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
+    migrated: Path, release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with connected(database) as writer, release(EXPAND).running():
+    with connected(migrated) as writer, release(EXPAND).running():
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("INSERT INTO settings VALUES ('last_sweep_at', '7')")
-        with monkeypatch.context() as patch, pytest.raises(Busy):
+        with monkeypatch.context() as patch:
             patch.setattr(schema, "LOCK_TIMEOUT_S", 0.02)
-            schema.prepare(url_of(database))
+            with pytest.raises(Busy, match=re.escape(str(migrated))):
+                schema.prepare(url_of(migrated))
         with ThreadPoolExecutor(1) as thread:
-            upgraded = thread.submit(schema.prepare, url_of(database))
+            upgraded = thread.submit(schema.prepare, url_of(migrated))
             writer.execute("COMMIT")
             upgraded.result(timeout=30)
-    assert rows(database, "SELECT value FROM settings WHERE name = 'last_sweep_at'") == [("7",)]
-    assert schema.current(url_of(database)) == NEXT
+    assert rows(migrated, "SELECT value FROM settings WHERE name = 'last_sweep_at'") == [("7",)]
+    assert schema.current(url_of(migrated)) == NEXT
 
 
 def test_a_schema_that_is_only_in_the_log_is_seen(tmp_path: Path) -> None:
@@ -646,35 +656,35 @@ def test_a_schema_that_is_only_in_the_log_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_newer_database_that_admits_this_program_is_opened_as_it_is(
-    database: Path, release: Callable[..., Release]
+    migrated: Path, release: Callable[..., Release]
 ) -> None:
     with release(EXPAND).running():
-        schema.prepare(url_of(database))
-    before = contents(database.parent)
-    schema.prepare(url_of(database))
-    schema.upgrade(url_of(database))
-    assert schema.find_problem(url_of(database)) is None
-    assert contents(database.parent) == before
+        schema.prepare(url_of(migrated))
+    before = contents(migrated.parent)
+    schema.prepare(url_of(migrated))
+    schema.upgrade(url_of(migrated))
+    assert schema.find_problem(url_of(migrated)) is None
+    assert contents(migrated.parent) == before
 
 
 @pytest.mark.parametrize("oldest", [NEXT, None])
 def test_a_database_that_needs_a_newer_program_is_refused_and_left_as_it_is(
-    oldest: str | None, database: Path, release: Callable[..., Release]
+    oldest: str | None, migrated: Path, release: Callable[..., Release]
 ) -> None:
     with release(EXPAND).running():
-        schema.prepare(url_of(database))
-    execute(database, "INSERT INTO settings VALUES ('program_version', '7.8.9')")
-    set_oldest_program(database, oldest)
-    before = contents(database.parent)
+        schema.prepare(url_of(migrated))
+    execute(migrated, "INSERT INTO settings VALUES ('program_version', '7.8.9')")
+    set_oldest_program(migrated, oldest)
+    before = contents(migrated.parent)
     with pytest.raises(DatabaseRefused) as refused:
-        schema.prepare(url_of(database))
+        schema.prepare(url_of(migrated))
     for expected in (NEXT, "7.8.9", HEAD, __version__, "Install a newer version", "backup"):
         assert expected in refused.value.detail
-    assert schema.find_problem(url_of(database)) == refused.value.detail
+    assert schema.find_problem(url_of(migrated)) == refused.value.detail
     for change in (schema.upgrade, schema.downgrade):
         with pytest.raises(DatabaseRefused):
-            change(url_of(database), HEAD)
-    assert contents(database.parent) == before
+            change(url_of(migrated), HEAD)
+    assert contents(migrated.parent) == before
 
 
 def set_oldest_program(path: Path, revision: str | None) -> None:
@@ -687,19 +697,19 @@ def set_oldest_program(path: Path, revision: str | None) -> None:
 @pytest.mark.parametrize("oldest", [HEAD, NEXT])
 def test_a_newer_program_may_be_faster_to_make_the_file(
     oldest: str,
-    database: Path,
+    migrated: Path,
     release: Callable[..., Release],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with release(EXPAND).running():
-        schema.prepare(url_of(database))
-    set_oldest_program(database, oldest)
+        schema.prepare(url_of(migrated))
+    set_oldest_program(migrated, oldest)
     first_sees(monkeypatch, sqlite_file.NOTHING)
     if oldest == HEAD:
-        schema.prepare(url_of(database))
+        schema.prepare(url_of(migrated))
     else:
         with pytest.raises(DatabaseRefused, match="Install a newer version"):
-            schema.prepare(url_of(database))
+            schema.prepare(url_of(migrated))
 
 
 def first_sees(monkeypatch: pytest.MonkeyPatch, found: sqlite_file.Found) -> None:
@@ -708,10 +718,10 @@ def first_sees(monkeypatch: pytest.MonkeyPatch, found: sqlite_file.Found) -> Non
     monkeypatch.setattr(schema, "look", lambda path: next(looks, None) or sqlite_file.look(path))
 
 
-def test_a_revision_that_nobody_made_is_refused(database: Path) -> None:
-    execute(database, "UPDATE alembic_version SET version_num = 'a1b2c3'")
+def test_a_revision_that_nobody_made_is_refused(migrated: Path) -> None:
+    execute(migrated, "UPDATE alembic_version SET version_num = 'a1b2c3'")
     with pytest.raises(DatabaseRefused, match="a1b2c3"):
-        schema.prepare(url_of(database))
+        schema.prepare(url_of(migrated))
 
 
 # Files that are not ours
@@ -814,23 +824,21 @@ def test_what_cannot_be_a_database_is_refused_with_what_to_do(tmp_path: Path) ->
         assert schema.find_problem(url)
 
 
-def test_an_old_sqlite_library_is_refused(
-    database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_sqlite_library_is_refused(migrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 37, 2))
     with pytest.raises(DatabaseRefused, match=r"needs 3\.38"):
-        schema.prepare(url_of(database))
+        schema.prepare(url_of(migrated))
 
 
-def test_a_damaged_database_is_refused(database: Path) -> None:
-    whole = database.read_bytes()
-    database.write_bytes(whole[:4096] + b"\xff" * 4096 + whole[8192:])
+def test_a_damaged_database_is_refused(migrated: Path) -> None:
+    whole = migrated.read_bytes()
+    migrated.write_bytes(whole[:4096] + b"\xff" * 4096 + whole[8192:])
     with pytest.raises(DatabaseRefused, match="damaged"):
-        schema.check(url_of(database))
-    database.write_bytes(whole[:4096])
+        schema.check(url_of(migrated))
+    migrated.write_bytes(whole[:4096])
     with pytest.raises(DatabaseRefused, match="damaged"):
-        schema.prepare(url_of(database))
-    assert schema.find_problem(url_of(database))
+        schema.prepare(url_of(migrated))
+    assert schema.find_problem(url_of(migrated))
 
 
 def test_a_file_or_directory_that_may_not_be_written_is_refused() -> None:
@@ -844,9 +852,8 @@ def test_a_file_or_directory_that_may_not_be_written_is_refused() -> None:
         ):
             path.chmod(file_mode)
             directory.chmod(directory_mode)
-            with without_privileges():
-                with pytest.raises(DatabaseRefused, match=expected):
-                    schema.prepare(url_of(path))
+            with without_privileges(), pytest.raises(DatabaseRefused, match=expected):
+                schema.prepare(url_of(path))
         with without_privileges(), pytest.raises(DatabaseRefused, match="give the user write"):
             schema.prepare(url_of(directory / "new.db"))
         directory.chmod(0o755)
@@ -876,10 +883,10 @@ def test_a_missing_database_has_no_revision_and_is_not_made_by_looking(tmp_path:
     assert contents(tmp_path) == {}
 
 
-def test_a_revision_that_does_not_exist_is_refused(database: Path) -> None:
+def test_a_revision_that_does_not_exist_is_refused(migrated: Path) -> None:
     for change in (schema.upgrade, schema.downgrade):
         with pytest.raises(Invalid, match=HEAD):
-            change(url_of(database), "9999")
+            change(url_of(migrated), "9999")
 
 
 # The command line
@@ -903,10 +910,10 @@ def test_the_commands_make_show_and_check_the_schema(tmp_path: Path) -> None:
     assert json.loads(invoke("check", "--json", path=path).stdout) == {"differences": []}
 
 
-def test_check_ends_with_1_when_the_schema_differs(database: Path) -> None:
-    execute(database, "DROP VIEW holders")
+def test_check_ends_with_1_when_the_schema_differs(migrated: Path) -> None:
+    execute(migrated, "DROP VIEW holders")
     for arguments in (["check"], ["check", "--json"]):
-        done = invoke(*arguments, path=database)
+        done = invoke(*arguments, path=migrated)
         assert done.exit_code == 1
         assert "view holders is missing" in done.stdout
 

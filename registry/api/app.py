@@ -20,6 +20,7 @@ from registry.config import Settings
 from registry.db.engine import Database
 from registry.errors import MethodNotAllowed, NotFound
 from registry.service import Registry
+from registry.sweeper import Sweeper
 
 ROUTES = [
     Route("/v1/registrations", registrations.register, methods=["POST"]),
@@ -28,9 +29,12 @@ ROUTES = [
     Route("/v1/owners", owners.list_owners, methods=["GET"]),
     Route(owners.PATH, owners.show_owner, methods=["GET"]),
     Route(owners.PATH, owners.unregister_for_owner, methods=["DELETE"]),
+    Route(f"{owners.PATH}/renew", owners.renew, methods=["POST"]),
+    Route(f"{owners.PATH}/drain", owners.drain, methods=["POST"]),
     Route("/v1/artifacts", artifacts.list_artifacts, methods=["GET"]),
     Route("/v1/artifacts/{slug}/{suffix}", artifacts.remove, methods=["DELETE"]),
     Route("/v1/artifacts/{slug}/{suffix}/{filename}", artifacts.explain, methods=["GET"]),
+    Route("/v1/audit", ops.show_audit, methods=["GET"]),
     Route("/live", ops.live, methods=["GET"]),
     Route("/health", ops.health, methods=["GET"]),
 ]
@@ -43,10 +47,13 @@ def create_app(settings: Settings) -> Serving:
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         database = Database(settings.database_url, busy_timeout_s=settings.busy_timeout_s)
         registry = Registry(settings, database)
+        sweeper = Sweeper(registry)
         await registry.start()
+        sweeper.start()
         try:
             yield {"registry": registry}
         finally:
+            await sweeper.close()
             await registry.close()
 
     app = Starlette(

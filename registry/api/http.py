@@ -112,6 +112,15 @@ async def read_json_body(request: Request, limit: int) -> bytes:
     return b"".join(parts)
 
 
+async def read_optional_json_body(request: Request, limit: int) -> bytes:
+    """As `read_json_body`, but a request without a body needs no content type."""
+    if request.headers.get("content-length", "0") == "0" and not (
+        "transfer-encoding" in request.headers or "content-type" in request.headers
+    ):
+        return b""
+    return await read_json_body(request, limit)
+
+
 async def body_parts(request: Request, limit: int, setting: str) -> AsyncIterator[bytes]:
     """The body of a request as it comes, refused at once if it says that it is too large.
 

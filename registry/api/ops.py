@@ -6,7 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from registry import __version__, wire
-from registry.api.http import answer, registry_of
+from registry.api.http import answer, check_query, registry_of
+from registry.errors import RegistryError
 
 
 async def live(_request: Request) -> Response:
@@ -16,8 +17,21 @@ async def live(_request: Request) -> Response:
 
 async def health(request: Request) -> Response:
     """`GET /health`: it can serve and write; 503 with the failing checks."""
-    checks = await registry_of(request).health()
-    failing = {name: found for name, found in checks.items() if found != "ok"}
-    return answer(
-        wire.HealthAnswer("failing" if failing else "ok", checks), 503 if failing else 200
-    )
+    registry = registry_of(request)
+    checks = await registry.health()
+    warnings: dict[str, str] = {}
+    try:
+        checks["sweeper"], warnings = await registry.sweep_health()
+    except RegistryError as error:
+        checks["sweeper"] = error.detail
+    failing = any(found != "ok" for found in checks.values())
+    body = wire.HealthAnswer("failing" if failing else "ok", checks, warnings)
+    return answer(body, 503 if failing else 200)
+
+
+async def show_audit(request: Request) -> Response:
+    """`GET /v1/audit`: what is wrong, by class, and how the registry is."""
+    check_query(request, "class")
+    name = request.query_params.get("class")
+    report = await registry_of(request).audit([name] if name else [])
+    return answer(wire.AuditAnswer.of(report))

@@ -6,7 +6,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from registry import wire
-from registry.api.http import answer, check_query, page_limit, registry_of, request_id_of
+from registry.api.http import (
+    answer,
+    check_query,
+    page_limit,
+    read_optional_json_body,
+    registry_of,
+    request_id_of,
+)
 from registry.records import Owner
 
 PATH = "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}"
@@ -39,3 +46,20 @@ async def unregister_for_owner(request: Request) -> Response:
         _owner(request), request_id=request_id_of(request)
     )
     return answer(wire.ReceiptAnswer.of(receipt))
+
+
+async def renew(request: Request) -> Response:
+    """`POST /v1/owners/{owner}/renew`: renew its lease."""
+    renewed = await registry_of(request).renew(_owner(request))
+    return answer(wire.RenewedAnswer.of(renewed))
+
+
+async def drain(request: Request) -> Response:
+    """`POST /v1/owners/{owner}/drain`: announce a detach."""
+    registry = registry_of(request)
+    owner = _owner(request)
+    body = await read_optional_json_body(request, registry.settings.max_body_bytes)
+    drained = await registry.drain(
+        owner, wire.decode_drain(body).deadline_ms, request_id=request_id_of(request)
+    )
+    return answer(wire.DrainedAnswer.of(drained))

@@ -7,7 +7,9 @@ import re
 RANGES_MAX = 16
 
 _is_bytes = re.compile(r"bytes=(.*)", re.IGNORECASE | re.DOTALL).fullmatch
-_is_range = re.compile(r"[ \t]*(\d{0,18})-(\d{0,18})[ \t]*").fullmatch
+_is_range = re.compile(r"[ \t]*([0-9]*)-([0-9]*)[ \t]*").fullmatch
+_POSITION_MAX = 10**18
+"""Beyond the end of every file. What is larger is read as this, however many digits it has."""
 
 Range = tuple[int, int]
 """First byte and the one behind the last."""
@@ -30,24 +32,34 @@ def find_ranges(header: str, size: int) -> list[Range] | None:
         if not spec.strip(" \t"):
             continue
         parsed = _is_range(spec)
-        if parsed is None or not (parsed[1] or parsed[2]):
+        if parsed is None:
             return None
-        if parsed[1] and parsed[2] and int(parsed[1]) > int(parsed[2]):
+        first, last = _position(parsed[1]), _position(parsed[2])
+        if first is None and last is None:
             return None
-        found = _satisfied(parsed[1], parsed[2], size)
+        if first is not None and last is not None and first > last:
+            return None
+        found = _satisfied(first, last, size)
         if found is not None:
             ranges.append(found)
     if not any(spec.strip(" \t") for spec in specs):
         return None
     if sum(end - start for start, end in ranges) > size:
         return None
+    if ranges and not size:
+        return None  # A suffix of an empty file is all of it, which no Content-Range can say.
     return ranges
 
 
-def _satisfied(first: str, last: str, size: int) -> Range | None:
-    if not first:
-        start = max(size - int(last), 0)
-        return (start, size) if start < size and int(last) else None
-    start = int(first)
-    end = min(int(last) + 1, size) if last else size
-    return (start, end) if start < size else None
+def _position(digits: str) -> int | None:
+    if not digits:
+        return None
+    significant = digits.lstrip("0")
+    return min(int(significant[:19] or "0"), _POSITION_MAX)
+
+
+def _satisfied(first: int | None, last: int | None, size: int) -> Range | None:
+    if first is None:
+        return (max(size - (last or 0), 0), size) if last else None
+    end = size if last is None else min(last + 1, size)
+    return (first, end) if first < size else None

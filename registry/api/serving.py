@@ -119,7 +119,8 @@ def split(raw_path: bytes) -> tuple[str, ...]:
 
 def media_type(filename: str) -> str:
     """The Content-Type of a file by its extension."""
-    return MEDIA_TYPES.get(filename.rpartition(".")[2].lower(), OCTET_STREAM)
+    _, dot, extension = filename.rpartition(".")
+    return MEDIA_TYPES.get(extension.lower(), OCTET_STREAM) if dot else OCTET_STREAM
 
 
 def whole_answer(body: Body, content_type: str) -> tuple[Message, Message]:

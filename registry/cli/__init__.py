@@ -27,6 +27,9 @@ COMMANDS = {
     "fetch": ("registry.cli.fetch:fetch", "Download a model's files, verified."),
     "ls": ("registry.cli.look:ls", "List the registered files."),
     "owners": ("registry.cli.look:owners", "List the owners, or show what one holds."),
+    "audit": ("registry.cli.audit:audit", "Report leaks and faults of a database."),
+    "sweep": ("registry.cli.audit:sweep", "End lapsed owners now."),
+    "verify": ("registry.cli.audit:verify", "Check a database, its content and its journal."),
     "explain": ("registry.cli.look:explain", "Show why a file is served, and whose bytes."),
 }
 """Every command: where it is (a function, or a Typer app with commands of its own), and its line

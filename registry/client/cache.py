@@ -43,7 +43,7 @@ class BlobCache:
         except (FileUnreadable, TooLarge):
             return None
 
-    def add(self, checksum: str, write: Callable[[BinaryIO], None]) -> Path:
+    def add(self, checksum: str, write: Callable[[BinaryIO], object]) -> Path:
         """Keep what `write` writes, in place of what was kept; nothing if it raises.
 
         `write` sees to it that the content has this checksum.

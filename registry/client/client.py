@@ -199,7 +199,7 @@ class RegistryClient:
                 raise _changed(path)
             hasher = blake3()
             received = 0
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            for chunk in response.iter_bytes(CHUNK_BYTES):
                 received += len(chunk)
                 if received > size:
                     raise _changed(path)
@@ -324,7 +324,7 @@ def _opened_file(path: Path) -> Iterator[BinaryIO]:
 def _answer(response: httpx2.Response) -> Answer:
     """The answer with its body, which is bounded because the service may be anything."""
     body = bytearray()
-    for chunk in response.iter_raw(CHUNK_BYTES):
+    for chunk in response.iter_bytes(CHUNK_BYTES):
         body += chunk
         if len(body) > ANSWER_MAX_BYTES:
             raise ServiceUnreachable(

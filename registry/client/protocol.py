@@ -159,26 +159,24 @@ def owner(owner: Owner) -> Call[OwnerDetails]:
     return Call("GET", f"/v1/owners/{owner}", _reader(wire.OwnerAnswer, _owner_details))
 
 
-def owners_page(after: str | None, limit: int = PAGE_LIMIT) -> Call[Page[OwnerRecord]]:
+def owners_page(after: str | None) -> Call[Page[OwnerRecord]]:
     """A page of the owners."""
     return Call(
         "GET",
         "/v1/owners",
         _reader(wire.OwnersAnswer, _owners_page),
-        params=_page_params(after, limit),
+        params=_page_params(after),
     )
 
 
-def artifacts_page(
-    filters: Mapping[str, str | None], after: str | None, limit: int = PAGE_LIMIT
-) -> Call[Page[Entry]]:
+def artifacts_page(filters: Mapping[str, str | None], after: str | None) -> Call[Page[Entry]]:
     """A page of the entries that match every filter that is not None."""
     given = {name: value for name, value in filters.items() if value is not None}
     return Call(
         "GET",
         "/v1/artifacts",
         _reader(wire.ArtifactsAnswer, _artifacts_page),
-        params=given | _page_params(after, limit),
+        params=given | _page_params(after),
     )
 
 
@@ -291,6 +289,6 @@ def _artifacts_page(answer: wire.ArtifactsAnswer) -> Page[Entry]:
     return Page(tuple(each.record() for each in answer.artifacts), answer.next)
 
 
-def _page_params(after: str | None, limit: int) -> dict[str, str]:
-    params = {"limit": str(limit)}
+def _page_params(after: str | None) -> dict[str, str]:
+    params = {"limit": str(PAGE_LIMIT)}
     return params if after is None else params | {"after": after}

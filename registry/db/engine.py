@@ -36,6 +36,7 @@ from sqlalchemy import (
 from sqlalchemy import select as sql_select
 from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
 from sqlalchemy.engine import Dialect, Engine, make_url
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 from sqlalchemy.sql.elements import ClauseElement
@@ -178,6 +179,7 @@ class Database:
             poolclass=QueuePool,
             pool_size=8,
             max_overflow=24,
+            pool_timeout=self.busy_timeout_s,
             pool_reset_on_return=None,
         )
 
@@ -208,8 +210,8 @@ class Database:
             StorageUnavailable: the database cannot be written.
         """
         with translated(), self._borrowed(self._writes) as dbapi:
-            self._patiently(lambda: dbapi.execute("BEGIN IMMEDIATE"))
             try:
+                self._patiently(lambda: dbapi.execute("BEGIN IMMEDIATE"))
                 yield Connection(dbapi, self.dialect, self.clock())
                 dbapi.execute("COMMIT")
             except BaseException:
@@ -225,15 +227,19 @@ class Database:
             StorageUnavailable: the database cannot be read.
         """
         with translated(), self._borrowed(self._reads) as dbapi:
-            dbapi.execute("BEGIN")
             try:
+                dbapi.execute("BEGIN")
                 yield Connection(dbapi, self.dialect, self.clock())
             finally:
-                dbapi.execute("ROLLBACK")
+                if dbapi.in_transaction:
+                    dbapi.execute("ROLLBACK")
 
     @contextmanager
     def _borrowed(self, engine: Engine) -> Iterator[sqlite3.Connection]:
-        fairy: PoolProxiedConnection = engine.raw_connection()
+        try:
+            fairy: PoolProxiedConnection = engine.raw_connection()
+        except PoolTimeout as error:
+            raise Busy("Too many threads use the database; nothing was written.") from error
         try:
             yield typing_cast(sqlite3.Connection, fairy.driver_connection)
         except sqlite3.Error:

@@ -113,9 +113,13 @@ class Locator:
         location = self._found[key] = Location(*rows[0]) if rows else None
         return location
 
-    def prefer(self, key: tuple[str, ...], location: Location) -> None:
-        """Remember the holder that turned out to have the bytes, until anything is committed."""
-        if key in self._found:
+    def prefer(self, key: tuple[str, ...], found: Location, location: Location) -> None:
+        """Remember the holder that turned out to have the bytes instead of the one that was found.
+
+        Only until anything is committed, and only if nothing was since: what was looked up anew
+        meanwhile is not overwritten with what was true before.
+        """
+        if self._found.get(key) is found:
             self._found[key] = location
 
     def _connect(self) -> sqlite3.Connection:

@@ -10,26 +10,33 @@ from sqlalchemy import bindparam, func, select, update
 from registry.db.engine import Connection, Statement
 from registry.db.journal import EventRow, write_events
 from registry.db.sequences import last_ids
-from registry.db.tables import owner_refs
+from registry.db.tables import entries, owner_refs
 from registry.records import RefStatus
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """An in-place file as it was found. `file_identity` is None unless it is OK and trusted."""
+    """An in-place file as it was found beside the checksum that it should have.
+
+    `file_identity` is None unless it is OK and trusted.
+    """
 
     owner_id: int
     entry_id: int
     path: str
+    checksum: str
     status: RefStatus
     file_identity: str | None = None
 
 
 _STATUS = Statement(
-    select(owner_refs.c.status).where(
+    select(owner_refs.c.status)
+    .join(entries, entries.c.id == owner_refs.c.entry_id)
+    .where(
         owner_refs.c.owner_id == bindparam("ref_owner_id"),
         owner_refs.c.entry_id == bindparam("ref_entry_id"),
         owner_refs.c.path == bindparam("ref_path"),
+        entries.c.checksum == bindparam("ref_checksum"),
     )
 )
 _OBSERVE = Statement(
@@ -47,7 +54,7 @@ _OBSERVE = Statement(
 
 
 def observe(conn: Connection, now: int, items: Sequence[Observation]) -> list[None]:
-    """Note each look. A ref that is gone or points elsewhere by now is left alone.
+    """Note each look. A ref that is gone, or has another path or content by now, is left alone.
 
     A change of status is journalled as `drifted`, `missing` or `restored`. Nothing is ever
     unregistered for what happened to a file.
@@ -56,7 +63,7 @@ def observe(conn: Connection, now: int, items: Sequence[Observation]) -> list[No
     events: list[EventRow] = []
     for item in items:
         ref = {"ref_owner_id": item.owner_id, "ref_entry_id": item.entry_id}
-        rows = conn.run(_STATUS, **ref, ref_path=item.path)
+        rows = conn.run(_STATUS, **ref, ref_path=item.path, ref_checksum=item.checksum)
         if not rows:
             continue
         conn.run(_OBSERVE, **ref, now=now, new_status=item.status, new_identity=item.file_identity)

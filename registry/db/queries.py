@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Select, bindparam, func, select, tuple_
 
-from registry.db.engine import Connection, Row, Statement
+from registry.db.engine import Connection, Row, Statement, json_rows
 from registry.db.tables import entries, events, owner_refs, owners
 from registry.records import (
     ArtifactKey,
@@ -90,6 +91,7 @@ _event = select(
     events.c.request_id,
 )
 
+_excepted = json_rows("rows", id=int)
 _HOLDERS_OF = Statement(
     select(
         *_identity,
@@ -102,7 +104,7 @@ _HOLDERS_OF = Statement(
     .select_from(owner_refs.join(owners, owners.c.id == owner_refs.c.owner_id))
     .where(
         owner_refs.c.entry_id == bindparam("entry_id"),
-        owner_refs.c.owner_id != bindparam("except_owner_id"),
+        owner_refs.c.owner_id.not_in(select(_excepted.c.id)),
     )
     .order_by(owner_refs.c.owner_id)
     .limit(bindparam("row_limit"))
@@ -195,11 +197,14 @@ def explain(conn: Connection, key: ArtifactKey) -> Explanation:
 
 
 def holders_of(
-    conn: Connection, entry_id: int, *, limit: int, except_owner_id: int = 0
+    conn: Connection, entry_id: int, *, limit: int, except_owner_ids: Sequence[int] = ()
 ) -> tuple[Holder, ...]:
     """Who holds an entry, in the order in which they came."""
     rows = conn.run(
-        _HOLDERS_OF, entry_id=entry_id, row_limit=limit, except_owner_id=except_owner_id
+        _HOLDERS_OF,
+        entry_id=entry_id,
+        row_limit=limit,
+        rows=json.dumps([[owner_id] for owner_id in except_owner_ids]),
     )
     return tuple(_holder_record(row) for row in rows)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import bindparam, delete, exists, func, null, select, tuple_, update
 
@@ -226,50 +226,88 @@ def load_refs(conn: Connection, releases: Sequence[Release]) -> None:
             by_owner[owner_id].entry_ids.append(entry_id)
 
 
+@dataclass(slots=True)
+class Freed:
+    """What releases let go of and may have left behind."""
+
+    last_holder: dict[int, Release] = field(default_factory=dict)
+    """The release that was the last to hold each entry."""
+    contents: list[str] = field(default_factory=list)
+
+    def releases(self) -> list[Release]:
+        """Those releases that were the last to hold something, in their order."""
+        return list({id(each): each for each in self.last_holder.values()}.values())
+
+
 def release(conn: Connection, now: int, releases: Sequence[Release]) -> None:
     """Let go of the refs, remove the entries left without any, journal, end the owners (S1, S7).
 
     Rows come out as if the releases ran one at a time in their order.
     """
-    if not releases:
-        return
-    pairs = [[each.owner_id, entry_id] for each in releases for entry_id in each.entry_ids]
-    contents: list[str] = []
-    unheld: set[int] = set()
+    if releases:
+        freed = let_go(conn, releases)
+        unheld = find_unheld(conn, freed)
+        write_events(conn, now, events_of(releases, last_ids(conn).get("events", 0)))
+        end_owners(conn, now, releases)
+        delete_unheld(conn, now, unheld, freed)
+
+
+def let_go(conn: Connection, releases: Sequence[Release]) -> Freed:
+    """Delete the refs. What they leave behind is still there."""
+    freed = Freed({entry: each for each in releases for entry in each.entry_ids})
+    pairs = [(each.owner_id, entry) for each in releases for entry in each.entry_ids]
     if pairs:
         refs = json.dumps(pairs)
-        contents = [row[0] for row in conn.run(_BLOBS_OF_REFS, rows=refs)]
+        freed.contents = [row[0] for row in conn.run(_BLOBS_OF_REFS, rows=refs)]
         conn.run(_DELETE_REFS, rows=refs)
-        touched = json.dumps([[entry_id] for entry_id in {pair[1] for pair in pairs}])
-        unheld = {row[0] for row in conn.run(_UNHELD, rows=touched)}
-    last_holder = {entry_id: owner_id for owner_id, entry_id in pairs}
-    for each in releases:
-        each.removed_ids = [
-            entry_id
-            for entry_id in each.entry_ids
-            if entry_id in unheld and last_holder[entry_id] == each.owner_id
-        ]
-    write_events(conn, now, _events(releases, last_ids(conn).get("events", 0)))
+    return freed
+
+
+def find_unheld(conn: Connection, freed: Freed) -> list[int]:
+    """The entries that nobody holds any more, noted in the release that was the last to."""
+    if not freed.last_holder:
+        return []
+    touched = json.dumps([[entry_id] for entry_id in freed.last_holder])
+    unheld = sorted(row[0] for row in conn.run(_UNHELD, rows=touched))
+    for entry_id in unheld:
+        freed.last_holder[entry_id].removed_ids.append(entry_id)
+    return unheld
+
+
+def delete_unheld(conn: Connection, now: int, unheld: Sequence[int], freed: Freed) -> None:
+    """Delete the entries, and the content that nothing names any more."""
     if unheld:
         conn.run(_DELETE_ENTRIES, rows=json.dumps([[entry_id] for entry_id in unheld]))
+    collect_blobs(conn, now, freed.contents)
+
+
+def collect(conn: Connection, now: int, freed: Freed) -> None:
+    """Remove what releases left behind and nobody holds by now, and journal it."""
+    unheld = find_unheld(conn, freed)
+    leavings = [replace(each, entry_ids=[], ended=None) for each in freed.releases()]
+    write_events(conn, now, events_of(leavings, last_ids(conn).get("events", 0)))
+    delete_unheld(conn, now, unheld, freed)
+
+
+def end_owners(conn: Connection, now: int, releases: Sequence[Release]) -> None:
+    """Make tombstones of the owners that end."""
     ends = [[each.owner_id, each.ended, each.reason] for each in releases if each.ended]
     if ends:
         conn.run(_END_OWNERS, now=now, rows=json.dumps(ends))
-    collect_blobs(conn, now, contents)
 
 
-def _events(releases: Sequence[Release], event_id: int) -> list[EventRow]:
+def events_of(releases: Sequence[Release], event_id: int) -> list[EventRow]:
+    """What the journal says of releases, in their order; ids go on behind `event_id`."""
     rows: list[EventRow] = []
     for each in releases:
         about = (None, None, each.reason, each.actor, each.request_id)
-        steps = [("released", entry_id) for entry_id in each.entry_ids]
-        steps += [("removed", entry_id) for entry_id in each.removed_ids]
+        steps: list[tuple[str, int | None]] = [("released", entry) for entry in each.entry_ids]
+        if each.ended:
+            steps.append((each.ended, None))
+        steps += [("removed", entry) for entry in each.removed_ids]
         for kind, entry_id in steps:
             event_id += 1
             rows.append(EventRow(event_id, kind, each.owner_id, entry_id, *about))
-        if each.ended:
-            event_id += 1
-            rows.append(EventRow(event_id, each.ended, each.owner_id, None, *about))
     return rows
 
 

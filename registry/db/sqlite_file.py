@@ -19,6 +19,9 @@ from registry.db.engine import SQLITE_MIN_VERSION, primary_code, sqlite_path, tr
 from registry.db.tables import APPLICATION_ID
 from registry.errors import DatabaseRefused, RegistryError, StorageUnavailable
 
+SMALLEST_BYTES = 512
+"""A SQLite database has at least one page, and a page at least this size."""
+
 LOCK_TIMEOUT_S = 60.0
 """How long a look or a change of the schema waits for other processes."""
 
@@ -57,8 +60,11 @@ def look(path: Path) -> Found:
     Raises:
         DatabaseRefused: it is not ours, damaged, or cannot be read and written by this user.
     """
-    if _check_file(path) == 0:
+    size = _check_file(path)
+    if size == 0:
         return NOTHING
+    if size < SMALLEST_BYTES:
+        raise _not_sqlite(path)  # SQLite would take it for an empty database.
     ours = _glance(path)
     if ours is False and _size(path.with_name(path.name + "-wal")) == 0:
         return NOTHING
@@ -91,9 +97,7 @@ def explained(path: Path, error: sqlite3.Error) -> RegistryError:
     """SQLite's error about a file as ours."""
     code = primary_code(error)
     if code == sqlite3.SQLITE_NOTADB:
-        return DatabaseRefused(
-            f"{path} is not a SQLite database; it was left as it is. Name another file."
-        )
+        return _not_sqlite(path)
     known = translate(error)
     if known is None:
         return StorageUnavailable(f"{path}: {error}. Nothing was changed.")
@@ -200,6 +204,12 @@ def _names(connection: sqlite3.Connection) -> set[str]:
         "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite~_%' ESCAPE '~'"
     ).fetchall()
     return {name for (name,) in rows}
+
+
+def _not_sqlite(path: Path) -> DatabaseRefused:
+    return DatabaseRefused(
+        f"{path} is not a SQLite database; it was left as it is. Name another file."
+    )
 
 
 def _without_revision(path: Path) -> DatabaseRefused:

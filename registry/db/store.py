@@ -20,8 +20,19 @@ from registry.db.blobs import collect_blobs, sizes_of
 from registry.db.engine import Connection, Statement, json_rows
 from registry.db.journal import EventRow, Refusal, write_events, write_refusals
 from registry.db.queries import holders_of
-from registry.db.releasing import FIND_OWNERS, identity
+from registry.db.releasing import FIND_OWNERS, Freed, collect, identity
 from registry.db.sequences import last_ids
+from registry.db.superseding import (
+    Incarnation,
+    Instance,
+    Worker,
+    find_incarnations,
+    find_superseded,
+    instance_of,
+    older_owners,
+    supersede,
+    worker_of,
+)
 from registry.db.tables import entries, owner_refs, owners
 from registry.errors import ChecksumMismatch, Conflict, ContentMissing, RegistryError, Superseded
 from registry.records import (
@@ -94,7 +105,7 @@ def _register_run(
     batch = _Batch(conn, now, items)
     outcomes: list[Registered | RegistryError] = []
     for item in items:
-        alone = batch.changes_content(item)
+        alone = batch.changes_content(item) or batch.supersedes(item)
         if alone and outcomes:
             break
         outcomes.append(batch.judge(item))
@@ -122,12 +133,18 @@ class _Batch:
     touched_refs: dict[tuple[int, int], _RefRow] = field(default_factory=dict)
     replaced: list[_EntryRow] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    incarnations: dict[Worker, list[Incarnation]] = field(init=False)
+    superseded: set[Instance] = field(init=False)
+    freed: Freed | None = None
 
     def __post_init__(self) -> None:
         conn, items = self.conn, self.items
         self.last = last_ids(conn)
         who = json.dumps([identity(item.owner) for item in items])
         self.owners = {row[:5]: _OwnerRow(*row[5:8]) for row in conn.run(FIND_OWNERS, rows=who)}
+        self.superseded = find_superseded(conn, [instance_of(item.owner) for item in items])
+        workers = [worker for item in items if (worker := worker_of(item)) is not None]
+        self.incarnations = find_incarnations(conn, dict.fromkeys(workers))
         artifacts = [artifact for item in items for artifact in item.artifacts]
         self.entries = _find_entries(conn, {artifact.key for artifact in artifacts})
         self.sizes = sizes_of(
@@ -160,12 +177,25 @@ class _Batch:
                 return True
         return False
 
+    def supersedes(self, item: Registration) -> bool:
+        """Whether another instance has registered under the item's worker name (S11)."""
+        worker = worker_of(item)
+        mine = str(item.owner.instance_id)
+        return worker is not None and any(
+            each.instance_id != mine and each.state != OwnerState.SUPERSEDED
+            for each in self.incarnations[worker]
+        )
+
     def judge(self, item: Registration) -> Registered | RegistryError:
         """Accept an item, or say why not. Only an accepted one changes anything."""
-        owner = self.owners.get(identity(item.owner))
-        if owner is not None and owner.state == OwnerState.SUPERSEDED:
+        if instance_of(item.owner) in self.superseded:
             return Superseded()
-        conflicts = self._conflicts(item, owner)
+        owner = self.owners.get(identity(item.owner))
+        worker = worker_of(item)
+        older = []
+        if worker is not None and self.supersedes(item):
+            older = older_owners(self.conn, item, self.incarnations[worker])
+        conflicts = self._conflicts(item, [owner.id, *older] if owner else older)
         if conflicts:
             return self._refuse(item, conflicts)
         copies = [artifact for artifact in item.artifacts if artifact.path is None]
@@ -178,11 +208,14 @@ class _Batch:
                     f"{copy.key} is said to have {copy.size} bytes, but the content with its "
                     f"checksum has {self.sizes[copy.checksum]}. Correct the size or leave it out."
                 )
+        if older:
+            self.freed = supersede(self.conn, self.now, item, older)
+            self.last = last_ids(self.conn)
         row = self._attach(item, owner)
         lines = tuple(self._hold(item, row, artifact) for artifact in item.artifacts)
         return Registered(item.owner, row.lease, lines)
 
-    def _conflicts(self, item: Registration, owner: _OwnerRow | None) -> list[ConflictingKey]:
+    def _conflicts(self, item: Registration, own_ids: list[int]) -> list[ConflictingKey]:
         """Keys that somebody else holds with other content (S2). Such an item is judged alone."""
         found = []
         for artifact in item.artifacts:
@@ -192,7 +225,7 @@ class _Batch:
                     self.conn,
                     entry.id,
                     limit=CONFLICT_HOLDERS_MAX,
-                    except_owner_id=owner.id if owner else 0,
+                    except_owner_ids=own_ids,
                 )
                 if holders:
                     found.append(
@@ -240,6 +273,10 @@ class _Batch:
         ttl_ms = item.lease_ttl_ms
         row.lease = None if ttl_ms is None else Lease(ttl_ms, self.now + ttl_ms)
         self.touched_owners[row.id] = (item.owner, row)
+        worker = worker_of(item)
+        if worker is not None:
+            mine = Incarnation(row.id, str(item.owner.instance_id), row.state)
+            self.incarnations[worker].append(mine)
         return row
 
     def _hold(self, item: Registration, owner: _OwnerRow, artifact: Artifact) -> RegisteredArtifact:
@@ -352,6 +389,8 @@ class _Batch:
         write_events(conn, now, self.events)
         write_refusals(conn, now, self.last.get("events", 0), self.refusals)
         collect_blobs(conn, now, self.dropped)
+        if self.freed is not None:
+            collect(conn, now, self.freed)
 
     def _write_owners(self) -> None:
         new: list[object] = []

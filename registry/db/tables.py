@@ -35,7 +35,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-HEAD_REVISION = "0001"
+from registry.db.views import LEAKS, OWNER_FOOTPRINT
+
+HEAD_REVISION = "0002"
 """The newest revision in migrations/versions; this program reads and writes that schema."""
 
 APPLICATION_ID = 0x4D524547
@@ -87,6 +89,24 @@ owners = Table(
     CheckConstraint("(state IN ('active', 'draining')) = (ended_at IS NULL)", name="ended"),
     CheckConstraint("(state = 'draining') = (drain_deadline_at IS NOT NULL)", name="drain"),
     CheckConstraint("length(instance_id) BETWEEN 1 AND 20", name="instance_id"),
+    Index(
+        "ix_owners_worker",
+        "namespace",
+        "component",
+        "endpoint",
+        "worker_name",
+        sqlite_where=text("worker_name IS NOT NULL"),
+        postgresql_where=text("worker_name IS NOT NULL"),
+    ),
+    Index(
+        "ix_owners_superseded",
+        "namespace",
+        "component",
+        "endpoint",
+        "instance_id",
+        sqlite_where=text("state = 'superseded'"),
+        postgresql_where=text("state = 'superseded'"),
+    ),
     sqlite_strict=True,
     sqlite_autoincrement=True,
 )
@@ -148,6 +168,12 @@ owner_refs = Table(
         sqlite_where=text("blob_checksum IS NOT NULL"),
         postgresql_where=text("blob_checksum IS NOT NULL"),
     ),
+    Index(
+        "ix_owner_refs_verified_at",
+        "verified_at",
+        sqlite_where=text("path IS NOT NULL"),
+        postgresql_where=text("path IS NOT NULL"),
+    ),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
@@ -181,6 +207,12 @@ events = Table(
         "ix_events_owner", "namespace", "component", "endpoint", "instance_id", "lora_slug", "slug"
     ),
     Index("ix_events_key", "slug", "suffix", "filename"),
+    Index(
+        "ix_events_refused",
+        "at",
+        sqlite_where=text("kind = 'refused'"),
+        postgresql_where=text("kind = 'refused'"),
+    ),
     sqlite_strict=True,
     sqlite_autoincrement=True,
 )
@@ -213,5 +245,7 @@ VIEWS = {
         JOIN owners o ON o.id = r.owner_id
         JOIN entries e ON e.id = r.entry_id
     """,
+    "owner_footprint": OWNER_FOOTPRINT,
+    "leaks": LEAKS,
 }
 """The views as SQLite spells them, in the order in which they are made."""

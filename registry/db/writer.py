@@ -65,6 +65,8 @@ class Writer:
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="registry-writer", daemon=True)
         self._closed = False
+        self._closing = threading.Lock()
+        """Held where an item and the end meet, so that nothing is queued behind the end."""
         self.stats = WriterStats()
 
     def start(self) -> None:
@@ -99,17 +101,21 @@ class Writer:
             StorageUnavailable: the database cannot be written.
             RegistryError: the operation's refusal.
         """
-        if self._closed or self._queue.qsize() >= self._queue_max:
-            raise Busy("Too many writes are waiting; nothing was written. Try again shortly.")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Out] = loop.create_future()
-        self._queue.put(_Job(operation, item, rows, size, loop, future))
+        with self._closing:
+            if self._closed:
+                raise Busy("The registry is stopping; nothing was written. Try again shortly.")
+            if self._queue.qsize() >= self._queue_max:
+                raise Busy("Too many writes are waiting; nothing was written. Try again shortly.")
+            self._queue.put(_Job(operation, item, rows, size, loop, future))
         return await future
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Write what was accepted, then stop."""
-        self._closed = True
-        self._queue.put(None)
+        with self._closing:
+            self._closed = True
+            self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -148,7 +154,11 @@ class Writer:
             outcomes: list[Any] = []
             with self._database.write() as conn:
                 for operation, jobs in itertools.groupby(batch, key=lambda job: job.operation):
-                    outcomes += operation(conn, conn.now, [job.item for job in jobs])
+                    items = [job.item for job in jobs]
+                    found = operation(conn, conn.now, items)
+                    if len(found) != len(items):
+                        raise ValueError(f"{operation} has {len(found)} outcomes for {len(items)}")
+                    outcomes += found
         except (Busy, StorageUnavailable) as error:
             self.stats.last_error = error.detail
             outcomes = [_Failed(error)] * len(batch)

@@ -1,0 +1,209 @@
+"""Settings: defaults, the four sources and which of them wins, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.config import RESOLVED_VARIABLE, SETTINGS, Settings, load, resolve
+from registry.errors import SettingsError
+
+DEFAULTS: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "port": 8090,
+    "workers": 1,
+    "database_url": "sqlite:///registry.db",
+    "artifact_roots": (),
+    "token_file": None,
+    "require_read_token": False,
+    "insecure": False,
+    "lease_grace_s": 300,
+    "sweep_interval_s": 10,
+    "upload_grace_s": 900,
+    "tombstone_retention_h": 24,
+    "journal_retention_d": 90,
+    "scrub_period_h": 24,
+    "brake_fraction": 0.3,
+    "brake_min_owners": 3,
+    "brake_max_s": 900,
+    "max_body_bytes": 4 * 1024**2,
+    "max_artifacts": 1000,
+    "max_blob_bytes": 64 * 1024**2,
+    "max_manifest_bytes": 2 * 1024**3,
+    "pending_upload_bytes": 4 * 1024**3,
+    "journal_max_rows": 10_000_000,
+    "content_cache_bytes": 128 * 1024**2,
+    "write_queue_max": 4096,
+    "busy_timeout_s": 5,
+    "log_level": "info",
+    "log_format": "text",
+}
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "registry.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_defaults_are_those_that_users_are_told() -> None:
+    assert dataclasses.asdict(load({}, {}, None)) == DEFAULTS
+
+
+def test_every_default_is_an_allowed_value() -> None:
+    given = {name: value for name, value in DEFAULTS.items() if value is not None}
+    assert load(given, {}, None) == Settings()
+
+
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_path: Path) -> None:
+    file = written(tmp_path, "port = 1\nworkers = 2\nlease_grace_s = 3")
+    environ = {"REGISTRY_PORT": "11", "REGISTRY_WORKERS": "12"}
+    settings = load({"port": 21}, environ, file)
+    assert (settings.port, settings.workers, settings.lease_grace_s) == (21, 12, 3)
+    assert settings.max_artifacts == 1000
+
+
+def test_the_source_of_every_value_is_known(tmp_path: Path) -> None:
+    file = written(tmp_path, "lease_grace_s = 3")
+    found = resolve({"port": 21}, {"REGISTRY_WORKERS": "12"}, file)
+    sources = {name: found[name].source for name in ("port", "workers", "lease_grace_s", "host")}
+    assert sources == {
+        "port": "--port",
+        "workers": "REGISTRY_WORKERS",
+        "lease_grace_s": str(file),
+        "host": "default",
+    }
+    assert list(found) == [setting.name for setting in SETTINGS]
+
+
+def test_flags_that_were_not_given_change_nothing() -> None:
+    assert load({"port": None, "artifact_roots": []}, {}, None) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "name", "value"),
+    [
+        ("REGISTRY_ARTIFACT_ROOTS", "/a:/b c", "artifact_roots", ("/a", "/b c")),
+        ("REGISTRY_LEASE_GRACE_S", "2.5", "lease_grace_s", 2.5),
+        ("REGISTRY_LEASE_GRACE_S", "0", "lease_grace_s", 0),
+        ("REGISTRY_INSECURE", "TRUE", "insecure", True),
+        ("REGISTRY_INSECURE", "0", "insecure", False),
+        ("REGISTRY_TOKEN_FILE", "/etc/tokens", "token_file", "/etc/tokens"),
+        ("REGISTRY_LOG_FORMAT", "json", "log_format", "json"),
+        ("REGISTRY_PORT", "", "port", 8090),
+    ],
+)
+def test_variables_are_read(variable: str, text: str, name: str, value: object) -> None:
+    assert getattr(load({}, {variable: text}, None), name) == value
+
+
+def test_what_kubernetes_sets_for_a_service_named_registry_is_left_alone() -> None:
+    environ = {
+        "REGISTRY_PORT": "tcp://10.0.0.7:8090",
+        "REGISTRY_PORT_8090_TCP_ADDR": "10.0.0.7",
+        "REGISTRY_SERVICE_HOST": "10.0.0.7",
+        "REGISTRY_SERVICE_PORT": "8090",
+    }
+    assert load({}, environ, None) == Settings()
+
+
+def test_the_variables_of_the_commands_are_no_unknown_settings() -> None:
+    assert load({}, {"REGISTRY_URL": "http://h", "REGISTRY_CONFIG": "f"}, None) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "allowed"),
+    [
+        ("REGISTRY_PORT", "65536", "a whole number from 0 to 65535"),
+        ("REGISTRY_PORT", "-1", "a whole number from 0 to 65535"),
+        ("REGISTRY_PORT", "80.5", "a whole number from 0 to 65535"),
+        ("REGISTRY_PORT", " 80", "a whole number from 0 to 65535"),
+        ("REGISTRY_PORT", "٨", "a whole number from 0 to 65535"),
+        ("REGISTRY_LEASE_GRACE_S", "nan", "a number from 0 to"),
+        ("REGISTRY_LEASE_GRACE_S", "1e3", "a number from 0 to"),
+        ("REGISTRY_BRAKE_FRACTION", "1.1", "a number from 0 to 1"),
+        ("REGISTRY_INSECURE", "maybe", "true or false"),
+        ("REGISTRY_LOG_LEVEL", "loud", "one of critical, error, warning, info, debug"),
+        ("REGISTRY_ARTIFACT_ROOTS", "/a::/b", "a list of texts that are not empty"),
+    ],
+)
+def test_a_bad_variable_is_refused_by_name(variable: str, text: str, allowed: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load({}, {variable: text}, None)
+    assert f"{variable} is" in refused.value.detail
+    assert allowed in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("line", "allowed"),
+    [
+        ("port = true", "a whole number from 0 to 65535"),
+        ("port = 80.0", "a whole number from 0 to 65535"),
+        ('port = "80"', "a whole number from 0 to 65535"),
+        ("lease_grace_s = nan", "a number from 0 to"),
+        ("lease_grace_s = inf", "a number from 0 to"),
+        ("lease_grace_s = true", "a number from 0 to"),
+        ("insecure = 1", "true or false"),
+        ('host = ""', "a text that is not empty"),
+        ("host = 1", "a text that is not empty"),
+        ('artifact_roots = "/models"', "a list of texts"),
+        ("artifact_roots = [1]", "a list of texts"),
+    ],
+)
+def test_a_bad_value_in_the_file_is_refused_by_name(
+    tmp_path: Path, line: str, allowed: str
+) -> None:
+    file = written(tmp_path, line)
+    with pytest.raises(SettingsError) as refused:
+        load({}, {}, file)
+    assert refused.value.detail.startswith(f"{line.split()[0]} in {file} is ")
+    assert allowed in refused.value.detail
+
+
+def test_a_bad_flag_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match=r"^--artifact-root is \[''\]; it must be a list"):
+        load({"artifact_roots": [""]}, {}, None)
+
+
+def test_lists_in_the_file_are_read(tmp_path: Path) -> None:
+    file = written(tmp_path, 'artifact_roots = ["/a", "/b"]')
+    assert load({}, {}, file).artifact_roots == ("/a", "/b")
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^'prot' in the flags is .* mean port\?$"):
+        load({"prot": 1}, {}, None)
+    with pytest.raises(SettingsError, match=r"in the environment is .* mean REGISTRY_PORT\?$"):
+        load({}, {"REGISTRY_PROT": "1"}, None)
+    file = written(tmp_path, "[server]\nport = 1")
+    with pytest.raises(SettingsError, match=r"^'server' in .*\.toml is .* There are: "):
+        load({}, {}, file)
+
+
+def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.toml"
+    with pytest.raises(SettingsError, match=r"missing\.toml cannot be read: No such file"):
+        load({}, {}, missing)
+    with pytest.raises(SettingsError, match=r"registry\.toml is not TOML"):
+        load({}, {}, written(tmp_path, "port = "))
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match=r"binary\.toml is not TOML"):
+        load({}, {}, binary)
+
+
+def test_settings_survive_the_way_to_a_worker_process() -> None:
+    settings = load({"artifact_roots": ["/ä"], "lease_grace_s": 0.5, "token_file": "t"}, {}, None)
+    assert Settings.from_json(settings.to_json()) == settings
+    with pytest.raises(SettingsError, match=RESOLVED_VARIABLE):
+        Settings.from_json("{")
+
+
+def test_every_setting_has_a_flag_a_variable_and_a_help() -> None:
+    for setting in SETTINGS:
+        assert setting.rule.help.endswith(".")
+        assert setting.flag.removeprefix("--").replace("-", "_") in setting.name
+        assert setting.variable == f"REGISTRY_{setting.name.upper()}"

@@ -1,0 +1,214 @@
+"""A list operation does exactly what its items would do one at a time, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.db import blobs, leasing, observing, releasing, store
+from registry.db.engine import Connection, Database
+from registry.errors import Conflict, ContentMissing, RegistryError
+from registry.records import (
+    Artifact,
+    ArtifactKey,
+    Outcome,
+    Owner,
+    RefStatus,
+    Registered,
+    Registration,
+    Removal,
+    Unregistration,
+)
+from tests.support import FAULTS, Dump, checksum, dump
+
+Operation = Callable[[Connection, int, Sequence[Any]], Sequence[Any]]
+Step = tuple[str, list[Any], int]
+"""An operation by its name, its items, and the milliseconds that passed before it."""
+
+START = 1_700_000_000_000
+GRACE_MS = 1000
+
+OWNERS = [
+    Owner("a", "backend", "generate", 1),
+    Owner("a", "backend", "generate", 1, "tuned"),
+    Owner("a", "backend", "generate", 2**64 - 1),
+    Owner("a", "backend", "prefill", 1),
+    Owner("b", "backend", "generate", 1),
+]
+KEYS = [
+    ArtifactKey("model", "_base", "config.json"),
+    ArtifactKey("model", "_base", "tokenizer.json"),
+    ArtifactKey("model", "tuned", "config.json"),
+    ArtifactKey("other", "_base", "größe 模型.json"),
+]
+CONTENTS = [b"", b"one", b"other"]
+PATHS = ["/models/a", "/models/b"]
+
+names = st.sampled_from([None, "x"])
+contents = st.sampled_from(CONTENTS)
+
+
+@st.composite
+def artifacts(draw: st.DrawFn) -> Artifact:
+    key, content = draw(st.sampled_from(KEYS)), draw(contents)
+    if draw(st.booleans()):
+        size = draw(st.sampled_from([None, None, len(content), len(content), 99]))
+        return Artifact(key, checksum(content), size)
+    path, file_identity = draw(st.sampled_from(PATHS)), draw(st.sampled_from([None, "1:2:3:4:5"]))
+    return Artifact(key, checksum(content), len(content), path, file_identity)
+
+
+owners = st.sampled_from(OWNERS)
+registrations = st.builds(
+    Registration,
+    owners,
+    st.lists(artifacts(), max_size=3, unique_by=lambda each: each.key).map(tuple),
+    lease_ttl_ms=st.sampled_from([None, 1000, 60_000]),
+    worker_name=st.sampled_from([None, None, "worker-0", "worker-1"]),
+    request_id=names,
+    actor=names,
+)
+observations = st.builds(
+    observing.Observation,
+    st.integers(1, len(OWNERS)),
+    st.integers(1, len(KEYS)),
+    st.sampled_from(PATHS),
+    contents.map(checksum),
+    st.sampled_from(RefStatus),
+    st.sampled_from([None, "1:2:3:4:6"]),
+)
+uploads = contents.map(lambda each: blobs.Upload(checksum(each), len(each), lambda: each))
+
+OPERATIONS: dict[str, tuple[Operation, st.SearchStrategy[Any]]] = {
+    "register": (store.register, registrations),
+    "unregister": (releasing.unregister, st.builds(Unregistration, owners, names, names)),
+    "remove": (
+        releasing.remove,
+        st.sampled_from(KEYS).flatmap(
+            lambda key: st.builds(Removal, st.just(key.slug), st.just(key.suffix), names, names)
+        ),
+    ),
+    "store_blobs": (blobs.store_blobs, uploads),
+    "observe": (observing.observe, observations),
+    "renew": (leasing.renew, owners),
+    "drain": (leasing.drain, st.builds(leasing.Drain, owners, st.just(5000), names, names)),
+}
+
+passed_ms = st.sampled_from([0, 1, GRACE_MS - 1, GRACE_MS, GRACE_MS + 1])
+
+
+def steps(name: str, most: int) -> st.SearchStrategy[Step]:
+    _, item = OPERATIONS[name]
+    return st.tuples(st.just(name), st.lists(item, min_size=1, max_size=most), passed_ms)
+
+
+# Mostly registrations, or there would be little to let go of.
+histories = st.lists(
+    st.one_of(steps("register", 3), *[steps(name, 2) for name in OPERATIONS]), max_size=6
+)
+
+
+def perform(conn: Connection, now: int, name: str, items: Sequence[Any]) -> list[object]:
+    """Outcomes in a form that can be compared."""
+    operation, _ = OPERATIONS[name]
+    return [comparable(outcome) for outcome in operation(conn, now, items)]
+
+
+def comparable(outcome: object) -> object:
+    if isinstance(outcome, RegistryError):
+        return type(outcome), vars(outcome)
+    return outcome
+
+
+def assert_no_faults(conn: Connection) -> None:
+    found = {name: conn.run_text(query) for name, query in FAULTS.items()}
+    assert {name: rows for name, rows in found.items() if rows} == {}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@given(data=st.data())
+def test_a_list_does_what_its_items_would_do_one_at_a_time(
+    database: Database, name: str, data: st.DataObject
+) -> None:
+    """Outcomes, every row of every table and the ids to come are the same (savepoints give both
+    runs the same database)."""
+    history = data.draw(histories, "history")
+    last = data.draw(steps(name, 6), "list")
+    grace_ms = data.draw(st.sampled_from([0, GRACE_MS, None]), "upload grace")
+    with database.write() as conn:
+        conn.run_text("SAVEPOINT before")
+        now = prepare_world(conn, grace_ms, history) + last[2]
+        conn.run_text("SAVEPOINT prepared")
+
+        together = perform(conn, now, name, last[1])
+        rows_together = dump(conn.run_text)
+        assert_no_faults(conn)
+        conn.run_text("ROLLBACK TO prepared")
+
+        alone = [outcome for item in last[1] for outcome in perform(conn, now, name, [item])]
+        rows_alone = dump(conn.run_text)
+        conn.run_text("ROLLBACK TO before")
+    assert together == alone
+    assert_same_rows(rows_together, rows_alone)
+
+
+def prepare_world(conn: Connection, grace_ms: int | None, history: Sequence[Step]) -> int:
+    """Two of the contents are uploaded, then come the steps of the history; the time after it."""
+    now = START
+    if grace_ms is not None:
+        conn.run_text("INSERT INTO settings VALUES ('upload_grace_ms', ?)", [str(grace_ms)])
+    for content in CONTENTS[:2]:
+        conn.run_text(
+            "INSERT INTO blobs VALUES (?, ?, ?, ?)", [checksum(content), len(content), now, content]
+        )
+    for name, items, passed in history:
+        now += passed
+        perform(conn, now, name, items)
+    return now
+
+
+def assert_same_rows(together: Dump, alone: Dump) -> None:
+    for table, rows in together.items():
+        assert rows == alone[table], table
+
+
+def test_of_two_conflicting_new_registrations_in_one_list_the_first_wins(
+    database: Database,
+) -> None:
+    """S2 holds between neighbours of a list that begin with an empty database."""
+    first, second = (
+        Registration(owner, (Artifact(KEYS[0], checksum(content), len(content), "/models/a"),))
+        for owner, content in zip(OWNERS, (b"one", b"other"), strict=False)
+    )
+    with database.write() as conn:
+        won, lost = store.register(conn, START, [first, second])
+    assert isinstance(won, Registered)
+    assert won.artifacts[0].outcome is Outcome.CREATED
+    assert isinstance(lost, Conflict)
+    assert [holder.owner for holder in lost.conflicts[0].holders] == [first.owner]
+    with database.read() as conn:
+        assert conn.run_text("SELECT checksum, generation FROM entries") == [(checksum(b"one"), 1)]
+        assert conn.run_text("SELECT instance_id FROM owners") == [("1",)]
+        assert conn.run_text("SELECT count(*) FROM events WHERE kind = 'refused'") == [(1,)]
+
+
+def test_content_that_one_item_drops_is_missing_for_the_next_of_the_list(
+    database: Database,
+) -> None:
+    """With the upload grace over, a copy goes with the last ref to it, within the list as well."""
+    held = Artifact(KEYS[0], checksum(b"one"), 3)
+    with database.write() as conn:
+        prepare_world(conn, 0, [("register", [Registration(OWNERS[0], (held,))], 0)])
+        moved = Artifact(KEYS[0], checksum(b"one"), 3, "/models/a")
+        items = [
+            Registration(OWNERS[0], (moved,)),
+            Registration(OWNERS[3], (Artifact(KEYS[1], checksum(b"one")),)),
+        ]
+        accepted, refused = store.register(conn, START, items)
+    assert isinstance(accepted, Registered)
+    assert isinstance(refused, ContentMissing)
+    assert refused.missing == (checksum(b"one"),)
