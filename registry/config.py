@@ -27,7 +27,7 @@ PREFIX = "REGISTRY_"
 RESOLVED_VARIABLE = "METADATA_REGISTRY_SETTINGS"
 """Hands settings that are resolved already to a worker process: `Settings.to_json()`."""
 
-OTHER_VARIABLES = frozenset({"REGISTRY_CONFIG", "REGISTRY_URL"})
+OTHER_VARIABLES = frozenset({"REGISTRY_CONFIG", "REGISTRY_TOKEN", "REGISTRY_URL"})
 """Variables with our prefix that are no settings: the commands read them as flags."""
 
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
@@ -94,6 +94,12 @@ class Settings:
     token_file: str | None = _text(None, "File with the access tokens; none: no tokens are asked.")
     require_read_token: bool = _switch("Ask for a token on reads as well.")
     insecure: bool = _switch("Allow an address other than loopback without a token file.")
+    tls_certificate: str | None = _text(
+        None, "PEM file with the certificate chain to serve HTTPS with; none: plain HTTP."
+    )
+    tls_key: str | None = _text(
+        None, "PEM file with the certificate's private key; none: it is in the same file."
+    )
     lease_grace_s: float = _number(
         300, "How long an owner is served after its lease lapsed.", 0, 30 * _DAY_S
     )
@@ -106,7 +112,7 @@ class Settings:
     )
     journal_retention_d: float = _number(90, "How long the journal is kept.", 0, 36_500)
     scrub_period_h: float = _number(
-        24, "Time in which every file and copy is checked once; 0: never.", 0, 24 * 3650
+        24, "Time in which every file in place is checked once; 0: never.", 0, 24 * 3650
     )
     brake_fraction: float = _number(
         0.3, "Expiry pauses when more than this part of the leased owners lapse together.", 0, 1
@@ -131,6 +137,20 @@ class Settings:
     )
     write_queue_max: int = _whole(4096, "Most writes that wait in each process.", 1, 10**6)
     busy_timeout_s: float = _number(5, "How long a write waits for the database's lock.", 0, 600)
+    max_connections: int = _whole(4096, "Most open connections of each process.", 1, 10**6)
+    max_header_bytes: int = _whole(
+        64 * _KIB, "Largest head of a request: its line and its headers.", _KIB, 16 * _MIB
+    )
+    body_timeout_s: float = _number(
+        60,
+        "How long the head of a request, or its body, may take to come in (a body a second longer "
+        "for every 16 KiB), and how long an answer waits for a reader that takes nothing.",
+        0.1,
+        _DAY_S,
+    )
+    min_free_bytes: int = _whole(
+        64 * _MIB, "Free disk space below which the service is not healthy.", 0, _TIB
+    )
     log_level: str = _text(
         "info", "What is logged.", ("critical", "error", "warning", "info", "debug")
     )
@@ -185,7 +205,7 @@ class Setting:
             case Kind.WHOLE:
                 return f"a whole number from {rule.low} to {rule.high}"
             case Kind.NUMBER:
-                return f"a number from {rule.low:g} to {rule.high:g}"
+                return f"a number from {rule.low:g} to {rule.high:.10g}"
             case Kind.TEXTS:
                 return "a list of texts that are not empty"
             case Kind.TEXT if rule.choices:

@@ -8,7 +8,6 @@ no entry serveable.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
 
 LARGE_BYTES = 1 << 20
 """Content above this is loaded only where the budget has room for it, and streamed otherwise."""
@@ -17,14 +16,15 @@ LARGE_BYTES = 1 << 20
 class Body:
     """The bytes of one content. While it is pinned it stays in memory and in the budget."""
 
-    __slots__ = ("answers", "checksum", "content", "pins")
+    __slots__ = ("checksum", "content", "headers", "pins", "size")
 
     def __init__(self, checksum: str, content: bytes) -> None:
         self.checksum = checksum
         self.content = content
+        self.size = len(content)
         self.pins = 0
-        self.answers: dict[str, Any] = {}
-        """Prebuilt answers by media type, kept here so that they go with the content."""
+        self.headers: dict[str, bytes] = {}
+        """Headers of answers by media type, kept here so that they go with the content."""
 
 
 class ContentCache:
@@ -49,6 +49,8 @@ class ContentCache:
 
     def reserve(self, size: int) -> bool:
         """Take room in the budget, at the cost of content that nobody is being sent."""
+        if size > self.budget_bytes:
+            return False  # Nothing is pushed out for what can have no room anyway.
         if self._used_bytes + size > self.budget_bytes:
             self._evict(self._used_bytes + size - self.budget_bytes)
         if self._used_bytes + size > self.budget_bytes:

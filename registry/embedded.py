@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from registry.config import Settings
 from registry.db import queries, releasing, store
 from registry.db.blobs import find_content
 from registry.db.engine import Database
 from registry.db.locator import Location, find_locations
+from registry.db.schema import acceptor
 from registry.db.schema import prepare as prepare_schema
 from registry.db.writer import Operation
 from registry.errors import FileUnreadable, NotRegistered, RegistryError, TooLarge, Unserveable
@@ -57,7 +58,9 @@ class MetadataArtifactRegistry:
     ) -> None:
         self._roots = ArtifactRoots(artifact_roots)
         prepare_schema(database_url)
-        self._database = Database(database_url, busy_timeout_s=busy_timeout_s)
+        self._database = Database(
+            database_url, busy_timeout_s=busy_timeout_s, accept=acceptor(database_url)
+        )
 
     def register(
         self,
@@ -81,7 +84,7 @@ class MetadataArtifactRegistry:
         """
         key = ArtifactKey(slug, suffix, filename)
         artifacts = prepare(
-            [Offer(key, path=os.path.abspath(path))],
+            [Offer(key, path=os.path.join(os.getcwd(), path))],
             self._roots,
             max_blob_bytes=_DEFAULTS.max_blob_bytes,
             max_manifest_bytes=_DEFAULTS.max_manifest_bytes,
@@ -109,16 +112,18 @@ class MetadataArtifactRegistry:
         """
         key = ArtifactKey(slug, suffix, filename)
         locations = self._locations(key)
-        if not locations:
-            raise NotRegistered(f"{key} is not registered.")
-        for location in locations:
-            content = self._content(location)
-            if content is not None:
-                return content
-        raise Unserveable(
-            f"{key} is registered, but none of its {len(locations)} holders has bytes with "
-            f"{locations[0].checksum}."
-        )
+        while locations:
+            for location in locations:
+                content = self._content(location)
+                if content is not None:
+                    return content
+            tried, locations = locations, self._locations(key)
+            if locations == tried:
+                raise Unserveable(
+                    f"{key} is registered, but none of its {len(tried)} holders has bytes with "
+                    f"{tried[0].checksum}."
+                )
+        raise NotRegistered(f"{key} is not registered.")
 
     def explain(self, slug: str, suffix: str, filename: str) -> Explanation:
         """An entry with its holders and its last events."""
@@ -151,7 +156,7 @@ class MetadataArtifactRegistry:
         """Close the connections. The registry can be opened again at any time."""
         self._database.close()
 
-    def __enter__(self) -> MetadataArtifactRegistry:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -97,6 +97,45 @@ class RangeNotSatisfiable(RegistryError):
         self.size = size
 
 
+# The caller may not, or the connection was misused.
+
+
+class Unauthenticated(RegistryError):
+    """This call needs an access token. Send one as Authorization: Bearer TOKEN."""
+
+    code = "unauthenticated"
+
+    def __init__(self, detail: str | None = None, *, was_given: bool = False) -> None:
+        super().__init__(detail)
+        self.was_given = was_given
+
+
+class Forbidden(RegistryError):
+    """The caller may not do this."""
+
+    code = "forbidden"
+
+
+class Malformed(RegistryError):
+    """What came is not HTTP/1.1 as this service understands it. The connection was closed."""
+
+    code = "malformed"
+
+
+class RequestTimeout(RegistryError):
+    """The request did not come in within its time (body_timeout_s). The connection was closed;
+    send the request again, faster."""
+
+    code = "request_timeout"
+
+
+class HeadersTooLarge(RegistryError):
+    """The head of the request is larger than this service takes (max_header_bytes). The
+    connection was closed; send fewer or shorter headers."""
+
+    code = "headers_too_large"
+
+
 # The state of the registry is against it.
 
 
@@ -189,6 +228,12 @@ class Internal(RegistryError):
     code = "internal"
 
 
+class Refused(RegistryError):
+    """What was asked for would destroy something, or is not allowed; nothing was changed."""
+
+    code = "refused"
+
+
 class DatabaseRefused(RegistryError):
     """The database is not one that this program can open."""
 
@@ -205,6 +250,12 @@ class ServiceUnreachable(RegistryError):
     """The registry service does not answer. Check that it runs and that --url is right."""
 
     code = "unreachable"
+
+
+class DiscoveryUnavailable(RegistryError):
+    """The discovery store cannot be used. What was asked of it may have happened; ask again."""
+
+    code = "discovery_unavailable"
 
 
 def error_classes() -> dict[str, type[RegistryError]]:

@@ -70,8 +70,11 @@ class ArtifactRoots:
             raise FileUnreadable(f"The path {shown(path)} is not absolute. Give the full path.")
         try:
             resolved = os.path.realpath(path)
+            resolved.encode()  # It is kept as text.
         except (OSError, ValueError) as error:
-            raise FileUnreadable(f"The path {shown(path)} cannot be resolved.") from error
+            raise FileUnreadable(
+                f"The path {shown(path)} cannot be resolved, or leads to a name that is not UTF-8."
+            ) from error
         if not self.allow(resolved):
             raise PathNotAllowed(
                 f"{shown(path)} is not below an artifact root of this registry, symlinks "
@@ -101,6 +104,11 @@ def find_identity(path: str) -> str | None:
         status = os.lstat(path)
     except (OSError, ValueError):
         return None
+    return identity_of_regular(status)
+
+
+def identity_of_regular(status: os.stat_result) -> str | None:
+    """The identity of a regular file, or None: it is something else."""
     return identity_of(status) if stat.S_ISREG(status.st_mode) else None
 
 
@@ -116,17 +124,21 @@ def opened(path: str) -> Iterator[int]:
             raise FileUnreadable(f"{shown(path)} is not a regular file.")
         descriptor = os.open(path, _OPEN_FLAGS)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise FileUnreadable(
-            f"{shown(path)} cannot be read by the registry: {reason}. Check that it exists and "
-            "that the registry's user may read it."
-        ) from error
+        raise _unreadable(path, error) from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode) or _moved(descriptor, path):
             raise FileUnreadable(f"{shown(path)} changed while it was opened. Register it again.")
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _unreadable(path: str, error: OSError | ValueError) -> FileUnreadable:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return FileUnreadable(
+        f"{shown(path)} cannot be read by the registry: {reason}. Check that it exists and "
+        "that the registry's user may read it."
+    )
 
 
 def _moved(descriptor: int, path: str) -> bool:
@@ -157,7 +169,7 @@ def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
         hasher = blake3()
         parts: list[bytes] = []
         size = 0
-        while part := os.read(descriptor, READ_BYTES):
+        while part := _read(descriptor, path):
             size += len(part)
             if size > before.st_size:
                 break
@@ -176,6 +188,13 @@ def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
         identity=identity_of(after) if trusted else None,
         content=b"".join(parts) if keep else None,
     )
+
+
+def _read(descriptor: int, path: str) -> bytes:
+    try:
+        return os.read(descriptor, READ_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def checksum_of(content: bytes | memoryview) -> str:

@@ -27,17 +27,28 @@ from registry.records import RefStatus
 T = TypeVar("T")
 RunInThread = Callable[..., Awaitable[Any]]
 
-CHUNK_BYTES = 256 << 10
+FILE_CHUNK_BYTES = 256 << 10
+COPY_CHUNK_BYTES = 512 << 10
+"""SQLite walks from the beginning of a content to each part of it: fewer are faster."""
 REMEMBERED_FILES = 65_536
 
 
 class FileStream:
-    """A file too large for memory, read in parts from one descriptor."""
+    """A file too large for memory, read in parts from one descriptor.
 
-    def __init__(self, run: RunInThread, location: Location, descriptor: int) -> None:
+    `trusted` tells whether a part of it is known to be right, as long as the file is unchanged;
+    if not, only all of it can be checked, while it is sent.
+    """
+
+    chunk_bytes = FILE_CHUNK_BYTES
+
+    def __init__(
+        self, run: RunInThread, location: Location, descriptor: int, identity: str, *, trusted: bool
+    ) -> None:
         self._run = run
         self._descriptor = descriptor
-        self._identity = files.identity_of(os.fstat(descriptor))
+        self._identity = identity
+        self.trusted = trusted
         self.checksum = location.checksum
         self.size = location.size
 
@@ -56,6 +67,9 @@ class FileStream:
 
 class CopyStream:
     """Copied content too large for memory, read in parts. No transaction spans two parts."""
+
+    chunk_bytes = COPY_CHUNK_BYTES
+    trusted = True
 
     def __init__(self, run: RunInThread, location: Location, database: Database) -> None:
         self._run = run
@@ -101,14 +115,25 @@ class FileMemory:
 
     def __init__(self) -> None:
         self._seen: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self.proofs: dict[str, tuple[str | int, ...]] = {}
+        """By path, the content that a file of an allowed path was found to hold, with the parts of
+        the identity that it had: what `identity_of` and the rest said, in a form that is quicker
+        to compare."""
 
     def checksum_of(self, path: str, identity: str) -> str | None:
         """The checksum of the file, if this identity of it was hashed."""
         seen = self._seen.get(path)
         return seen[1] if seen is not None and seen[0] == identity else None
 
+    def prove(self, path: str, proof: tuple[str | int, ...]) -> None:
+        """Remember that a file was found to hold a content, until it is hashed again."""
+        if len(self.proofs) >= REMEMBERED_FILES:
+            self.proofs.clear()
+        self.proofs[path] = proof
+
     def note(self, found: files.FileContent) -> None:
         """Remember what a file held."""
+        self.proofs.pop(found.path, None)
         if found.identity is not None:
             self._seen[found.path] = (found.identity, found.checksum)
             self._seen.move_to_end(found.path)
@@ -119,7 +144,8 @@ class FileMemory:
 class Holdings:
     """Opens the bytes of located entries, for one event loop.
 
-    `run` runs a blocking call in a thread; `observe` is told what a look at a file found.
+    `run` and `run_on_files` run a blocking call in a thread, of the database or of holders'
+    files; `observe` is told what a look at a file found.
     """
 
     def __init__(
@@ -128,12 +154,14 @@ class Holdings:
         roots: files.ArtifactRoots,
         cache: ContentCache,
         run: RunInThread,
+        run_on_files: RunInThread,
         observe: Callable[[Observation], None],
     ) -> None:
         self._database = database
         self._roots = roots
         self._cache = cache
         self._run = run
+        self._run_on_files = run_on_files
         self._observe = observe
         self._memory = FileMemory()
         self._flights: dict[str, asyncio.Task[Any]] = {}
@@ -143,10 +171,33 @@ class Holdings:
         for longer than one `lstat`."""
         path = location.path
         if path is not None:
-            identity = files.find_identity(path)
-            if identity is None or not self._has(location, path, identity):
+            if location.status != RefStatus.OK:
+                return None  # To `open`, which puts down that the file is there again.
+            if not self._is_there(location, path):
                 return None
         return self._cache.find(location.checksum)
+
+    def _is_there(self, location: Location, path: str) -> bool:
+        """Whether the file at a path is known to hold the located content, by one `lstat`."""
+        try:
+            now = os.lstat(path)
+        except (OSError, ValueError):
+            return False
+        proof = (
+            location.checksum,
+            now.st_mtime_ns,
+            now.st_ctime_ns,
+            now.st_size,
+            now.st_ino,
+            now.st_dev,
+        )
+        if self._memory.proofs.get(path) == proof:
+            return True
+        identity = files.identity_of_regular(now)
+        if identity is None or not self._has(location, path, identity):
+            return False
+        self._memory.prove(path, proof)
+        return True
 
     def _has(self, location: Location, path: str, identity: str) -> bool:
         """Whether a file with this identity is known to hold the located content."""
@@ -167,7 +218,9 @@ class Holdings:
             return None
         if not await self._verified(location, location.path):
             return None
-        return await self._open_file(location, location.path)
+        opened = await self._open_file(location, location.path)
+        self._tell(location, location.path, RefStatus.OK if opened else RefStatus.DRIFTED)
+        return opened
 
     async def _open_copy(self, location: Location) -> Body | Stream | None:
         loaded = await self._loaded(location, lambda: self._read_copy(location))
@@ -178,7 +231,7 @@ class Holdings:
     async def _open_file(self, location: Location, path: str) -> Body | Stream | None:
         loaded = await self._loaded(location, lambda: self._read_file(location, path))
         if loaded is NO_ROOM:
-            stream: FileStream | None = await self._run(self._stream_file, location, path)
+            stream: FileStream | None = await self._run_on_files(self._stream_file, location, path)
             return stream
         return loaded
 
@@ -189,7 +242,9 @@ class Holdings:
         body = self._cache.find(location.checksum)
         if body is not None:
             return body
-        return await self._alone("load " + location.checksum, lambda: self._load(location, read))
+        # By holder as well: one whose bytes are wrong must not fail those who ask for another's.
+        name = f"load {location.checksum} {location.path or ''}"
+        return await self._alone(name, lambda: self._load(location, read))
 
     async def _load(
         self, location: Location, read: Callable[[], bytes | None]
@@ -199,7 +254,8 @@ class Holdings:
             return NO_ROOM
         content: bytes | None = None
         try:
-            content = await self._run(read)
+            run = self._run if location.path is None else self._run_on_files
+            content = await run(read)
         finally:
             if reserved and content is None:
                 self._cache.release(location.size)
@@ -226,7 +282,12 @@ class Holdings:
     def _stream_file(self, location: Location, path: str) -> FileStream | None:
         try:
             with files.opened(path) as descriptor:
-                return FileStream(self._run, location, os.dup(descriptor))
+                # It may be another file by now than the one that was verified.
+                identity = files.identity_of(os.fstat(descriptor))
+                trusted = self._has(location, path, identity)
+                return FileStream(
+                    self._run_on_files, location, os.dup(descriptor), identity, trusted=trusted
+                )
         except FileUnreadable:
             return None
 
@@ -243,7 +304,7 @@ class Holdings:
 
     async def _verify(self, location: Location, path: str) -> bool:
         try:
-            found = await self._run(self._hash, path, location.size)
+            found = await self._run_on_files(self._hash, path, location.size)
         except (FileUnreadable, TooLarge):
             there = files.find_identity(path) is not None
             self._tell(location, path, RefStatus.DRIFTED if there else RefStatus.MISSING)
@@ -262,7 +323,7 @@ class Holdings:
             return None
         status, identity = RefStatus.DRIFTED, None
         try:
-            found = await self._run(self._hash, path, location.size)
+            found = await self._run_on_files(self._hash, path, location.size)
         except (FileUnreadable, TooLarge):
             if files.find_identity(path) is None:
                 status = RefStatus.MISSING

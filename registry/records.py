@@ -18,10 +18,14 @@ LEASE_MIN_MS = 1_000
 LEASE_MAX_MS = 7 * 24 * 3600 * 1000
 FILENAME_MAX_BYTES = 255
 
-_is_name = re.compile(r"[A-Za-z0-9._-]{1,255}").fullmatch
-_is_slug = re.compile(r"[a-z0-9][a-z0-9_-]{0,254}").fullmatch
+NAME_PATTERN = "[A-Za-z0-9._-]{1,255}"
+SLUG_PATTERN = "[a-z0-9][a-z0-9_-]{0,254}"
+CHECKSUM_PATTERN = "blake3:[0-9a-f]{64}"
+
+_is_name = re.compile(NAME_PATTERN).fullmatch
+_is_slug = re.compile(SLUG_PATTERN).fullmatch
 _is_filename = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}").fullmatch
-_is_checksum = re.compile(r"blake3:[0-9a-f]{64}").fullmatch
+_is_checksum = re.compile(CHECKSUM_PATTERN).fullmatch
 _is_decimal = re.compile(r"0|[1-9][0-9]{0,19}").fullmatch
 
 
@@ -131,7 +135,7 @@ class ArtifactKey:
         check_slug("slug", self.slug)
         if self.suffix != BASE_SUFFIX:
             check_slug("suffix", self.suffix)
-        _check_filename(self.filename)
+        check_filename(self.filename)
 
     def __str__(self) -> str:
         return f"{self.slug}/{self.suffix}/{self.filename}"
@@ -365,6 +369,44 @@ class OwnerRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Model:
+    """A model (slug, suffix) with its entries together.
+
+    `holders` counts owners of any of them. It is serveable when every entry has a holder whose
+    bytes were right at the last look.
+    """
+
+    slug: str
+    suffix: str
+    files: int
+    bytes: int
+    holders: int
+    serveable: bool
+
+
+class EventKind(StrEnum):
+    """What an event tells: of an owner, of an owner ref, of an entry, of the service itself."""
+
+    ATTACHED = "attached"
+    DRAINED = "drained"
+    DETACHED = "detached"
+    EXPIRED = "expired"
+    SUPERSEDED = "superseded"
+    REGISTERED = "registered"
+    REPLACED = "replaced"
+    REFUSED = "refused"
+    RELEASED = "released"
+    DRIFTED = "drifted"
+    MISSING = "missing"
+    RESTORED = "restored"
+    CREATED = "created"
+    REMOVED = "removed"
+    EXPIRY_PAUSED = "expiry_paused"
+    EXPIRY_RESUMED = "expiry_resumed"
+    UPGRADED = "upgraded"
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One line of the journal."""
 
@@ -380,6 +422,34 @@ class Event:
     reason: str | None
     actor: str | None
     request_id: str | None
+
+
+class EventOrder(StrEnum):
+    """Which events come first in a page of the journal."""
+
+    OLDEST = "oldest"
+    NEWEST = "newest"
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events are asked for; None leaves it open."""
+
+    owner: Owner | None = None
+    slug: str | None = None
+    kind: EventKind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """A part of the journal. `next` is where the part behind it begins, None at the end.
+
+    `last` is the id of the newest event of the whole journal, 0 if it is empty.
+    """
+
+    events: tuple[Event, ...]
+    next: int | None
+    last: int
 
 
 class Severity(StrEnum):
@@ -525,7 +595,8 @@ def _check_name(field: str, value: str) -> None:
         )
 
 
-def _check_filename(value: str) -> None:
+def check_filename(value: str) -> None:
+    """Raise Invalid unless `value` is the name of a file, and nothing but its name."""
     if (
         not _is_filename(value)
         or value in (".", "..")

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -29,10 +28,10 @@ from registry.db.engine import Connection, Database
 from registry.db.locator import Location, Locator, locations_of
 from registry.db.observing import Observation, observe
 from registry.db.schema import find_problem
-from registry.db.variables import policy_of, read_variables
-from registry.db.writer import Writer
+from registry.db.sizes import free_bytes
+from registry.db.variables import policy_of, read_variables, write_variables
+from registry.db.writer import Batch, Writer
 from registry.errors import (
-    ChecksumMismatch,
     NotRegistered,
     RegistryError,
     TooLarge,
@@ -41,7 +40,7 @@ from registry.errors import (
     UploadsPending,
 )
 from registry.files import ArtifactRoots
-from registry.holdings import Hasher, Holdings, Stream
+from registry.holdings import Holdings, Stream
 from registry.manifests import check_manifest_bytes, prepare
 from registry.records import (
     Artifact,
@@ -49,7 +48,11 @@ from registry.records import (
     AuditReport,
     Drained,
     Entry,
+    EventFilter,
+    EventOrder,
+    EventPage,
     Explanation,
+    Model,
     Offer,
     Owner,
     OwnerRecord,
@@ -64,37 +67,61 @@ from registry.records import (
     check_drain,
     check_lease,
 )
+from registry.uploads import Uploads
 
 T = TypeVar("T")
 
 THREADS = 8
-SPOOL_MEMORY_BYTES = 256 << 10
 PENDING_COUNT_MAX_AGE_S = 10.0
 HOLDERS_TRIED = 1000
 OBSERVATIONS_MAX = 1000
 SWEEP_TOLERANCE_MS = 10_000
+PROBE_MS = 1000
+HEALTH_PATIENCE_S = 5.0
+OK = "ok"
 
 log = logging.getLogger("registry")
 
 
 class Registry:
-    """The registry over a migrated database. Use it between `start` and `close`."""
+    """The registry over a migrated database. Use it between `start` and `close`.
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    `on_batch` is told of every transaction of writes, in the writer's thread.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        *,
+        on_batch: Callable[[Batch], None] | None = None,
+    ) -> None:
         self.settings = settings
         self.database = database
         self.roots = ArtifactRoots(settings.artifact_roots)
-        self.writer = Writer(database, queue_max=settings.write_queue_max)
+        self.writer = Writer(database, queue_max=settings.write_queue_max, on_batch=on_batch)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
+        # Apart, so that a file system that hangs takes nothing with it that is not on it.
+        self._file_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="registry-files")
         self._locator = Locator(database)
         self._cache = ContentCache(settings.content_cache_bytes)
-        self._holdings = Holdings(database, self.roots, self._cache, self._run, self._note)
+        self._holdings = Holdings(
+            database, self.roots, self._cache, self._run, self._run_on_files, self._note
+        )
         self._observing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._pending = _PendingUploads()
+        self._uploads = Uploads(
+            max_blob_bytes=settings.max_blob_bytes, max_bytes=settings.pending_upload_bytes
+        )
         self._started_at = database.clock()
 
     async def start(self) -> None:
-        """Begin to take writes."""
+        """Take hold of the database and begin to take writes.
+
+        Raises:
+            RegistryError: the database cannot be used.
+        """
+        await self._run(self.database.presence.require)
         self.writer.start()
 
     async def close(self) -> None:
@@ -102,6 +129,7 @@ class Registry:
         await self._run(self.writer.close)
         self._locator.close()
         self._threads.shutdown(wait=True)
+        self._file_threads.shutdown(wait=False, cancel_futures=True)
         self.database.close()
 
     # Serving
@@ -111,6 +139,11 @@ class Registry:
         (namespace, component, endpoint) if an owner of that endpoint holds it. None: nobody does.
         """
         return self._locator.find(key)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory in use for content."""
+        return self._cache.used_bytes
 
     def ready(self, location: Location) -> Body | None:
         """The located content if it can be had without waiting."""
@@ -128,7 +161,7 @@ class Registry:
             return opened
         others = await self.read(locations_of, location.entry_id, location.checksum, HOLDERS_TRIED)
         for other in others:
-            if other.owner_id == location.owner_id:
+            if (other.owner_id, other.path) == (location.owner_id, location.path):
                 continue
             opened = await self._holdings.open(other)
             if opened is not None:
@@ -176,7 +209,7 @@ class Registry:
         limits = self.settings
         if any(offer.path is not None for offer in offers):
             check_distinct([offer.key for offer in offers])
-            artifacts = await self._run(
+            artifacts = await self._run_on_files(
                 lambda: prepare(
                     offers,
                     self.roots,
@@ -189,7 +222,9 @@ class Registry:
                 Artifact(offer.key, offer.checksum or "", offer.size) for offer in offers
             )
         if len(artifacts) * limits.max_blob_bytes > limits.max_manifest_bytes:
-            sizes = await self.read(blobs.sizes_of, [artifact.checksum for artifact in artifacts])
+            # A size that was given and is wrong is refused by the store.
+            unsized = [artifact.checksum for artifact in artifacts if artifact.size is None]
+            sizes = await self.read(blobs.sizes_of, unsized) if unsized else {}
             check_manifest_bytes(
                 (sizes.get(each.checksum, each.size or 0) for each in artifacts),
                 limits.max_manifest_bytes,
@@ -235,32 +270,13 @@ class Registry:
             Busy, StorageUnavailable: the service.
         """
         check_checksum(checksum)
-        limit = self.settings.max_blob_bytes
-        hasher, size = Hasher(), 0
-        with tempfile.SpooledTemporaryFile(SPOOL_MEMORY_BYTES) as spool:
-            async for part in parts:
-                size += len(part)
-                if size > limit:
-                    raise TooLarge(
-                        f"The content has more than {limit} bytes, the most that this registry "
-                        "takes in one file (max_blob_bytes)."
-                    )
-                hasher.update(part)
-                spool.write(part)
-            if hasher.checksum != checksum:
-                raise ChecksumMismatch(
-                    f"The {size} bytes that came have {hasher.checksum}, not {checksum}. Hash the "
-                    "file again and repeat the upload."
-                )
-            await self._check_pending(size)
-
-            def content() -> bytes:
-                spool.seek(0)
-                return spool.read()
-
-            item = blobs.Upload(checksum, size, content)
-            is_new = await asyncio.shield(self.writer.submit(blobs.store_blobs, item, size=size))
-            return size, is_new
+        async with self._uploads.taken_in(checksum, parts) as spool:
+            await self._check_pending(spool.size)
+            item = blobs.Upload(checksum, spool.size, spool.content)
+            is_new = await asyncio.shield(
+                self.writer.submit(blobs.store_blobs, item, size=spool.size)
+            )
+            return spool.size, is_new
 
     async def _check_pending(self, size: int) -> None:
         limit = self.settings.pending_upload_bytes
@@ -349,23 +365,66 @@ class Registry:
         """A page of entries in the order of their ids."""
         return await self.read(_list_entries, after, limit, filters)
 
+    async def models(
+        self, after: tuple[str, str], limit: int
+    ) -> tuple[list[Model], tuple[str, str] | None]:
+        """A page of models in the order of (slug, suffix), and where the next page begins."""
+        return await self.read(queries.list_models, after, limit)
+
+    async def events(
+        self, wanted: EventFilter, order: EventOrder, after: int | None, limit: int
+    ) -> EventPage:
+        """A page of the journal in an order of ids; `after` None begins at its start."""
+        return await self.read(queries.list_events, wanted, order, after, limit)
+
     async def explain(self, key: ArtifactKey) -> Explanation:
         """An entry with its holders and its last events."""
         return await self.read(queries.explain, key)
 
     async def health(self) -> dict[str, str]:
-        """Each check with `ok` or what is wrong."""
-        checks = {"database": "ok", "schema": "ok", "writer": "ok"}
+        """Each check with `ok`, or what is wrong and what to do. It answers in time, whatever
+        hangs: the database's patience and 5 s are the bound."""
+        checks: dict[str, Callable[[], Awaitable[str]]] = {
+            "database": self._check_database,
+            "schema": self._check_schema,
+            "writer": self._check_writer,
+            "disk": self._check_disk,
+        }
+        within_s = self.settings.busy_timeout_s + HEALTH_PATIENCE_S
+        found = await asyncio.gather(*(_within(within_s, check()) for check in checks.values()))
+        return dict(zip(checks, found, strict=True))
+
+    async def _check_database(self) -> str:
         if not self.writer.alive:
-            checks["writer"] = "the writer thread is not running; restart the service"
+            return "it cannot be written, because the writer does not run; restart the service"
         try:
             await self.writer.submit(_probe, None)
         except RegistryError as error:
-            checks["database"] = error.detail
-        problem = await self._run(find_problem, self.settings.database_url)
-        if problem is not None:
-            checks["schema"] = problem
-        return checks
+            return error.detail
+        return OK
+
+    async def _check_schema(self) -> str:
+        return await self._run(self._find_problem) or OK
+
+    def _find_problem(self) -> str | None:
+        try:
+            # First, as it parts a database that was replaced from what is left of the one before.
+            self.database.presence.require()
+        except RegistryError as error:
+            return error.detail
+        return find_problem(self.settings.database_url)
+
+    async def _check_writer(self) -> str:
+        return OK if self.writer.alive else "the writer thread does not run; restart the service"
+
+    async def _check_disk(self) -> str:
+        free, bound = await self._run(free_bytes, self.database), self.settings.min_free_bytes
+        if free is None or free >= bound:
+            return OK
+        return (
+            f"{free} bytes are free on the disk of {self.database.path}, less than {bound} "
+            "(min_free_bytes). Free some space: when the disk is full, nothing can be registered"
+        )
 
     async def sweep_health(self) -> tuple[str, dict[str, str]]:
         """Whether the sweeper does its work, `ok` or what is wrong, and what to look at.
@@ -403,6 +462,14 @@ class Registry:
                 return query(conn, *arguments)
 
         return await self._run(work)
+
+    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run what may block in one of the service's few threads."""
+        return await self._run(work, *arguments)
+
+    async def _run_on_files(self, work: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._file_threads, work, *arguments)
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
@@ -457,6 +524,16 @@ def _list_entries(
     return queries.list_entries(conn, after=after, limit=limit, filters=filters)
 
 
-def _probe(_conn: Connection, _now: int, items: Sequence[None]) -> list[None]:
-    """A write transaction that writes nothing: the lock can be had, the writer answers."""
+async def _within(seconds: float, check: Awaitable[str]) -> str:
+    try:
+        return await asyncio.wait_for(check, seconds)
+    except TimeoutError:
+        return f"no answer within {seconds:g} s; if that stays so, restart the service"
+
+
+def _probe(conn: Connection, now: int, items: Sequence[None]) -> list[None]:
+    """A small write, at most one a second: the lock can be had, the disk takes what is written."""
+    before = int(read_variables(conn).get("probed_at", 0))
+    if not 0 <= now - before < PROBE_MS:
+        write_variables(conn, {"probed_at": now})
     return list(items)

@@ -6,6 +6,7 @@ that an older client can talk to a newer service. Times are RFC 3339 in UTC with
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from registry import errors
+from registry import errors, shapes
 from registry.records import (
     ArtifactKey,
     AuditReport,
@@ -23,12 +24,14 @@ from registry.records import (
     Drained,
     Entry,
     Event,
+    EventPage,
     Explanation,
     Finding,
     HeldEntry,
     Holder,
     Kept,
     Lease,
+    Model,
     Offer,
     Outcome,
     Owner,
@@ -76,13 +79,28 @@ _MILLISECOND = datetime.resolution * 1000
 
 def metadata_path(key: ArtifactKey) -> str:
     """The path of an entry's bytes on the service, percent-encoded."""
-    return f"/v1/metadata/{key.slug}/{key.suffix}/{quote(key.filename, safe='')}"
+    filename = key.filename
+    if not _needs_no_quotes(filename):
+        filename = quote(filename, safe="")
+    return f"/v1/metadata/{key.slug}/{key.suffix}/{filename}"
+
+
+_needs_no_quotes = re.compile(r"[A-Za-z0-9._~-]+").fullmatch
 
 
 def seconds(milliseconds: int) -> int | float:
     """Milliseconds as seconds, whole where they are whole."""
     whole, rest = divmod(milliseconds, 1000)
     return milliseconds / 1000 if rest else whole
+
+
+_FAR_S = 10**12
+
+
+def _milliseconds(given_s: int | float) -> int:
+    """Seconds that were given as milliseconds. What no limit admits is cut, so that it can be
+    calculated with, whatever its number of digits."""
+    return round(max(-_FAR_S, min(given_s, _FAR_S)) * 1000)
 
 
 def _time_or_none(at: int | None) -> str | None:
@@ -99,11 +117,11 @@ def _parse_time_or_none(text: str | None) -> int | None:
 class OwnerBody(msgspec.Struct, forbid_unknown_fields=True):
     """An owner. `instance_id` is always a string in answers."""
 
-    namespace: str
-    component: str
-    endpoint: str
-    instance_id: int | str
-    lora_slug: str | None = None
+    namespace: shapes.Name
+    component: shapes.Name
+    endpoint: shapes.Name
+    instance_id: shapes.AnyInstanceId
+    lora_slug: shapes.Slug | None = None
 
     def record(self) -> Owner:
         """Raises: Invalid."""
@@ -133,12 +151,12 @@ def _owner_or_none(owner: Owner | None) -> OwnerBody | None:
 class OfferBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One line of a manifest: in place with `path`, else a copy that `checksum` names."""
 
-    slug: str
-    suffix: str
-    filename: str
-    path: str | None = None
-    checksum: str | None = None
-    size: int | None = None
+    slug: shapes.Slug
+    suffix: shapes.Suffix
+    filename: shapes.Filename
+    path: shapes.Path | None = None
+    checksum: shapes.Checksum | None = None
+    size: shapes.Size | None = None
 
     def record(self) -> Offer:
         """Raises: Invalid."""
@@ -156,22 +174,22 @@ class RegisterBody(msgspec.Struct, forbid_unknown_fields=True):
 
     owner: OwnerBody
     artifacts: list[OfferBody]
-    lease_ttl_s: int | float | None = LEASE_DEFAULT_S
-    worker_name: str | None = None
+    lease_ttl_s: shapes.Seconds | None = LEASE_DEFAULT_S
+    worker_name: shapes.Name | None = None
 
     @property
     def lease_ttl_ms(self) -> int | None:
-        return None if self.lease_ttl_s is None else round(self.lease_ttl_s * 1000)
+        return None if self.lease_ttl_s is None else _milliseconds(self.lease_ttl_s)
 
 
 class DrainBody(msgspec.Struct, forbid_unknown_fields=True):
     """An announced detach. `deadline_s` is how long it may take, 1 s to 7 days."""
 
-    deadline_s: int | float = DRAIN_DEFAULT_S
+    deadline_s: shapes.Seconds = DRAIN_DEFAULT_S
 
     @property
     def deadline_ms(self) -> int:
-        return round(self.deadline_s * 1000)
+        return _milliseconds(self.deadline_s)
 
 
 _drain_decoder = msgspec.json.Decoder(DrainBody)
@@ -207,8 +225,8 @@ def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 class LeaseAnswer(msgspec.Struct):
-    ttl_s: int | float
-    expires_at: str
+    ttl_s: shapes.Seconds
+    expires_at: shapes.Time
 
     @classmethod
     def of(cls, lease: Lease | None) -> LeaseAnswer | None:
@@ -219,9 +237,9 @@ class LeaseAnswer(msgspec.Struct):
 
 
 class KeyAnswer(msgspec.Struct):
-    slug: str
-    suffix: str
-    filename: str
+    slug: shapes.Slug
+    suffix: shapes.Suffix
+    filename: shapes.Filename
 
     @classmethod
     def of(cls, key: ArtifactKey) -> KeyAnswer:
@@ -232,11 +250,11 @@ class KeyAnswer(msgspec.Struct):
 
 
 class RegisteredArtifactAnswer(msgspec.Struct):
-    slug: str
-    suffix: str
-    filename: str
-    checksum: str
-    size: int
+    slug: shapes.Slug
+    suffix: shapes.Suffix
+    filename: shapes.Filename
+    checksum: shapes.Checksum
+    size: shapes.Size
     url: str
     outcome: Outcome
 
@@ -284,7 +302,7 @@ class RenewedAnswer(msgspec.Struct):
 
     owner: OwnerBody
     lease: LeaseAnswer | None
-    refs: int
+    refs: shapes.Count
 
     @classmethod
     def of(cls, renewed: Renewed) -> RenewedAnswer:
@@ -299,7 +317,7 @@ class RenewedAnswer(msgspec.Struct):
 class DrainedAnswer(msgspec.Struct):
     owner: OwnerBody
     state: OwnerState
-    drain_deadline_at: str
+    drain_deadline_at: shapes.Time
 
     @classmethod
     def of(cls, drained: Drained) -> DrainedAnswer:
@@ -314,15 +332,15 @@ class DrainedAnswer(msgspec.Struct):
 class BlobAnswer(msgspec.Struct):
     """Content that is now here."""
 
-    checksum: str
-    size: int
+    checksum: shapes.Checksum
+    size: shapes.Size
 
 
 class KeptAnswer(msgspec.Struct):
-    slug: str
-    suffix: str
-    filename: str
-    holders: int
+    slug: shapes.Slug
+    suffix: shapes.Suffix
+    filename: shapes.Filename
+    holders: shapes.Count
 
     @classmethod
     def of(cls, kept: Kept) -> KeptAnswer:
@@ -334,7 +352,7 @@ class KeptAnswer(msgspec.Struct):
 
 class ReceiptAnswer(msgspec.Struct):
     owner: OwnerBody | None
-    released: int
+    released: shapes.Count
     removed: list[KeyAnswer]
     kept: list[KeptAnswer]
 
@@ -359,11 +377,11 @@ class ReceiptAnswer(msgspec.Struct):
 class HolderAnswer(msgspec.Struct):
     owner: OwnerBody
     state: OwnerState
-    lease_expires_at: str | None
+    lease_expires_at: shapes.Time | None
     source: Source
     path: str | None
     status: RefStatus
-    since: str
+    since: shapes.Time
 
     @classmethod
     def of(cls, holder: Holder) -> HolderAnswer:
@@ -392,15 +410,15 @@ class HolderAnswer(msgspec.Struct):
 class ConflictHolderAnswer(msgspec.Struct):
     """The owner who holds a key, with its state and lease end: can it be waited for?"""
 
-    namespace: str
-    component: str
-    endpoint: str
-    instance_id: str
-    lora_slug: str | None
+    namespace: shapes.Name
+    component: shapes.Name
+    endpoint: shapes.Name
+    instance_id: shapes.InstanceId
+    lora_slug: shapes.Slug | None
     state: OwnerState
-    lease_expires_at: str | None
+    lease_expires_at: shapes.Time | None
     source: Source
-    since: str
+    since: shapes.Time
 
     @classmethod
     def of(cls, holder: Holder) -> ConflictHolderAnswer:
@@ -431,11 +449,11 @@ class ConflictHolderAnswer(msgspec.Struct):
 
 
 class ConflictAnswer(msgspec.Struct):
-    slug: str
-    suffix: str
-    filename: str
-    registered: str
-    offered: str
+    slug: shapes.Slug
+    suffix: shapes.Suffix
+    filename: shapes.Filename
+    registered: shapes.Checksum
+    offered: shapes.Checksum
     holders: list[ConflictHolderAnswer]
 
     @classmethod
@@ -459,15 +477,15 @@ class ConflictAnswer(msgspec.Struct):
 
 
 class EntryAnswer(msgspec.Struct):
-    slug: str
-    suffix: str
-    filename: str
-    checksum: str
-    size: int
-    generation: int
-    created_at: str
-    updated_at: str
-    holders: int
+    slug: shapes.Slug
+    suffix: shapes.Suffix
+    filename: shapes.Filename
+    checksum: shapes.Checksum
+    size: shapes.Size
+    generation: shapes.Count
+    created_at: shapes.Time
+    updated_at: shapes.Time
+    holders: shapes.Count
     url: str
     id: int
 
@@ -510,11 +528,11 @@ class ArtifactsAnswer(msgspec.Struct):
 class HeldAnswer(msgspec.Struct):
     """An entry that an owner holds."""
 
-    slug: str
-    suffix: str
-    filename: str
-    checksum: str
-    size: int
+    slug: shapes.Slug
+    suffix: shapes.Suffix
+    filename: shapes.Filename
+    checksum: shapes.Checksum
+    size: shapes.Size
 
     @classmethod
     def of(cls, held: HeldEntry | Entry) -> HeldAnswer:
@@ -529,14 +547,14 @@ class HeldAnswer(msgspec.Struct):
 class OwnerSummaryAnswer(msgspec.Struct):
     owner: OwnerBody
     state: OwnerState
-    worker_name: str | None
+    worker_name: shapes.Name | None
     lease: LeaseAnswer | None
-    registered_at: str
-    renewed_at: str
-    drain_deadline_at: str | None
-    ended_at: str | None
+    registered_at: shapes.Time
+    renewed_at: shapes.Time
+    drain_deadline_at: shapes.Time | None
+    ended_at: shapes.Time | None
     end_reason: str | None
-    refs: int
+    refs: shapes.Count
 
     def record(self) -> OwnerRecord:
         return OwnerRecord(
@@ -590,14 +608,14 @@ def _owner_fields(record: OwnerRecord) -> dict[str, Any]:
 
 class EventAnswer(msgspec.Struct):
     id: int
-    at: str
+    at: shapes.Time
     kind: str
     owner: OwnerBody | None
-    slug: str | None
-    suffix: str | None
-    filename: str | None
-    checksum: str | None
-    previous_checksum: str | None
+    slug: shapes.Slug | None
+    suffix: shapes.Suffix | None
+    filename: shapes.Filename | None
+    checksum: shapes.Checksum | None
+    previous_checksum: shapes.Checksum | None
     reason: str | None
     actor: str | None
     request_id: str | None
@@ -634,6 +652,60 @@ class EventAnswer(msgspec.Struct):
             self.actor,
             self.request_id,
         )
+
+
+class EventsAnswer(msgspec.Struct):
+    """A page of the journal. It may hold fewer events than `limit`, or none, and not be the last:
+    as long as `next` is not null, it goes into `after` for the page behind it. `last` is the id of
+    the newest event of all: after the last page, it is the `after` for what is to come."""
+
+    events: list[EventAnswer]
+    next: str | None
+    last: str
+
+    @classmethod
+    def of(cls, page: EventPage) -> EventsAnswer:
+        return cls(
+            [EventAnswer.of(event) for event in page.events],
+            None if page.next is None else str(page.next),
+            str(page.last),
+        )
+
+    def record(self) -> EventPage:
+        return EventPage(
+            tuple(event.record() for event in self.events),
+            None if self.next is None else int(self.next),
+            int(self.last),
+        )
+
+
+class ModelAnswer(msgspec.Struct):
+    """A model with its entries together; `holders` counts owners of any of them. It is
+    `serveable` when every entry has a holder whose bytes were right at the last look."""
+
+    slug: shapes.Slug
+    suffix: shapes.Suffix
+    files: shapes.Count
+    bytes: shapes.Size
+    holders: shapes.Count
+    serveable: bool
+
+    @classmethod
+    def of(cls, model: Model) -> ModelAnswer:
+        return cls(
+            model.slug, model.suffix, model.files, model.bytes, model.holders, model.serveable
+        )
+
+    def record(self) -> Model:
+        return Model(self.slug, self.suffix, self.files, self.bytes, self.holders, self.serveable)
+
+
+class ModelsAnswer(msgspec.Struct):
+    """A page of models. It may hold fewer than `limit` and not be the last: as long as `next` is
+    not null, it goes into `after` for the page behind it."""
+
+    models: list[ModelAnswer]
+    next: str | None
 
 
 class ExplainAnswer(msgspec.Struct):

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from registry.db.engine import Database
 from registry.db.schema import prepare
+from tests.fleet import World
 from tests.support import Server, assert_sound
 
 # Chosen by HYPOTHESIS_PROFILE: `default` is for every run, `thorough` for a night or a change of
@@ -22,6 +23,7 @@ settings.register_profile(
     max_examples=100,
     stateful_step_count=25,
     deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.register_profile(
@@ -50,6 +52,14 @@ def database(database_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
+def world(database_path: Path) -> Iterator[World]:
+    """A migrated database whose time is passed in."""
+    opened = World(database_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
 def serve(database_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts service processes on the test's database; they are stopped when the test is over."""
     with ExitStack() as servers:
@@ -58,6 +68,15 @@ def serve(database_path: Path) -> Iterator[Callable[..., Server]]:
             return servers.enter_context(Server(database_path, **flags))
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service process for the tests of a module that take owners and keys of their own."""
+    path = tmp_path_factory.mktemp("shared") / "registry.db"
+    with Server(path) as started:
+        yield started
+    assert_sound(path)
 
 
 @pytest.fixture

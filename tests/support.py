@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -29,6 +30,11 @@ START_S = 60
 STOP_S = 30
 
 JSON = {"content-type": "application/json"}
+
+
+def bearer(token: str) -> dict[str, str]:
+    """The header that carries an access token."""
+    return {"authorization": f"Bearer {token}"}
 
 
 def checksum(content: bytes) -> str:
@@ -70,10 +76,19 @@ class Server:
     """A service process, started as users start it, and a client of it.
 
     `flags` are options of `serve`: `lease_grace_s=1` is `--lease-grace-s 1`, a list repeats the
-    option, True is a switch.
+    option, True is a switch. `token` is sent by the client; `trust` tells whose certificates it
+    believes. `before_start` runs in the new process.
     """
 
-    def __init__(self, database: Path, **flags: Any) -> None:
+    def __init__(
+        self,
+        database: Path,
+        *,
+        token: str | None = None,
+        trust: ssl.SSLContext | None = None,
+        before_start: Callable[[], None] | None = None,
+        **flags: Any,
+    ) -> None:
         self.database = database
         self.log = ""
         command = [sys.executable, "-m", "registry", "serve", "--port", "0"]
@@ -90,6 +105,7 @@ class Server:
             cwd=database.parent,
             start_new_session=True,
             env={**os.environ, "PYTHONWARNINGS": "error"},
+            preexec_fn=before_start,
         )
         self._listening = threading.Event()
         self.url = ""
@@ -98,7 +114,12 @@ class Server:
         if not self._listening.wait(START_S) or not self.url:
             self.kill()
             raise AssertionError(f"the service did not start:\n{self.log}")
-        self.client = httpx2.Client(base_url=self.url, timeout=60)
+        self.client = httpx2.Client(
+            base_url=self.url,
+            timeout=60,
+            headers=bearer(token) if token is not None else None,
+            verify=trust or True,
+        )
         self.wait_until_serving()
 
     def _read_output(self) -> None:
@@ -112,7 +133,7 @@ class Server:
 
     @property
     def address(self) -> tuple[str, int]:
-        host, port = self.url.removeprefix("http://").rsplit(":", 1)
+        host, port = self.url.split("://")[1].rsplit(":", 1)
         return host, int(port)
 
     def wait_until_serving(self) -> None:
@@ -188,12 +209,14 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.process.poll() is None:
-            try:
-                self.stop()
-            except subprocess.TimeoutExpired:
-                self.kill()
-                raise
+        if self.process.poll() is not None:
+            self._close()
+            return
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
 
 
 def wait_for(condition: Callable[[], bool], within_s: float = 30) -> None:
@@ -268,6 +291,7 @@ def assert_sound(path: Path) -> None:
     """Fail if anything in the database contradicts itself. Every database test ends with this."""
     with sql(path) as connection:
         found = {name: connection.execute(query).fetchall() for name, query in FAULTS.items()}
-        assert {name: rows for name, rows in found.items() if rows} == {}
+        faults = {name: rows for name, rows in found.items() if rows}
+        assert faults == {}, faults
         for name, content in connection.execute("SELECT checksum, content FROM blobs"):
             assert checksum(content) == name

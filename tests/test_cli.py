@@ -170,7 +170,7 @@ def test_a_service_that_does_not_answer_exits_2(run: Run) -> None:
         port = taken.getsockname()[1]
     done = run("ls", REGISTRY_URL=f"http://127.0.0.1:{port}")
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"error: The registry service at http://127.0.0.1:{port} does not answer" in done.stderr
+    assert f"error: The service at http://127.0.0.1:{port} does not answer" in done.stderr
 
 
 def test_every_error_has_an_exit_code() -> None:
@@ -450,7 +450,7 @@ def test_quick_work_leaves_no_trace_on_the_terminal(monkeypatch: pytest.MonkeyPa
     with ProgressBar() as progress:
         progress("Hashing", 4, 4)
     assert terminal.getvalue() == ""
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_no_progress_is_shown_where_no_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import httpx2
 import pytest
 
 from registry import errors
+from registry.client.async_client import AsyncRegistryClient
 from registry.client.client import RegistryClient
 from registry.client.protocol import Endpoint, content_path
 from registry.client.retries import RetryPolicy
 from registry.files import checksum_of
 from registry.records import ArtifactKey, Offer, Owner
+from tests.fileservers import FileServer, Manner, Request, begin, well
 from tests.support import Server
 
 AT_ONCE = RetryPolicy(attempts=4, first_pause_s=0)
@@ -141,7 +146,7 @@ def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_sent(tmp_path
 
 
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.client.client.ANSWER_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("registry.client.exchange.ANSWER_MAX_BYTES", 1 << 20)
 
     def endless() -> Iterator[bytes]:
         while True:
@@ -264,7 +269,7 @@ def test_content_that_is_refused_early_is_the_service_s_error(
 
 def test_the_client_loads_no_server_and_no_database() -> None:
     program = (
-        "import sys, registry.client as c; c.RegistryClient, c.Resolver\n"
+        "import sys, registry.client as c; [getattr(c, name) for name in c.__all__]\n"
         "import registry.client.attach\n"
         "print(*sorted(m.split('.')[0] for m in sys.modules))\n"
         "print(*sorted(m for m in sys.modules if m.startswith('registry.')))"
@@ -272,4 +277,136 @@ def test_the_client_loads_no_server_and_no_database() -> None:
     output = subprocess.check_output([sys.executable, "-c", program], text=True).splitlines()
     assert not {"sqlalchemy", "starlette", "uvicorn", "alembic", "typer"} & set(output[0].split())
     ours = {name.split(".")[1] for name in output[1].split()}
-    assert ours <= {"client", "errors", "files", "records", "wire"}
+    assert ours <= {"client", "discovery", "errors", "files", "records", "shapes", "slugs", "wire"}
+
+
+# For asyncio
+
+
+def async_client(script: Script) -> AsyncRegistryClient:
+    transport = httpx2.MockTransport(script)
+    return AsyncRegistryClient("http://registry", retries=AT_ONCE, transport=transport)
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    def methods(of: type) -> dict[str, list[str]]:
+        return {
+            name: [str(each) for each in inspect.signature(method).parameters.values()]
+            for name, method in vars(of).items()
+            if inspect.isfunction(method) and not name.startswith("_")
+        }
+
+    # What a receiver lacks is brought in by the asyncio client only.
+    assert methods(RegistryClient) | {"receive": ANY} == methods(AsyncRegistryClient)
+
+
+def test_the_asyncio_client_repeats_and_gives_up_as_the_other_one() -> None:
+    script = Script(
+        httpx2.ConnectError("refused"),
+        httpx2.ReadError("reset"),
+        problem(503, "storage_unavailable"),
+        httpx2.Response(200, content=RECEIPT),
+        problem(409, "conflict"),
+        httpx2.ConnectError("refused"),
+    )
+
+    async def use() -> None:
+        async with async_client(script) as client:
+            assert (await client.unregister_for_owner(OWNER)).released == 0
+            assert len(script.bodies) == 4
+            with pytest.raises(errors.Conflict):
+                await client.unregister_for_owner(OWNER)
+            assert len(script.bodies) == 5
+            with pytest.raises(errors.ServiceUnreachable, match="refused"):
+                await client.unregister_for_owner(OWNER)
+            assert len(script.bodies) == 9
+
+    asyncio.run(use())
+
+
+def test_every_call_of_the_asyncio_client_works_with_a_service(
+    server: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "large"
+    file.write_bytes(bytes(range(256)) * 4096)
+    large = checksum_of(file.read_bytes())
+    other = ArtifactKey("tiny", "_base", "large.bin")
+    offers = [
+        Offer(KEY, checksum=checksum_of(CONTENT), size=len(CONTENT)),
+        Offer(other, checksum=large, size=file.stat().st_size),
+    ]
+
+    async def use() -> None:
+        async with AsyncRegistryClient(server.url) as client:
+            with pytest.raises(errors.ContentMissing):
+                await client.register(OWNER, offers, lease_ttl_s=60)
+            sent: list[int] = []
+            await client.upload(checksum_of(CONTENT), CONTENT)
+            await client.upload(large, file, on_bytes=sent.append)
+            assert sent[-1] == file.stat().st_size
+            assert await client.has_blob(large)
+            await client.register(OWNER, offers, lease_ttl_s=60, worker_name="w-0")
+            assert (await client.renew(OWNER)).refs == 2
+            assert (await client.drain(OWNER)).owner == OWNER
+            assert len((await client.owner(OWNER)).entries) == 2
+            assert [record.owner async for record in client.owners()] == [OWNER]
+            assert [entry.key async for entry in client.artifacts(slug="tiny")] == [KEY, other]
+            assert [(m.slug, m.files) async for m in client.models()] == [("tiny", 2)]
+            assert (await client.events()).events[0].kind == "attached"
+            assert (await client.explain(KEY)).entry is not None
+            assert await client.is_held(KEY)
+            with (tmp_path / "fetched").open("x+b") as into:
+                await client.download(other, large, file.stat().st_size, into)
+                with pytest.raises(errors.NotRegistered):
+                    await client.download(ArtifactKey("no", "_base", "f"), large, 1, into)
+            assert len((await client.unregister_for_owner(OWNER)).removed) == 2
+
+    asyncio.run(use())
+
+
+def test_a_download_that_breaks_off_is_gone_on_with(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 1000
+    with FileServer({"f.bin": content}, {"f.bin": cut_once(100_000)}) as server:
+        key = ArtifactKey("tiny", "_base", "f.bin")
+        with (
+            RegistryClient(server.url, retries=AT_ONCE) as client,
+            (tmp_path / "f.bin").open("x+b") as into,
+        ):
+            into.write(b"what was there before")
+            client.download(key, checksum_of(content), len(content), into)
+        assert [asked.range for asked in server.asked] == [None, "bytes=100000-"]
+    assert (tmp_path / "f.bin").read_bytes() == content
+
+
+def cut_once(length: int) -> Manner:
+    first = iter([True])
+
+    def manner(request: Request) -> None:
+        if not next(first, False):
+            well(request)
+            return
+        begin(request)
+        request.send(request.content[:length])
+        request.cut()
+
+    return manner
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "ümlaut"])
+def test_what_is_no_token_is_refused(token: str) -> None:
+    with pytest.raises(errors.SettingsError, match="token"):
+        RegistryClient("http://registry", token=token)
+
+
+def test_a_token_is_sent_with_every_call() -> None:
+    sent: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request.headers["authorization"])
+        return httpx2.Response(404)
+
+    transport = httpx2.MockTransport(answer)
+    with RegistryClient("http://registry", token="secret", transport=transport) as client:
+        client.has_blob("blake3:" + "0" * 64)
+        client.is_held(KEY)
+    assert sent == ["Bearer secret"] * 2

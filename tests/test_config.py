@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from registry.config import RESOLVED_VARIABLE, SETTINGS, Settings, load, resolve
 from registry.errors import SettingsError
+from tests.commands import run_here
 
 DEFAULTS: dict[str, Any] = {
     "host": "127.0.0.1",
@@ -20,6 +22,8 @@ DEFAULTS: dict[str, Any] = {
     "token_file": None,
     "require_read_token": False,
     "insecure": False,
+    "tls_certificate": None,
+    "tls_key": None,
     "lease_grace_s": 300,
     "sweep_interval_s": 10,
     "upload_grace_s": 900,
@@ -38,6 +42,10 @@ DEFAULTS: dict[str, Any] = {
     "content_cache_bytes": 128 * 1024**2,
     "write_queue_max": 4096,
     "busy_timeout_s": 5,
+    "max_connections": 4096,
+    "max_header_bytes": 64 * 1024,
+    "body_timeout_s": 60,
+    "min_free_bytes": 64 * 1024**2,
     "log_level": "info",
     "log_format": "text",
 }
@@ -207,3 +215,52 @@ def test_every_setting_has_a_flag_a_variable_and_a_help() -> None:
         assert setting.rule.help.endswith(".")
         assert setting.flag.removeprefix("--").replace("-", "_") in setting.name
         assert setting.variable == f"REGISTRY_{setting.name.upper()}"
+
+
+# config show
+
+
+def shown(*arguments: object, **variables: str) -> dict[str, list[str]]:
+    """The table that `config show` prints, by setting."""
+    done = run_here("config", "show", *arguments, **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    heading, *lines = done.stdout.splitlines()
+    assert heading.split() == ["SETTING", "VALUE", "SOURCE"]
+    return {line.split()[0]: line.split()[1:] for line in lines}
+
+
+def test_config_show_lists_every_setting_with_its_value_and_its_source(tmp_path: Path) -> None:
+    file = written(tmp_path, 'lease_grace_s = 3\nartifact_roots = ["/a", "/b"]')
+    found = shown(
+        "--config", file, "--port", 21, "--insecure", REGISTRY_WORKERS="12", REGISTRY_LOG_LEVEL=""
+    )
+    assert list(found) == [setting.name for setting in SETTINGS]
+    assert found["port"] == ["21", "--port"]
+    assert found["insecure"] == ["true", "--insecure"]
+    assert found["workers"] == ["12", "REGISTRY_WORKERS"]
+    assert found["lease_grace_s"] == ["3", str(file)]
+    assert found["artifact_roots"] == ["/a:/b", str(file)]
+    assert found["token_file"] == ["none", "default"]
+    assert found["log_level"] == ["info", "default"]
+
+
+def test_config_show_prints_json_for_programs() -> None:
+    done = run_here("config", "show", "--json", "--workers", 3)
+    found = json.loads(done.stdout)
+    assert list(found) == [setting.name for setting in SETTINGS]
+    assert found["workers"] == {"value": 3, "source": "--workers"}
+    assert found["artifact_roots"] == {"value": [], "source": "default"}
+    assert found["token_file"] == {"value": None, "source": "default"}
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_config_show_keeps_the_password_of_a_url_to_itself(form: list[str]) -> None:
+    done = run_here("config", "show", *form, "--database-url", "postgresql://u:geheim@h:5432/db")
+    assert "postgresql://u:***@h:5432/db" in done.stdout
+    assert "geheim" not in done.stdout
+
+
+def test_config_show_names_a_wrong_setting_as_the_start_does() -> None:
+    done = run_here("config", "show", REGISTRY_WORKERS="many")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "REGISTRY_WORKERS is 'many'; it must be a whole number" in done.stderr

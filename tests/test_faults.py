@@ -103,7 +103,9 @@ def _faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = sqlite3.connect
 
     def faulty(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        return connect(*arguments, **{"factory": FaultyConnection, **options})
+        options.setdefault("factory", FaultyConnection)
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        return connection
 
     monkeypatch.setattr(FaultyConnection, "fault", Fault())
     monkeypatch.setattr("registry.db.engine.sqlite3.connect", faulty)

@@ -341,6 +341,42 @@ class Ownership(RuleBasedStateMachine):
             assert (str(found) in in_place) if in_place else found is None
 
     @invariant()
+    def the_journal_tells_the_same_story(self) -> None:
+        """S14: played back, the events come to what is there."""
+        entries: set[tuple[str, ...]] = set()
+        held: set[tuple[str, ...]] = set()
+        live: set[tuple[str, ...]] = set()
+        with sql(self.path) as connection:
+            events = connection.execute(
+                "SELECT kind, namespace, component, endpoint, instance_id, lora_slug, "
+                "slug, suffix, filename FROM events ORDER BY id"
+            ).fetchall()
+        for kind, *names in events:
+            owner, key = tuple(names[:5]), tuple(names[5:])
+            if kind == "created":
+                assert key not in entries
+                entries.add(key)
+            elif kind == "removed":
+                entries.remove(key)
+            elif kind == "registered":
+                held.add(owner + key)
+            elif kind == "released":
+                held.remove(owner + key)
+            elif kind == "attached":
+                assert owner not in live
+                live.add(owner)
+            elif kind == "detached":
+                live.remove(owner)
+            elif kind == "replaced":
+                held.add(owner + key)
+            else:
+                assert kind == "refused"
+        model = self.model
+        assert entries == {(key.slug, key.suffix, key.filename) for key in model.entries}
+        assert len(held) == sum(map(len, model.held.values()))
+        assert len(live) == len(model.held)
+
+    @invariant()
     def the_database_is_sound(self) -> None:
         assert_sound(self.path)
 
@@ -356,7 +392,35 @@ def by_key(kept: Kept) -> ArtifactKey:
     return kept.key
 
 
+@pytest.mark.timeout(900)  # To make a failing example small takes minutes.
 def test_after_every_step_there_is_what_the_owners_left_and_nothing_else() -> None:
     """S1 to S7: entries, refs, copies, counts, receipts and answers, restarts included."""
     few = settings(max_examples=max(1, settings().max_examples // 2))
     run_state_machine_as_test(Ownership, settings=few)
+
+
+def test_a_repeated_upload_protects_content_for_another_grace_period(database: Database) -> None:
+    """Between somebody's upload and registration nobody's removal may take the content."""
+    grace_ms = 1000
+    content = CONTENTS[1]
+    item = blobs.Upload(checksum(content), len(content), lambda: content)
+    registration = Registration(OWNERS[0], (Artifact(KEYS[0], checksum(content)),))
+
+    def unregister_after(again_at: int | None, at: int) -> bool:
+        """Whether the content is still there."""
+        with database.write() as conn:
+            conn.run_text("DELETE FROM blobs")
+            blobs.store_blobs(conn, 0, [item])
+            store.register(conn, 0, [registration])
+            if again_at is not None:
+                assert blobs.store_blobs(conn, again_at, [item]) == [False]
+            releasing.unregister(conn, at, [Unregistration(OWNERS[0])])
+            return blobs.find_content(conn, checksum(content)) is not None
+
+    with database.write() as conn:
+        conn.run_text("INSERT INTO settings VALUES ('upload_grace_ms', ?)", [str(grace_ms)])
+    assert unregister_after(None, grace_ms - 1)
+    assert not unregister_after(None, grace_ms)
+    assert unregister_after(500, grace_ms)
+    assert unregister_after(500, grace_ms + 499)
+    assert not unregister_after(500, grace_ms + 500)

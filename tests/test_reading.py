@@ -552,7 +552,10 @@ def test_any_name_works_when_it_is_percent_encoded(shared: Server, filename: str
 
 def test_names_that_look_alike_are_two(shared: Server) -> None:
     slug = new_slug()
-    contents = {key_of(slug, "é.json"): b"composed", key_of(slug, "e\u0301.json"): b"two characters"}
+    contents = {
+        key_of(slug, "é.json"): b"composed",
+        key_of(slug, "e\u0301.json"): b"two characters",
+    }
     shared.register_copies(worker(slug), contents)
     for key, content in contents.items():
         url = f"/v1/metadata/{slug}/_base/{quote(key.filename)}"

@@ -303,7 +303,7 @@ def test_a_manifest_of_nothing_attaches_the_owner(shared: Server, slug: str) -> 
     shown = shared.client.get(f"/v1/owners/{owner}").json()
     assert RFC_3339(shown.pop("registered_at"))
     assert RFC_3339(shown.pop("renewed_at"))
-    expected = {
+    expected: dict[str, object] = {
         "owner": owner_body(owner),
         "state": "active",
         "worker_name": "w.1",
@@ -388,8 +388,8 @@ def test_unregistering_again_or_an_unknown_owner_gives_zeros(shared: Server, slu
     for each in (owner, worker(slug, 99), worker(slug, lora_slug="nobody")):
         answer = shared.unregister(each)
         assert answer.status_code == 200
-        expected = {"owner": owner_body(each), "released": 0, "removed": [], "kept": []}
-        assert answer.json() == expected
+        zeros = {"released": 0, "removed": [], "kept": []}
+        assert answer.json() == {"owner": owner_body(each), **zeros}
     assert rows_of(shared.database) == before
 
 
@@ -551,9 +551,7 @@ def test_explain_tells_content_holders_and_events(shared: Server, slug: str) -> 
     assert all(RFC_3339(event["at"]) for event in events)
 
 
-def test_explain_still_tells_what_happened_to_a_key_that_is_gone(
-    shared: Server, slug: str
-) -> None:
+def test_explain_still_tells_what_happened_to_a_key_that_is_gone(shared: Server, slug: str) -> None:
     key, owner = key_of(slug), worker(slug)
     problem = problem_of(shared.client.get(f"/v1/artifacts/{key}"), 404, "not_registered")
     assert problem["events"] == []
@@ -680,7 +678,7 @@ def test_neighbouring_large_instance_ids_are_different_owners(shared: Server, sl
     assert shared.unregister(worker(slug, 2**53)).json()["kept"][0]["holders"] == 3
 
 
-WRONG_IDS = [
+WRONG_IDS: list[object] = [
     *(-1, 2**64, 2**65, 10**30, 1.5, 1.0, 1e3, True, None, [], {}),
     *("x", "007", "", " 1", "1 ", "+1", "-1", "1.0", "1e3", "0x1", str(2**64), "\u0663", "1\n"),
 ]

@@ -15,7 +15,8 @@ depends_on = None
 
 INDEXES = {
     "ix_owners_worker": """
-        ON owners (namespace, component, endpoint, worker_name) WHERE worker_name IS NOT NULL
+        ON owners (namespace, component, endpoint, worker_name, state)
+        WHERE worker_name IS NOT NULL
     """,
     "ix_owners_superseded": """
         ON owners (namespace, component, endpoint, instance_id) WHERE state = 'superseded'
@@ -141,8 +142,9 @@ found (class, severity, owner_id, entry_id, owner, entry, since_ms, detail) AS (
     UNION ALL
     SELECT 'unverified_ref', 'note', r.owner_id, r.entry_id, NULL, NULL, r.verified_at,
         r.path || ' was not hashed for longer than the scrub period'
-    FROM owner_refs r, policy p
-    WHERE r.path IS NOT NULL AND p.scrub_period > 0 AND r.verified_at + p.scrub_period < p.now
+    FROM owner_refs r
+    WHERE r.path IS NOT NULL
+        AND r.verified_at < (SELECT now - scrub_period FROM policy WHERE scrub_period > 0)
     UNION ALL
     SELECT 'journal_says_gone', 'corruption', r.owner_id, r.entry_id, NULL, NULL, r.created_at,
         'event ' || r.event_id || CASE WHEN v.id IS NULL THEN ' is not in the journal'
@@ -153,6 +155,7 @@ found (class, severity, owner_id, entry_id, owner, entry, since_ms, detail) AS (
     LEFT JOIN events v ON v.id = r.event_id
     WHERE v.id IS NULL OR v.kind NOT IN ('registered', 'replaced')
         OR v.slug <> e.slug OR v.suffix <> e.suffix OR v.filename <> e.filename
+        OR v.checksum <> e.checksum
         OR v.namespace <> o.namespace OR v.component <> o.component OR v.endpoint <> o.endpoint
         OR v.instance_id <> o.instance_id OR v.lora_slug <> o.lora_slug
     UNION ALL
@@ -161,8 +164,8 @@ found (class, severity, owner_id, entry_id, owner, entry, since_ms, detail) AS (
             || CASE v.lora_slug WHEN '' THEN '_base' ELSE v.lora_slug END,
         v.slug || '/' || v.suffix || '/' || v.filename, v.at,
         'refused ' || v.checksum || ' for it, ' || v.reason || ': which bytes are right?'
-    FROM policy p, events v
-    WHERE v.kind = 'refused' AND v.at > p.now - 3600000
+    FROM events v
+    WHERE v.kind = 'refused' AND v.at > (SELECT now - 3600000 FROM policy)
         AND NOT EXISTS (
             SELECT 1 FROM events s
             WHERE s.namespace = v.namespace AND s.component = v.component

@@ -13,57 +13,67 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from registry.api import artifacts, ops, owners, registrations
-from registry.api.http import RequestIds, problem, request_id_of
+from registry.api.access import Access, guarded, reloading
+from registry.api.direct import Direct
+from registry.api.http import RequestIds, problem, request_id_of, room_for_bodies
+from registry.api.observing import Observed
+from registry.api.reporting import reporting
+from registry.api.routes import ROUTES
 from registry.api.serving import Serving
 from registry.config import Settings
 from registry.db.engine import Database
+from registry.db.schema import acceptor
 from registry.errors import MethodNotAllowed, NotFound
+from registry.metrics import Metrics
 from registry.service import Registry
 from registry.sweeper import Sweeper
 
-ROUTES = [
-    Route("/v1/registrations", registrations.register, methods=["POST"]),
-    Route("/v1/blobs/{checksum}", registrations.upload, methods=["PUT"]),
-    Route("/v1/blobs/{checksum}", registrations.has_blob, methods=["HEAD"]),
-    Route("/v1/owners", owners.list_owners, methods=["GET"]),
-    Route(owners.PATH, owners.show_owner, methods=["GET"]),
-    Route(owners.PATH, owners.unregister_for_owner, methods=["DELETE"]),
-    Route(f"{owners.PATH}/renew", owners.renew, methods=["POST"]),
-    Route(f"{owners.PATH}/drain", owners.drain, methods=["POST"]),
-    Route("/v1/artifacts", artifacts.list_artifacts, methods=["GET"]),
-    Route("/v1/artifacts/{slug}/{suffix}", artifacts.remove, methods=["DELETE"]),
-    Route("/v1/artifacts/{slug}/{suffix}/{filename}", artifacts.explain, methods=["GET"]),
-    Route("/v1/audit", ops.show_audit, methods=["GET"]),
-    Route("/live", ops.live, methods=["GET"]),
-    Route("/health", ops.health, methods=["GET"]),
-]
-
 
 def create_app(settings: Settings) -> Serving:
-    """The application over a migrated database."""
+    """The application over a migrated database.
+
+    Raises:
+        SettingsError: the token file is not as it should be.
+    """
+    access = Access(settings)
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
-        database = Database(settings.database_url, busy_timeout_s=settings.busy_timeout_s)
-        registry = Registry(settings, database)
+        database = Database(
+            settings.database_url,
+            busy_timeout_s=settings.busy_timeout_s,
+            accept=acceptor(settings.database_url),
+        )
+        registry = Registry(
+            settings,
+            database,
+            on_batch=lambda batch: metrics.wrote(batch.outcomes, batch.items, batch.seconds),
+        )
         sweeper = Sweeper(registry)
         await registry.start()
         sweeper.start()
         try:
-            yield {"registry": registry}
+            async with reporting(metrics, registry) as report:
+                with reloading(access):
+                    yield {
+                        "registry": registry,
+                        "report": report,
+                        "bodies": room_for_bodies(settings.max_body_bytes),
+                    }
         finally:
             await sweeper.close()
             await registry.close()
 
     app = Starlette(
-        routes=ROUTES,
-        middleware=[Middleware(RequestIds)],
+        routes=guarded(ROUTES, access),
+        middleware=[Middleware(Observed, metrics), Middleware(RequestIds)],
         exception_handlers={HTTPException: _not_here},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    return Serving(app)
+    direct = Direct(app, ROUTES, access, metrics)
+    return Serving(direct, metrics, access.admit_reader if access.readers_need_token else None)
 
 
 async def _not_here(request: Request, error: Exception) -> Response:

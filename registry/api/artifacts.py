@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from registry import wire
+from registry.api.access import actor_of
 from registry.api.http import (
     answer,
     check_query,
@@ -49,6 +50,7 @@ async def list_artifacts(request: Request) -> Response:
 
 async def explain(request: Request) -> Response:
     """`GET /v1/artifacts/{slug}/{suffix}/{filename}`: content, holders, last events."""
+    check_query(request)
     names = ("slug", "suffix", "filename")
     key = ArtifactKey(*(request.path_params[name] for name in names))
     explanation = await registry_of(request).explain(key)
@@ -68,5 +70,6 @@ async def remove(request: Request) -> Response:
         request.path_params["slug"],
         request.path_params["suffix"],
         request_id=request_id_of(request),
+        actor=actor_of(request),
     )
     return answer(wire.ReceiptAnswer.of(receipt))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry import errors, wire
 from registry.records import shown
+from registry.room import Room
 
 if TYPE_CHECKING:
     from registry.records import Event
@@ -43,9 +45,17 @@ STATUS: dict[type[errors.RegistryError], int] = {
     errors.Busy: 503,
     errors.StorageUnavailable: 503,
     errors.Internal: 500,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.Malformed: 400,
+    errors.RequestTimeout: 408,
+    errors.HeadersTooLarge: 431,
 }
 
 RETRY_AFTER_S = {errors.UploadsPending: 60, errors.StorageUnavailable: 5, errors.Unserveable: 5}
+CHALLENGE = 'Bearer realm="metadata-registry"'
+INVALID_TOKEN = ', error="invalid_token"'
+BODIES_MAX_BYTES = 256 << 20
 REQUEST_ID_MAX = 128
 PAGE_DEFAULT = 100
 PAGE_MAX = 1000
@@ -83,6 +93,8 @@ def problem(
         headers["Retry-After"] = str(retry_after_s)
     if isinstance(error, errors.MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allowed)
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = CHALLENGE + (INVALID_TOKEN if error.was_given else "")
     if isinstance(error, errors.RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
     body = wire.encode(wire.problem(error, status, request_id, events))
@@ -96,6 +108,7 @@ async def read_json_body(request: Request, limit: int) -> bytes:
         UnsupportedMediaType: it says that it is something else.
         TooLarge: it has more than `limit` bytes.
         Invalid: it ended before it was complete.
+        Busy: there is no room for it beside the bodies of other requests.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -103,13 +116,22 @@ async def read_json_body(request: Request, limit: int) -> bytes:
             f"The content type is {shown(media_type)}; send the body as application/json."
         )
     parts = []
-    size = 0
-    async for part in body_parts(request, limit, "max_body_bytes"):
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise errors.TooLarge(f"The body has more than {limit} bytes (max_body_bytes).")
-    return b"".join(parts)
+    bodies: Room = request.state.bodies
+    with bodies.share() as share:
+        async for part in body_parts(request, limit, "max_body_bytes"):
+            parts.append(part)
+            share.take(len(part))
+            if share.taken_bytes > limit:
+                raise errors.TooLarge(f"The body has more than {limit} bytes (max_body_bytes).")
+        return b"".join(parts)
+
+
+def room_for_bodies(limit: int) -> Room:
+    """Room for the bodies that are read into memory at the same time, each of at most `limit`."""
+    return Room(max(BODIES_MAX_BYTES, 2 * limit), lambda: errors.Busy(_NO_ROOM))
+
+
+_NO_ROOM = "Too many request bodies are on their way in. Try again shortly."
 
 
 async def read_optional_json_body(request: Request, limit: int) -> bytes:
@@ -152,6 +174,8 @@ def page_limit(request: Request) -> int:
 
 def check_query(request: Request, *known: str) -> None:
     """Raise Invalid for a query parameter that the call does not know, or that comes twice."""
+    if not request.scope["query_string"]:
+        return
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:
         if name not in known:
@@ -188,12 +212,24 @@ class RequestIds:
         except errors.RegistryError as error:
             if started:
                 raise
+            scope["problem"] = error
             await problem(error, request_id)(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if started:
+                raise
+            await problem(_stopping(), request_id)(scope, receive, send_with_id)
         except Exception:
             log.exception("request %s failed", request_id)
             if started:
                 raise
             await problem(errors.Internal(), request_id)(scope, receive, send_with_id)
+
+
+def _stopping() -> errors.RegistryError:
+    return errors.StorageUnavailable(
+        "The service stops, and did not wait for this request any longer. What it asked for may "
+        "have been done; look, or repeat it when the service is back."
+    )
 
 
 def _request_id(scope: Scope) -> str:

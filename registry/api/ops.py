@@ -8,6 +8,7 @@ from starlette.responses import Response
 from registry import __version__, wire
 from registry.api.http import answer, check_query, registry_of
 from registry.errors import RegistryError
+from registry.metrics import CONTENT_TYPE
 
 
 async def live(_request: Request) -> Response:
@@ -33,5 +34,11 @@ async def show_audit(request: Request) -> Response:
     """`GET /v1/audit`: what is wrong, by class, and how the registry is."""
     check_query(request, "class")
     name = request.query_params.get("class")
-    report = await registry_of(request).audit([name] if name else [])
+    report = await registry_of(request).audit([] if name is None else [name])
     return answer(wire.AuditAnswer.of(report))
+
+
+async def show_metrics(request: Request) -> Response:
+    """`GET /metrics`: for Prometheus."""
+    text = await request.state.report.text()
+    return Response(text, headers={"Content-Type": CONTENT_TYPE})

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from registry import wire
+from registry.api.access import actor_of, grant_of
 from registry.api.http import (
     answer,
     body_parts,
@@ -18,15 +19,21 @@ from registry.api.http import (
 
 async def register(request: Request) -> Response:
     """`POST /v1/registrations`: a manifest for an owner."""
+    check_query(request)
     registry = registry_of(request)
     body = await read_json_body(request, registry.settings.max_body_bytes)
     manifest = wire.decode_register(body)
+    owner, offers = manifest.owner.record(), [offer.record() for offer in manifest.artifacts]
+    grant = grant_of(request)
+    grant.check_namespace(owner.namespace)
+    grant.check_slugs(offer.key.slug for offer in offers)
     registered = await registry.register(
-        manifest.owner.record(),
-        [offer.record() for offer in manifest.artifacts],
+        owner,
+        offers,
         lease_ttl_ms=manifest.lease_ttl_ms,
         worker_name=manifest.worker_name,
         request_id=request_id_of(request),
+        actor=actor_of(request),
     )
     return answer(wire.RegisteredAnswer.of(registered))
 
@@ -43,6 +50,7 @@ async def upload(request: Request) -> Response:
 
 async def has_blob(request: Request) -> Response:
     """`HEAD /v1/blobs/{checksum}`: is it here?"""
+    check_query(request)
     size = await registry_of(request).has_blob(request.path_params["checksum"])
     if size is None:
         return Response(status_code=404)

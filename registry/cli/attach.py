@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry import wire
-from registry.cli.options import DEFAULT_URL, AsJson, Url
+from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
 from registry.cli.output import (
     Column,
     ProgressBar,
@@ -23,6 +23,10 @@ from registry.slugs import slugify
 
 if TYPE_CHECKING:
     from registry.client.attach import Attached
+    from registry.discovery.cards import Card
+
+HOLD_TIMEOUT_S = 10.0
+"""How long the registry may be silent: the end of --hold must not take long."""
 
 
 def attach(
@@ -46,15 +50,50 @@ def attach(
     worker_name: Annotated[
         str | None, typer.Option(metavar="W", help="A name that outlives restarts of the worker.")
     ] = None,
+    hold: Annotated[
+        bool,
+        typer.Option(
+            "--hold", help="Stay: renew a lease until SIGTERM or Ctrl-C comes, then detach."
+        ),
+    ] = False,
+    lease_ttl_s: Annotated[
+        float, typer.Option(metavar="S", help="With --hold: the lease, 1 s to 7 days.")
+    ] = wire.LEASE_DEFAULT_S,
+    discovery: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="With --hold: publish a model card there, like file:/DIRECTORY."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="With --discovery: also publish that requests are taken here.",
+        ),
+    ] = None,
+    public_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="With --discovery: the registry as frontends reach it. Default: --url.",
+        ),
+    ] = None,
     url: Url = DEFAULT_URL,
+    token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a model directory's metadata files, print their URLs and who owns them.
 
     Taken are the files that a frontend needs to prepare requests: config, tokenizer, chat
     template and the like. Weights, README, licence, images, dotfiles and subdirectories stay out.
-    The files stay registered until the owner is detached.
+    The files stay registered until the owner is detached. With --hold the command stays and does
+    that at its end; if it is killed, the registry does it when the lease and its grace are over.
     """
+    if not hold and (discovery is not None or lease_ttl_s != wire.LEASE_DEFAULT_S):
+        raise typer.BadParameter("--lease-ttl-s and --discovery need --hold.")
+    if discovery is None and (address is not None or public_url is not None):
+        raise typer.BadParameter("--address and --public-url need --discovery.")
     owner = _owner(endpoint, instance_id, lora)
     slug = slugify(name)
     from registry.client.attach import attach as attach_directory
@@ -63,7 +102,36 @@ def attach(
 
     for filename in find_broken_links(model_dir):
         print(f"warning: {model_dir / filename} is a link to nothing; left out", file=sys.stderr)
-    with RegistryClient(url) as client, ProgressBar() as progress:
+    if hold:
+        from registry.cli.holding import hold as hold_model
+        from registry.client.worker import Worker
+        from registry.discovery.cards import LoraInfo
+
+        base = Owner(owner.namespace, owner.component, owner.endpoint, owner.instance_id)
+        hold_model(
+            lambda on_problem: Worker(
+                url,
+                base,
+                discovery=discovery,
+                lease_ttl_s=lease_ttl_s,
+                worker_name=worker_name,
+                address=address,
+                public_url=public_url,
+                token=token,
+                timeout_s=HOLD_TIMEOUT_S,
+                on_problem=on_problem,
+            ),
+            lambda worker, progress: worker.attach(
+                model_dir,
+                name=name,
+                lora=None if lora is None else LoraInfo(lora),
+                in_place=in_place,
+                on_progress=progress,
+            ),
+            lambda card: _print_held(owner, card, as_json),
+        )
+        return
+    with RegistryClient(url, token=token) as client, ProgressBar() as progress:
         attached = attach_directory(
             client,
             owner,
@@ -85,6 +153,7 @@ def detach(
         typer.Argument(metavar="OWNER", help="namespace/component/endpoint/instance/suffix"),
     ],
     url: Url = DEFAULT_URL,
+    token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Release all that an owner holds, print what was removed and what others keep.
@@ -94,7 +163,7 @@ def detach(
     identity = Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url) as client:
+    with RegistryClient(url, token=token) as client:
         receipt = client.unregister_for_owner(identity)
     if as_json:
         print_json(wire.ReceiptAnswer.of(receipt))
@@ -122,6 +191,18 @@ def _print_attached(url: str, attached: Attached, in_place: bool) -> None:
     how = "in place" if in_place else f"uploaded {len(attached.uploaded)}"
     print(f"\n{counted(len(artifacts), 'file')}, {total}; {how}")
     print(f"owner {attached.registered.owner}")
+
+
+def _print_held(owner: Owner, card: Card, as_json: bool) -> None:
+    if as_json:
+        print_json({"owner": wire.OwnerBody.of(owner), "card": dict(card.content)})
+    else:
+        columns = [Column("SIZE", right=True), Column("URL")]
+        print_table(columns, [(shown_size(file.size), file.url) for file in card.files])
+        total = shown_size(sum(file.size for file in card.files))
+        print(f"\n{counted(len(card.files), 'file')}, {total}; held until Ctrl-C or SIGTERM")
+        print(f"owner {owner}")
+    sys.stdout.flush()
 
 
 def _print_receipt(receipt: Receipt) -> None:

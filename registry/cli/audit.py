@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from registry.cli.db import DEFAULT_URL, DatabaseUrl
 from registry.cli.failures import REFUSED
 from registry.cli.options import AsJson
 from registry.cli.output import Column, print_facts, print_json, print_table
-from registry.cli.text import shown_size
+from registry.cli.text import counted, shown_size
 
 if TYPE_CHECKING:
     from registry.db.engine import Database
     from registry.db.sweeping import Ending, Swept
     from registry.records import AuditReport, AuditSummary
+
+BREATHER_S = 0.01
 
 
 def audit(
@@ -34,6 +37,8 @@ def audit(
         typer.Option(
             "--artifact-root",
             metavar="DIR",
+            envvar="REGISTRY_ARTIFACT_ROOTS",
+            show_envvar=False,
             help="With --check-files: report paths that are below none of these; repeat.",
         ),
     ] = None,
@@ -41,25 +46,23 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Report leaks and faults. Exit 1 if any is above a note. Changes nothing."""
-    from itertools import chain
-
     from registry.db import audit as audits
     from registry.files import ArtifactRoots
 
     wanted = audits.check_classes(classes or [])
-    with _opened(database_url) as database, database.read() as conn:
-        report = audits.audit(conn, wanted)
+    with _opened(database_url) as database:
+        with database.read() as conn:
+            found, summary = audits.find_leaks(conn, wanted), audits.summarize(conn)
         if check_files:
             roots = ArtifactRoots(artifact_root) if artifact_root else None
-            listed = {(each.kind, each.owner, each.entry) for each in report.findings}
-            found = (
+            known = {(each.kind, each.owner, each.entry) for each in found}
+            found += [
                 each
-                for each in audits.check_files(conn, roots)
+                for each in audits.check_files(database, roots)
                 if (not wanted or each.kind in wanted)
-                and (each.kind, each.owner, each.entry) not in listed
-            )
-            report = audits.report_of(chain(report.findings, found), report.summary)
-    _print_report(report, as_json)
+                and (each.kind, each.owner, each.entry) not in known
+            ]
+    _print_report(audits.report_of(found, summary), as_json)
 
 
 def verify(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> None:
@@ -69,8 +72,8 @@ def verify(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> 
     """
     from registry.db import audit as audits
 
-    with _opened(database_url) as database, database.read() as conn:
-        report = audits.report_of(audits.verify(conn), None)
+    with _opened(database_url) as database:
+        report = audits.report_of(audits.verify(database), None)
     _print_report(report, as_json)
 
 
@@ -91,29 +94,51 @@ def sweep(
     least every third of the lease grace: a longer gap counts as an outage, after which nobody is
     ended before one full lease and the grace have passed.
     """
+    with _opened(database_url) as database:
+        if dry_run:
+            swept = _rehearse(database, release_brake)
+        else:
+            swept = _sweep_all(database, release_brake)
+    _print_swept(swept, dry_run, as_json)
+
+
+def _rehearse(database: Database, release_brake: bool) -> Swept:
+    """Who would be ended now. Takes no lock and writes nothing."""
+    from registry.db.sweeping import Sweep
+    from registry.db.sweeping import sweep as sweep_once
+
+    item = Sweep(force=True, release_brake=release_brake, dry_run=True)
+    with database.read() as conn:
+        return sweep_once(conn, conn.now, [item])[0]
+
+
+def _sweep_all(database: Database, release_brake: bool) -> Swept:
+    """End everybody who is due and prune all that is old, in batches with a breather between
+    them, in which others get the write lock."""
     from registry.db.retention import Prune, find_abandoned, prune
     from registry.db.sweeping import Sweep, Swept
     from registry.db.sweeping import sweep as sweep_once
 
     released = 0
-    endings: list[Ending] = []
-    with _opened(database_url) as database:
-        item = Sweep(force=True, release_brake=release_brake, dry_run=dry_run)
-        while True:
-            with database.write() as conn:
-                done = sweep_once(conn, conn.now, [item])[0]
-            endings += done.ended
-            released += done.released
-            if not done.more:
-                break
-            item = Sweep(repeated=True)
-        more = not dry_run
-        while more:
-            with database.read() as conn:
-                checksums = find_abandoned(conn, conn.now)
-            with database.write() as conn:
-                more = prune(conn, conn.now, [Prune(checksums)])[0].more
-    _print_swept(Swept(False, tuple(endings), released, False, done.paused, done.waiting), as_json)
+    ended: list[Ending] = []
+    item = Sweep(force=True, release_brake=release_brake)
+    while True:
+        with database.write() as conn:
+            done = sweep_once(conn, conn.now, [item])[0]
+        ended += done.ended
+        released += done.released
+        if not done.more:
+            break
+        item = Sweep(repeated=True)
+        time.sleep(BREATHER_S)
+    while True:
+        with database.read() as conn:
+            checksums = find_abandoned(conn, conn.now)
+        with database.write() as conn:
+            more = prune(conn, conn.now, [Prune(checksums)])[0].more
+        if not more:
+            return Swept(False, tuple(ended), released, False, done.paused, done.waiting)
+        time.sleep(BREATHER_S)
 
 
 @contextmanager
@@ -199,7 +224,7 @@ def _print_summary(summary: AuditSummary) -> None:
         )
 
 
-def _print_swept(swept: Swept, as_json: bool) -> None:
+def _print_swept(swept: Swept, dry_run: bool, as_json: bool) -> None:
     from registry import wire
 
     if as_json:
@@ -215,6 +240,10 @@ def _print_swept(swept: Swept, as_json: bool) -> None:
             ((str(each.owner), each.state, each.reason) for each in swept.ended),
         )
         print()
-    print(f"{len(swept.ended)} owners ended, {swept.released} refs released.")
-    if swept.waiting:
-        print(f"{swept.waiting} lapsed owners wait: {swept.paused or 'sweep again'}.")
+    owners, refs = counted(len(swept.ended), "owner"), counted(swept.released, "ref")
+    if dry_run:
+        print(f"{owners} would be ended, {refs} released.")
+    else:
+        print(f"{owners} ended, {refs} released.")
+    if swept.waiting and swept.paused:
+        print(f"{counted(swept.waiting, 'lapsed owner')} left alone: {swept.paused}.")

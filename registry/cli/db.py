@@ -1,7 +1,8 @@
-"""`metadata-registry db`: the schema of the database that the registry is kept in."""
+"""`metadata-registry db`: the schema of the registry's database, and copies of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,10 +10,11 @@ import typer
 from registry.cli.failures import REFUSED
 from registry.cli.options import AsJson
 from registry.cli.output import Column, print_json, print_table
+from registry.cli.text import shown_size
 
 app = typer.Typer(
     name="db",
-    help="Make, upgrade and check the schema of the registry's database.",
+    help="Make, change and check the schema of the registry's database; back it up, restore it.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -42,6 +44,71 @@ def upgrade(
 
     schema.upgrade(database_url, revision, notify=lambda sentence: typer.echo(sentence, err=True))
     print(f"The schema revision is {schema.current(database_url)}.")
+
+
+@app.command()
+def downgrade(
+    revision: Annotated[
+        str, typer.Argument(metavar="REVISION", help="The revision to go back to; base: nothing.")
+    ],
+    database_url: DatabaseUrl = DEFAULT_URL,
+) -> None:
+    """Take the schema back to an older revision, after a backup beside the file.
+
+    Stop the service first. What only the newer schema can hold is lost, but for the backup. A
+    service that starts brings the schema up to date again, unless it is of the older version.
+    """
+    from registry.db import schema
+
+    schema.downgrade(database_url, revision, notify=lambda sentence: typer.echo(sentence, err=True))
+    print(f"The schema revision is {schema.current(database_url) or 'none'}.")
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the copy goes.")],
+    database_url: DatabaseUrl = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Copy the database to a new file, while a service goes on writing.
+
+    The copy holds what was committed at one moment. It is on the disk and was read back when this
+    ends; until then it has another name. A file that is there is not overwritten.
+    """
+    from registry.db.backups import back_up
+
+    made = back_up(database_url, file)
+    if as_json:
+        print_json({"path": str(made.path), "revision": made.revision, "size": made.size})
+    else:
+        print(f"Wrote {made.path}: {shown_size(made.size)}, schema revision {made.revision}.")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The backup.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the database that is there; it is kept.")
+    ] = False,
+    database_url: DatabaseUrl = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Put a backup in the place of the database, after it was checked.
+
+    A service that has a database open there must be stopped first. With --force, what was there is
+    kept beside the new database, as a backup. An older schema is brought up to date when a
+    service starts. The exit code is 1 if the backup or the database that is there forbid it.
+    """
+    from registry.db.restoring import restore as restore_backup
+
+    restored = restore_backup(database_url, file, force=force)
+    kept = None if restored.kept is None else str(restored.kept)
+    if as_json:
+        print_json({"path": str(restored.path), "revision": restored.revision, "kept": kept})
+        return
+    print(f"Restored {restored.path}, schema revision {restored.revision}.")
+    if kept is not None:
+        print(f"What was there before is kept as {kept}.")
 
 
 @app.command()

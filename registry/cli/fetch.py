@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.options import DEFAULT_URL, AsJson, Url
+from registry.cli.options import DEFAULT_URL, AsJson, Token
 from registry.cli.output import (
     Column,
     ProgressBar,
@@ -34,19 +34,33 @@ def fetch(
         Path | None,
         typer.Option(metavar="DIR", help="Put the files there; otherwise into the cache only."),
     ] = None,
-    url: Url = DEFAULT_URL,
+    urls: Annotated[
+        list[str],
+        typer.Option(
+            "--url",
+            metavar="URL",
+            envvar="REGISTRY_URL",
+            help="The registry service; given several times, replicas of it to try in turn.",
+        ),
+    ] = [DEFAULT_URL],  # noqa: B006 - typer copies it
+    token: Token = None,
+    timeout_s: Annotated[
+        float, typer.Option(metavar="S", min=1, help="How long all of it may take.")
+    ] = 600.0,
     as_json: AsJson = False,
 ) -> None:
     """Download a model's files, each verified by size and blake3, or change nothing.
 
     Files go through a cache in $XDG_CACHE_HOME/metadata-registry (~/.cache/metadata-registry) and
-    are linked into DIR, read-only, where the file system allows it; otherwise they are copied.
+    are linked into DIR, read-only, where the file system allows it; otherwise they are copied. A
+    download that was broken off is gone on with where it ended.
     """
     from registry.client.protocol import Endpoint
-    from registry.client.resolver import Resolver
+    from registry.client.resolver import FetchLimits, Resolver
 
     only = None if endpoint is None else Endpoint.parse(endpoint)
-    with Resolver(url) as resolver, ProgressBar() as progress:
+    resolver = Resolver(urls, token=token, limits=FetchLimits(deadline_s=timeout_s))
+    with ProgressBar() as progress:
         files = resolver.fetch(slug, suffix, to=to, endpoint=only, on_progress=progress)
     if as_json:
         print_json({"files": [_as_json(file) for file in files]})
@@ -56,7 +70,7 @@ def fetch(
 
 def _as_json(file: FetchedFile) -> dict[str, object]:
     return {
-        "filename": file.key.filename,
+        "filename": file.filename,
         "checksum": file.checksum,
         "size": file.size,
         "path": str(file.path),

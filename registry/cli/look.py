@@ -1,4 +1,4 @@
-"""`metadata-registry ls`, `owners` and `explain`: look at what a service holds, and why."""
+"""`metadata-registry ls`, `owners`, `models` and `explain`: what a service holds, and why."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from registry import wire
 from registry.cli.failures import REFUSED
-from registry.cli.options import DEFAULT_URL, AsJson, Url
+from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
 from registry.cli.output import (
     Column,
     print_facts,
@@ -19,7 +19,16 @@ from registry.cli.output import (
     shown_checksum,
 )
 from registry.cli.text import shown_size
-from registry.records import ArtifactKey, Entry, Event, Explanation, Holder, Owner, OwnerRecord
+from registry.records import (
+    ArtifactKey,
+    Entry,
+    Event,
+    Explanation,
+    Holder,
+    Model,
+    Owner,
+    OwnerRecord,
+)
 
 if TYPE_CHECKING:
     from registry.client.protocol import OwnerDetails
@@ -37,12 +46,13 @@ def ls(
         str | None, typer.Option(metavar="CHECKSUM", help="Only this content.")
     ] = None,
     url: Url = DEFAULT_URL,
+    token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """List the registered files."""
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url) as client:
+    with RegistryClient(url, token=token) as client:
         entries = list(
             client.artifacts(slug=slug, suffix=suffix, filename=filename, checksum=checksum)
         )
@@ -58,13 +68,14 @@ def owners(
         typer.Argument(metavar="OWNER", help="Show what this one holds; otherwise list all."),
     ] = None,
     url: Url = DEFAULT_URL,
+    token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """List the owners, or show what one holds."""
     identity = None if owner is None else Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url) as client:
+    with RegistryClient(url, token=token) as client:
         if identity is not None:
             _show_owner(client.owner(identity), as_json)
             return
@@ -75,9 +86,25 @@ def owners(
         _print_owners(records)
 
 
+def models(url: Url = DEFAULT_URL, token: Token = None, as_json: AsJson = False) -> None:
+    """List the models: how many files, how large, how many holders, and whether all can be served.
+
+    A model can be served if each of its files had the right bytes at the last look at one holder.
+    """
+    from registry.client.client import RegistryClient
+
+    with RegistryClient(url, token=token) as client:
+        found = list(client.models())
+    if as_json:
+        print_json(wire.ModelsAnswer([wire.ModelAnswer.of(each) for each in found], None))
+    else:
+        _print_models(found)
+
+
 def explain(
     key: Annotated[str, typer.Argument(metavar="SLUG/SUFFIX/FILENAME", help="The file.")],
     url: Url = DEFAULT_URL,
+    token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a file's content, who holds it and where the bytes are, and what happened to it last.
@@ -87,7 +114,7 @@ def explain(
     wanted = ArtifactKey.parse(key)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url) as client:
+    with RegistryClient(url, token=token) as client:
         explanation = client.explain(wanted)
     if as_json:
         _print_explanation_json(explanation)
@@ -103,6 +130,28 @@ def _print_entries(entries: Iterable[Entry]) -> None:
         [
             (str(each.key), shown_size(each.size), str(each.holders), shown_checksum(each.checksum))
             for each in entries
+        ],
+    )
+
+
+def _print_models(found: Iterable[Model]) -> None:
+    print_table(
+        [
+            Column("MODEL"),
+            Column("FILES", True),
+            Column("SIZE", True),
+            Column("HOLDERS", True),
+            Column("SERVEABLE"),
+        ],
+        [
+            (
+                f"{each.slug}/{each.suffix}",
+                str(each.files),
+                shown_size(each.bytes),
+                str(each.holders),
+                "yes" if each.serveable else "no",
+            )
+            for each in found
         ],
     )
 

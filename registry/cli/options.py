@@ -18,4 +18,13 @@ Url = Annotated[
         show_default=True,
     ),
 ]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        envvar="REGISTRY_TOKEN",
+        help="Access token, if the service asks for one. Others can see it on a command line.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]

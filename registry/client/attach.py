@@ -41,6 +41,50 @@ class Attached:
     uploaded: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The files that an owner is going to hold under a model's slug, as they were read."""
+
+    owner: Owner
+    slug: str
+    files: tuple[HashedFile, ...]
+    in_place: bool = False
+
+    def key(self, file: HashedFile) -> ArtifactKey:
+        """What a file is registered under."""
+        return ArtifactKey(self.slug, self.owner.suffix, file.file.filename)
+
+    def offers(self) -> list[Offer]:
+        """The lines to register."""
+        return [
+            Offer(
+                self.key(each),
+                # In place the checksum makes sure that service and caller mean the same file.
+                str(each.file.path) if self.in_place else None,
+                each.content.checksum,
+                each.content.size,
+            )
+            for each in self.files
+        ]
+
+
+def read_manifest(
+    owner: Owner,
+    slug: str,
+    directory: Path,
+    *,
+    in_place: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Manifest:
+    """The metadata files of a model directory, hashed.
+
+    Raises:
+        FileUnreadable: there is nothing to register, or a file cannot be read.
+        TooLarge: a file has more than a gigabyte.
+    """
+    return Manifest(owner, slug, tuple(hash_files(harvest(directory), on_progress)), in_place)
+
+
 def attach(
     client: RegistryClient,
     owner: Owner,
@@ -55,22 +99,45 @@ def attach(
     """Register the metadata files of a model directory under `slug` and the owner's suffix.
 
     In place, the service reads the files where they are; otherwise it gets copies. Either all of
-    them are registered or none; content uploaded for a refused manifest is dropped by the service
-    after a while.
+    them are registered or none.
 
     Raises:
-        FileUnreadable: there is nothing to register, or a file cannot be read.
+        RegistryError: as `read_manifest` and `register_manifest`.
+    """
+    manifest = read_manifest(owner, slug, directory, in_place=in_place, on_progress=on_progress)
+    return register_manifest(
+        client,
+        manifest,
+        lease_ttl_s=lease_ttl_s,
+        worker_name=worker_name,
+        on_progress=on_progress,
+    )
+
+
+def register_manifest(
+    client: RegistryClient,
+    manifest: Manifest,
+    *,
+    lease_ttl_s: float | None,
+    worker_name: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> Attached:
+    """Register a manifest, and upload for it what the service lacks.
+
+    Content uploaded for a manifest that is refused is dropped by the service after a while.
+
+    Raises:
         Conflict: another owner holds a key with other content.
         ChecksumMismatch: a file changed meanwhile, or in place the service sees another file.
+        FileUnreadable: a file cannot be read any more.
         RegistryError: the service refused for another reason, or cannot be reached.
     """
-    files = hash_files(harvest(directory), on_progress)
-    offers = [_offer(slug, owner.suffix, each, in_place) for each in files]
+    offers = manifest.offers()
     uploaded: dict[str, None] = {}
 
     def offer() -> Attached:
         registered = client.register(
-            owner, offers, lease_ttl_s=lease_ttl_s, worker_name=worker_name
+            manifest.owner, offers, lease_ttl_s=lease_ttl_s, worker_name=worker_name
         )
         return Attached(registered, tuple(uploaded))
 
@@ -78,7 +145,7 @@ def attach(
         try:
             return offer()
         except ContentMissing as error:
-            wanted = _wanted(files, error.missing)
+            wanted = _wanted(manifest.files, error.missing)
             if not wanted:
                 raise
         _upload(client, wanted, on_progress)
@@ -102,13 +169,6 @@ def hash_files(
         tally.finish(content.size)
         hashed.append(HashedFile(file, content))
     return hashed
-
-
-def _offer(slug: str, suffix: str, hashed: HashedFile, in_place: bool) -> Offer:
-    key = ArtifactKey(slug, suffix, hashed.file.filename)
-    path = str(hashed.file.path) if in_place else None
-    # In place the checksum makes sure that service and caller mean the same file by this path.
-    return Offer(key, path, hashed.content.checksum, hashed.content.size)
 
 
 def _wanted(files: Iterable[HashedFile], missing: Sequence[str]) -> list[HashedFile]:

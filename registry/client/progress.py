@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -29,3 +30,23 @@ class Tally:
         """The part at work is complete with `size` bytes."""
         self._finished += size
         self.part(0)
+
+
+class Tallies:
+    """As `Tally`, for parts that are at work at the same time."""
+
+    def __init__(self, activity: str, total: int, on_progress: OnProgress | None) -> None:
+        self._activity = activity
+        self._total = total
+        self._on_progress = on_progress
+        self._done: dict[str, int] = {}
+
+    def part(self, name: str) -> Callable[[int], None]:
+        """What a part calls with the number of bytes that it has behind it."""
+
+        def note(done: int) -> None:
+            self._done[name] = done
+            if self._on_progress is not None:
+                self._on_progress(self._activity, sum(self._done.values()), self._total)
+
+        return note

@@ -18,14 +18,20 @@ import msgspec
 from registry import errors, wire
 from registry.records import (
     ArtifactKey,
+    Drained,
     Entry,
+    EventFilter,
+    EventOrder,
+    EventPage,
     Explanation,
     HeldEntry,
+    Model,
     Offer,
     Owner,
     OwnerRecord,
     Receipt,
     Registered,
+    Renewed,
 )
 
 T = TypeVar("T")
@@ -154,6 +160,23 @@ def unregister_for_owner(owner: Owner) -> Call[Receipt]:
     return Call("DELETE", f"/v1/owners/{owner}", read)
 
 
+def renew(owner: Owner) -> Call[Renewed]:
+    """Renew an owner's lease."""
+    read = _reader(wire.RenewedAnswer, wire.RenewedAnswer.record)
+    return Call("POST", f"/v1/owners/{owner}/renew", read)
+
+
+def drain(owner: Owner, deadline_s: float) -> Call[Drained]:
+    """Announce that an owner is going to detach."""
+    return Call(
+        "POST",
+        f"/v1/owners/{owner}/drain",
+        _reader(wire.DrainedAnswer, wire.DrainedAnswer.record),
+        headers={"content-type": "application/json"},
+        body=wire.encode(wire.DrainBody(deadline_s)),
+    )
+
+
 def owner(owner: Owner) -> Call[OwnerDetails]:
     """An owner and what it holds."""
     return Call("GET", f"/v1/owners/{owner}", _reader(wire.OwnerAnswer, _owner_details))
@@ -178,6 +201,27 @@ def artifacts_page(filters: Mapping[str, str | None], after: str | None) -> Call
         _reader(wire.ArtifactsAnswer, _artifacts_page),
         params=given | _page_params(after),
     )
+
+
+def models_page(after: str | None) -> Call[Page[Model]]:
+    """A page of the models."""
+    return Call(
+        "GET",
+        "/v1/models",
+        _reader(wire.ModelsAnswer, _models_page),
+        params=_page_params(after),
+    )
+
+
+def events_page(
+    wanted: EventFilter, order: EventOrder, after: int | None, limit: int = PAGE_LIMIT
+) -> Call[EventPage]:
+    """A page of the journal, in an order of ids."""
+    params = {"order": order.value, "limit": str(limit)}
+    given = {"owner": wanted.owner, "slug": wanted.slug, "kind": wanted.kind, "after": after}
+    params |= {name: str(value) for name, value in given.items() if value is not None}
+    read = _reader(wire.EventsAnswer, wire.EventsAnswer.record)
+    return Call("GET", "/v1/events", read, params=params)
 
 
 def explain(key: ArtifactKey) -> Call[Explanation]:
@@ -287,6 +331,10 @@ def _owners_page(answer: wire.OwnersAnswer) -> Page[OwnerRecord]:
 
 def _artifacts_page(answer: wire.ArtifactsAnswer) -> Page[Entry]:
     return Page(tuple(each.record() for each in answer.artifacts), answer.next)
+
+
+def _models_page(answer: wire.ModelsAnswer) -> Page[Model]:
+    return Page(tuple(each.record() for each in answer.models), answer.next)
 
 
 def _page_params(after: str | None) -> dict[str, str]:

@@ -1,30 +1,84 @@
-"""Fetch a model's files: every one of them verified, or nothing in the directory changes."""
+"""Fetch a model's files: every one of them verified, or nothing in the directory changes.
+
+    what is wanted    a registry's list of the model, or a model card
+    what is there     the cache, hashed again
+    what is missing   downloaded, from one source after the other until one has the right bytes
+    at the end        linked into the directory, if one is given
+
+The whole of it is bounded: in bytes, in files, and in time, however slowly a server answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TypeVar
+from urllib.parse import urlsplit
 
-from registry.client.cache import BlobCache, default_directory
-from registry.client.client import RegistryClient
+import httpx2
+
+from registry.client.async_client import AsyncRegistryClient, receive, repeated
+from registry.client.cache import BlobCache, Claim, default_directory
+from registry.client.exchange import OnBytes, failures_of, headers_with, timeout_of, tls
 from registry.client.placement import Placed, place
-from registry.client.progress import OnProgress, Tally
-from registry.client.protocol import Endpoint
-from registry.errors import NotRegistered, TooLarge
+from registry.client.progress import OnProgress, Tallies
+from registry.client.protocol import Endpoint, content_path
+from registry.client.receiving import Receiver
+from registry.client.retries import RetryPolicy
+from registry.discovery.cards import Card
+from registry.errors import (
+    Invalid,
+    NotRegistered,
+    RegistryError,
+    ServiceUnreachable,
+    SettingsError,
+    TooLarge,
+)
 from registry.files import FileContent
-from registry.records import BASE_SUFFIX, ArtifactKey, Entry, check_slug
+from registry.records import BASE_SUFFIX, check_filename, check_slug, shown
+
+T = TypeVar("T")
+
+_Way = tuple[str, Callable[[], Awaitable[T]]]
+"""Where something may be had, and what to do for it."""
+
+AT_ONCE = 4
+"""How many files of a model are brought in at the same time."""
+
+REDIRECTS_MAX = 5
+SILENCE_MAX_S = 30.0
+LOCK_LOOKED_AT_EVERY_S = 0.05
+CLAIM_PATIENCE_S = 30.0
+"""How long another process may download nothing of a file before it is not waited for any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """What is taken from a service at most, whatever it advertises."""
+    """What is taken at most, whatever is advertised, and how long it may take."""
 
     file_max_bytes: int = 512 << 20
     total_max_bytes: int = 4 << 30
     files_max: int = 10_000
+    deadline_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A file to fetch: its name, its content, and where it may be had.
+
+    `path` is where registries serve it, `urls` are other places.
+    """
+
+    filename: str
+    checksum: str
+    size: int
+    path: str | None
+    urls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +101,7 @@ class Refuse:
 
 
 def decide(
-    wanted: Entry, cached: FileContent | None, limits: FetchLimits
+    wanted: Wanted, cached: FileContent | None, limits: FetchLimits
 ) -> Use | Download | Refuse:
     """What to do about one file, given what the cache has under its checksum."""
     if wanted.size > limits.file_max_bytes:
@@ -61,7 +115,7 @@ def decide(
 class FetchedFile:
     """A file that was fetched, and where it is now."""
 
-    key: ArtifactKey
+    filename: str
     checksum: str
     size: int
     path: Path
@@ -69,42 +123,33 @@ class FetchedFile:
 
 
 class Resolver:
-    """Fetches models from one service into a cache and from there into directories.
+    """Fetches models into a cache and from there into directories.
 
-    Several processes may share a cache.
+    May be used by several threads, and several processes may share a cache.
 
     Args:
-        service: its URL, or a client that the caller closes.
+        services: URLs of registries that hold the same, tried in this order. May be empty if only
+            cards are fetched.
+        token: sent to the registries, and to nobody else.
         cache: where content is kept; by default in the user's cache directory.
     """
 
     def __init__(
         self,
-        service: str | RegistryClient,
+        services: str | Sequence[str] = (),
         *,
+        token: str | None = None,
         cache: BlobCache | None = None,
         limits: FetchLimits | None = None,
+        retries: RetryPolicy | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self._owns_client = isinstance(service, str)
-        self._client = RegistryClient(service) if isinstance(service, str) else service
+        self._services = [services] if isinstance(services, str) else list(services)
+        self._token = token
         self._cache = cache or BlobCache(default_directory())
         self._limits = limits or FetchLimits()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections that this resolver opened."""
-        if self._owns_client:
-            self._client.close()
+        self._retries = retries or RetryPolicy()
+        self._transport = transport
 
     def fetch(
         self,
@@ -125,73 +170,336 @@ class Resolver:
             TooLarge: more is advertised than the limits allow.
             ChecksumMismatch: other bytes came than were advertised; nothing was placed.
             Unserveable: a file is held, but no holder's bytes are right; nothing was placed.
+            ServiceUnreachable: no source answered, or not all came in time; nothing was placed.
         """
+        return _run(
+            self.fetch_async(slug, suffix, to=to, endpoint=endpoint, on_progress=on_progress)
+        )
+
+    async def fetch_async(
+        self,
+        slug: str,
+        suffix: str = BASE_SUFFIX,
+        *,
+        to: Path | None = None,
+        endpoint: Endpoint | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> list[FetchedFile]:
+        """As `fetch`, in an event loop."""
         check_slug("slug", slug)
         if suffix != BASE_SUFFIX:
             check_slug("suffix", suffix)
-        wanted = self._wanted(slug, suffix, endpoint)
-        fetched = self._fetched(wanted, endpoint, on_progress)
-        if to is None:
-            return fetched
-        place([Placed(f.key.filename, f.checksum, f.size, f.path) for f in fetched], to)
-        return [_moved(file, to) for file in fetched]
 
-    def _wanted(self, slug: str, suffix: str, endpoint: Endpoint | None) -> list[Entry]:
-        """What the service has of a model, within the limits."""
-        wanted: list[Entry] = []
-        for entry in self._client.artifacts(slug=slug, suffix=suffix):
-            if endpoint is None or self._client.is_held(entry.key, endpoint):
-                wanted.append(entry)
-            if len(wanted) > self._limits.files_max:
-                raise TooLarge(f"{slug}/{suffix} has more than {self._limits.files_max} files.")
-        if not wanted:
-            by_whom = f" by {endpoint}" if endpoint else ""
-            raise NotRegistered(f"Nothing is registered{by_whom} under {slug}/{suffix}.")
-        total = sum(entry.size for entry in wanted)
-        if total > self._limits.total_max_bytes:
-            raise TooLarge(
-                f"The files of {slug}/{suffix} have {total} bytes together; the limit is "
-                f"{self._limits.total_max_bytes}."
-            )
-        return wanted
+        async def list_files(sources: _Sources) -> list[Wanted]:
+            return await sources.list_files(slug, suffix, endpoint, self._limits.files_max)
 
-    def _fetched(
-        self, wanted: Sequence[Entry], endpoint: Endpoint | None, on_progress: OnProgress | None
+        return await self._fetch(f"{slug}/{suffix}", list_files, to, on_progress)
+
+    def fetch_card(
+        self, card: Card, *, to: Path | None = None, on_progress: OnProgress | None = None
     ) -> list[FetchedFile]:
-        """Every file in the cache; those that the cache lacks are downloaded."""
-        decisions = {entry.checksum: (entry, self._decision(entry)) for entry in wanted}
-        missing = [entry for entry, what in decisions.values() if isinstance(what, Download)]
-        tally = Tally("Downloading", sum(entry.size for entry in missing), on_progress)
-        paths = {
-            checksum: what.path
-            for checksum, (_, what) in decisions.items()
-            if isinstance(what, Use)
+        """Every file of a model card: from the registries, or from where the card says.
+
+        Raises:
+            Invalid: the card is not well-formed.
+            RegistryError: as `fetch`.
+        """
+        return _run(self.fetch_card_async(card, to=to, on_progress=on_progress))
+
+    async def fetch_card_async(
+        self, card: Card, *, to: Path | None = None, on_progress: OnProgress | None = None
+    ) -> list[FetchedFile]:
+        """As `fetch_card`, in an event loop."""
+        wanted = files_of(card)
+
+        async def list_files(sources: _Sources) -> list[Wanted]:
+            return wanted
+
+        return await self._fetch(f"the card of {shown(card.name)}", list_files, to, on_progress)
+
+    async def _fetch(
+        self,
+        name: str,
+        list_files: Callable[[_Sources], Awaitable[list[Wanted]]],
+        to: Path | None,
+        on_progress: OnProgress | None,
+    ) -> list[FetchedFile]:
+        deadline_s = self._limits.deadline_s
+        deadline = time.monotonic() + deadline_s
+        try:
+            async with asyncio.timeout(deadline_s), AsyncExitStack() as stack:
+                sources = await self._open(stack, deadline)
+                wanted = await list_files(sources)
+                _check_limits(name, wanted, self._limits)
+                fetched = await _Fetch(self._cache, self._limits, sources).all(wanted, on_progress)
+        except (TimeoutError, ServiceUnreachable) as error:
+            if time.monotonic() < deadline:
+                raise
+            raise ServiceUnreachable(
+                f"The files of {name} did not arrive within {deadline_s:g} s. What came is kept; "
+                "fetch again to go on."
+            ) from error
+        if to is not None:
+            placed = [Placed(f.filename, f.checksum, f.size, f.path) for f in fetched]
+            await asyncio.to_thread(place, placed, to)
+        if any(file.downloaded for file in fetched):
+            await asyncio.to_thread(self._cache.collect)
+        return fetched if to is None else [replace(f, path=to / f.filename) for f in fetched]
+
+    async def _open(self, stack: AsyncExitStack, deadline: float) -> _Sources:
+        registries = [
+            await stack.enter_async_context(
+                AsyncRegistryClient(
+                    url,
+                    token=self._token,
+                    timeout_s=SILENCE_MAX_S,
+                    retries=self._retries,
+                    transport=self._transport,
+                )
+            )
+            for url in self._services
+        ]
+        elsewhere = httpx2.AsyncClient(
+            headers=headers_with(None),
+            timeout=timeout_of(SILENCE_MAX_S),
+            verify=tls(),
+            follow_redirects=True,
+            max_redirects=REDIRECTS_MAX,
+            transport=self._transport,
+        )
+        await stack.enter_async_context(elsewhere)
+        return _Sources(registries, elsewhere, self._retries, deadline)
+
+
+def files_of(card: Card) -> list[Wanted]:
+    """What a card names, and where it may be had.
+
+    Raises:
+        Invalid: a file is not well-formed, or two have the same name.
+    """
+    wanted: dict[str, Wanted] = {}
+    for file in card.files:
+        check_filename(file.filename)
+        if file.filename in wanted:
+            raise Invalid(f"The card of {shown(card.name)} has two files {shown(file.filename)}.")
+        _, marker, path = urlsplit(file.url).path.partition("/v1/metadata/")
+        is_url = file.url.startswith(("http://", "https://"))
+        wanted[file.filename] = Wanted(
+            file.filename,
+            file.checksum,
+            file.size,
+            path=marker + path if is_url and marker else None,
+            urls=(file.url,) if is_url else (),
+        )
+    return list(wanted.values())
+
+
+def _check_limits(name: str, wanted: Sequence[Wanted], limits: FetchLimits) -> None:
+    total = sum(file.size for file in wanted)
+    if len(wanted) > limits.files_max:
+        raise TooLarge(f"{name} has more than {limits.files_max} files.")
+    if total > limits.total_max_bytes:
+        raise TooLarge(
+            f"The files of {name} have {total} bytes together; the limit is "
+            f"{limits.total_max_bytes}."
+        )
+
+
+class _Fetch:
+    """One fetch under way: what the cache lacks is brought into it."""
+
+    def __init__(self, cache: BlobCache, limits: FetchLimits, sources: _Sources) -> None:
+        self._cache = cache
+        self._limits = limits
+        self._sources = sources
+        self._places = asyncio.Semaphore(AT_ONCE)
+
+    async def all(
+        self, wanted: Sequence[Wanted], on_progress: OnProgress | None
+    ) -> list[FetchedFile]:
+        """Every file in the cache."""
+        contents = {file.checksum: file for file in wanted}
+        missing = [
+            file for file in contents.values() if isinstance(await self._decide(file), Download)
+        ]
+        tallies = Tallies("Downloading", sum(file.size for file in missing), on_progress)
+        came = await _gather(
+            [self._bring_in(file, tallies.part(file.checksum)) for file in missing]
+        )
+        downloaded = {
+            file.checksum for file, was_missing in zip(missing, came, strict=True) if was_missing
         }
-        downloaded = {entry.checksum: self._download(entry, endpoint, tally) for entry in missing}
-        paths |= downloaded
         return [
-            FetchedFile(e.key, e.checksum, e.size, paths[e.checksum], e.checksum in downloaded)
-            for e in wanted
+            FetchedFile(
+                file.filename,
+                file.checksum,
+                file.size,
+                self._cache.path_of(file.checksum),
+                file.checksum in downloaded,
+            )
+            for file in wanted
         ]
 
-    def _decision(self, entry: Entry) -> Use | Download:
-        cached = self._cache.find(entry.checksum, self._limits.file_max_bytes)
-        what = decide(entry, cached, self._limits)
+    async def _decide(self, wanted: Wanted) -> Use | Download:
+        limit = self._limits.file_max_bytes
+        cached = await asyncio.to_thread(self._cache.find, wanted.checksum, limit)
+        what = decide(wanted, cached, self._limits)
         if isinstance(what, Refuse):
-            raise TooLarge(f"{entry.key} is not fetched: {what.reason}.")
+            raise TooLarge(f"{wanted.path or wanted.filename} is not fetched: {what.reason}.")
         return what
 
-    def _download(self, entry: Entry, endpoint: Endpoint | None, tally: Tally) -> Path:
-        path = self._cache.add(
-            entry.checksum,
-            lambda file: self._client.download(
-                entry.key, entry.checksum, entry.size, file, endpoint=endpoint, on_bytes=tally.part
-            ),
-        )
-        tally.finish(entry.size)
-        return path
+    async def _bring_in(self, wanted: Wanted, on_bytes: OnBytes) -> bool:
+        """Make sure that the cache has some content; whether it had to be downloaded for that."""
+        async with self._places:
+            claim = await self._claim(wanted)
+            try:
+                if isinstance(await self._decide(wanted), Use):
+                    # Somebody else was faster.
+                    on_bytes(wanted.size)
+                    return False
+                name = wanted.path or wanted.filename
+                receiver = Receiver(
+                    name, wanted.checksum, wanted.size, claim.file, on_bytes=on_bytes
+                )
+                receiver.resume()
+                await self._sources.receive(wanted, receiver)
+                claim.keep()
+                return True
+            finally:
+                claim.close()
+
+    async def _claim(self, wanted: Wanted) -> Claim:
+        """The right to download a file, as soon as nobody else is getting on with it."""
+        seen, since = -1, time.monotonic()
+        while (claim := self._cache.try_claim(wanted.checksum)) is None:
+            size = self._cache.partial_size(wanted.checksum)
+            if size != seen:
+                seen, since = size, time.monotonic()
+            elif time.monotonic() - since > CLAIM_PATIENCE_S:
+                return self._cache.claim_beside(wanted.checksum)
+            await asyncio.sleep(LOCK_LOOKED_AT_EVERY_S * random.uniform(0.5, 1.5))
+        return claim
 
 
-def _moved(file: FetchedFile, directory: Path) -> FetchedFile:
-    path = directory / file.key.filename
-    return FetchedFile(file.key, file.checksum, file.size, path, file.downloaded)
+class _Sources:
+    """Where files may be had. Each gets a share of the time, so that a slow one leaves some to
+    those behind it."""
+
+    def __init__(
+        self,
+        registries: Sequence[AsyncRegistryClient],
+        elsewhere: httpx2.AsyncClient,
+        retries: RetryPolicy,
+        deadline: float,
+    ) -> None:
+        self._registries = registries
+        self._elsewhere = elsewhere
+        self._retries = retries
+        self._deadline = deadline
+
+    async def list_files(
+        self, slug: str, suffix: str, endpoint: Endpoint | None, files_max: int
+    ) -> list[Wanted]:
+        """What the first registry that has anything of a model has of it, one too many at most.
+
+        Raises:
+            NotRegistered: there is nothing.
+        """
+
+        def listing(registry: AsyncRegistryClient) -> _Way[list[Wanted]]:
+            return registry.url, lambda: _listed(registry, slug, suffix, endpoint, files_max)
+
+        return await self._first([listing(registry) for registry in self._registries])
+
+    async def receive(self, wanted: Wanted, receiver: Receiver) -> None:
+        """Bring in what a receiver lacks, from the first source that has the right bytes."""
+
+        def from_registry(registry: AsyncRegistryClient, path: str) -> _Way[None]:
+            return registry.url, lambda: registry.receive(path, receiver)
+
+        def from_elsewhere(url: str) -> _Way[None]:
+            return url, lambda: self._receive_from(url, receiver)
+
+        ways = [
+            from_registry(registry, wanted.path)
+            for registry in self._registries
+            if wanted.path is not None
+        ]
+        ways += [from_elsewhere(url) for url in wanted.urls]
+        if not ways:
+            raise NotRegistered(f"Nothing says where {shown(wanted.filename)} can be downloaded.")
+        if receiver.received:
+            # What an earlier process left may be wrong: that is no fault of the first source.
+            ways.insert(0, ways[0])
+        await self._first(ways)
+
+    async def _receive_from(self, url: str, receiver: Receiver) -> None:
+        async def once() -> None:
+            with failures_of(url):
+                await receive(self._elsewhere, url, receiver)
+
+        await repeated(self._retries, once)
+
+    async def _first(self, ways: Sequence[_Way[T]]) -> T:
+        """What the first way leads to that leads anywhere."""
+        errors: dict[str, RegistryError] = {}
+        for number, (where, way) in enumerate(ways):
+            share_s = (self._deadline - time.monotonic()) / (len(ways) - number)
+            try:
+                async with asyncio.timeout(share_s):
+                    return await way()
+            except RegistryError as error:
+                errors[where] = error
+            except TimeoutError:
+                errors[where] = ServiceUnreachable(f"It was not done after {share_s:.3g} s.")
+        raise _summary(errors)
+
+
+async def _listed(
+    registry: AsyncRegistryClient,
+    slug: str,
+    suffix: str,
+    endpoint: Endpoint | None,
+    files_max: int,
+) -> list[Wanted]:
+    wanted: list[Wanted] = []
+    async for entry in registry.artifacts(slug=slug, suffix=suffix):
+        if endpoint is None or await registry.is_held(entry.key, endpoint):
+            path = content_path(entry.key, endpoint)
+            wanted.append(Wanted(entry.key.filename, entry.checksum, entry.size, path))
+        if len(wanted) > files_max:
+            break
+    if not wanted:
+        by_whom = f" by {endpoint}" if endpoint else ""
+        raise NotRegistered(f"Nothing is registered{by_whom} under {slug}/{suffix}.")
+    return wanted
+
+
+def _summary(errors: Mapping[str, RegistryError]) -> RegistryError:
+    """One error for those of several sources: the class of the first, and what all of them say."""
+    if not errors:
+        return SettingsError("No registry was named to fetch from.")
+    first, *others = errors.values()
+    if not others and type(first) is not RegistryError:
+        return first
+    details = [f"{where}: {error.detail}" for where, error in errors.items()]
+    return type(first)("No source could be used. " + " ".join(details))
+
+
+async def _gather(coroutines: Sequence[Coroutine[object, object, T]]) -> list[T]:
+    """Do all at once; when one fails, stop the others and raise what it raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _run(coroutine: Coroutine[object, object, T]) -> T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    coroutine.close()
+    raise RuntimeError("This thread runs an event loop: await fetch_async or fetch_card_async.")

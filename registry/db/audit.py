@@ -13,11 +13,12 @@ from pathlib import Path
 
 from sqlalchemy import bindparam, column, func, select, table
 
-from registry import files
-from registry.db.engine import Connection, Statement
-from registry.db.tables import blobs, entries, owner_refs, owners
+from registry import files, wire
+from registry.db.blobs import find_content
+from registry.db.engine import Connection, Database, Row, Statement
+from registry.db.tables import blobs, entries, events, owner_refs, owners
 from registry.db.variables import read_variables
-from registry.errors import FileUnreadable, Invalid, TooLarge
+from registry.errors import FileUnreadable, Invalid, StorageUnavailable, TooLarge
 from registry.records import (
     AuditReport,
     AuditSummary,
@@ -64,9 +65,18 @@ def audit(conn: Connection, classes: Iterable[str] = ()) -> AuditReport:
     Raises:
         Invalid: there is no such class.
     """
+    return report_of(find_leaks(conn, classes), summarize(conn))
+
+
+def find_leaks(conn: Connection, classes: Iterable[str] = ()) -> list[Finding]:
+    """The findings of the `leaks` view, of the classes given or of all.
+
+    Raises:
+        Invalid: there is no such class.
+    """
     wanted = check_classes(classes)
-    found = (Finding(row[0], Severity(row[1]), *row[2:]) for row in conn.run(_FINDINGS))
-    return report_of((f for f in found if not wanted or f.kind in wanted), _summary(conn))
+    found = [Finding(row[0], Severity(row[1]), *row[2:]) for row in conn.run(_FINDINGS)]
+    return [each for each in found if not wanted or each.kind in wanted]
 
 
 def check_classes(classes: Iterable[str]) -> set[str]:
@@ -117,10 +127,11 @@ _TOP_OWNERS = f"""
         GROUP BY r.owner_id ORDER BY bytes DESC, r.owner_id LIMIT {TOP_OWNERS}
     ) AS top JOIN owners o ON o.id = top.owner_id ORDER BY top.bytes DESC, top.owner_id
 """
-_JOURNAL_SPAN = "SELECT COALESCE(MAX(id) - MIN(id) + 1, 0) FROM events"
+_JOURNAL_ROWS = Statement(select(func.count()).select_from(events))
 
 
-def _summary(conn: Connection) -> AuditSummary:
+def summarize(conn: Connection) -> AuditSummary:
+    """How the registry is, beside what is wrong."""
     variables = read_variables(conn)
     grace = int(variables.get("lease_grace_ms", 300_000))
     last_sweep_at = variables.get("last_sweep_at")
@@ -133,7 +144,7 @@ def _summary(conn: Connection) -> AuditSummary:
         brake_engaged_at=None if engaged_at is None else int(engaged_at),
         largest_owners=tuple(Footprint(*row) for row in conn.run_text(_TOP_OWNERS)),
         entries_by_holders=dict(conn.run_text(_HOLDERS_PER_ENTRY)),
-        journal_rows=conn.run_text(_JOURNAL_SPAN)[0][0],
+        journal_rows=conn.run(_JOURNAL_ROWS)[0][0],
         wal_bytes=_size(Path(database_path + "-wal")),
     )
 
@@ -186,21 +197,51 @@ _IN_PLACE = Statement(
 )
 
 
-def check_files(conn: Connection, roots: files.ArtifactRoots | None) -> Iterator[Finding]:
+_STILL = Statement(
+    select(owner_refs.c.owner_id)
+    .join(entries, entries.c.id == owner_refs.c.entry_id)
+    .where(
+        owner_refs.c.owner_id == bindparam("owner_id"),
+        owner_refs.c.entry_id == bindparam("entry_id"),
+        owner_refs.c.path == bindparam("path"),
+        entries.c.checksum == bindparam("checksum"),
+    )
+)
+
+
+def check_files(database: Database, roots: files.ArtifactRoots | None) -> Iterator[Finding]:
     """Look at every file that is held in place: is it there, unchanged, and below a root?
 
     Without roots every path is taken as allowed. Reads each file whose identity is not the one
-    that was registered.
+    that was registered. No transaction is open meanwhile: what was registered anew or released
+    since is not reported.
     """
     owner_id = entry_id = 0
-    while rows := conn.run(_IN_PLACE, owner_id=owner_id, entry_id=entry_id, row_limit=PAGE_ROWS):
+    while rows := _in_place(database, owner_id, entry_id):
         for row in rows:
             owner_id, entry_id = row[:2]
-            path, identity, verified_at, checksum, size = row[2:7]
-            if roots is not None and not roots.allow(path):
-                yield _of_row(row, "path_outside_roots", f"{path} is below no artifact root")
-            elif (wrong := _wrong_with(path, identity, checksum, size)) is not None:
-                yield _of_row(row, *wrong, verified_at)
+            finding = _look(row, roots)
+            if finding is not None and _is_still_held(database, row):
+                yield finding
+
+
+def _in_place(database: Database, owner_id: int, entry_id: int) -> list[Row]:
+    with database.read() as conn:
+        return conn.run(_IN_PLACE, owner_id=owner_id, entry_id=entry_id, row_limit=PAGE_ROWS)
+
+
+def _is_still_held(database: Database, row: Row) -> bool:
+    with database.read() as conn:
+        names = {"owner_id": row[0], "entry_id": row[1], "path": row[2], "checksum": row[5]}
+        return bool(conn.run(_STILL, **names))
+
+
+def _look(row: Row, roots: files.ArtifactRoots | None) -> Finding | None:
+    path, identity, verified_at, checksum, size = row[2:7]
+    if roots is not None and not roots.allow(path):
+        return _of_row(row, "path_outside_roots", f"{path} is below no artifact root")
+    wrong = _wrong_with(path, identity, checksum, size)
+    return None if wrong is None else _of_row(row, *wrong, verified_at)
 
 
 def _wrong_with(
@@ -222,12 +263,10 @@ def _wrong_with(
     return None
 
 
-def _of_row(row: tuple[object, ...], kind: str, detail: str, at: int | None = None) -> Finding:
-    from registry.wire import format_time
-
+def _of_row(row: Row, kind: str, detail: str, at: int | None = None) -> Finding:
     slug, suffix, filename = row[7:10]
     owner = "/".join(map(str, row[10:14])) + f"/{row[14] or '_base'}"
-    since = None if at is None else format_time(at)
+    since = None if at is None else wire.format_time(at)
     return Finding(kind, CLASSES[kind], owner, f"{slug}/{suffix}/{filename}", since, detail)
 
 
@@ -239,11 +278,15 @@ _BLOB_NAMES = Statement(
     .order_by(blobs.c.checksum)
     .limit(bindparam("row_limit"))
 )
-_BLOB = Statement(select(blobs.c.content).where(blobs.c.checksum == bindparam("checksum")))
 _WRONG_CONTENT = """
     SELECT e.slug || '/' || e.suffix || '/' || e.filename, r.blob_checksum, e.checksum
     FROM owner_refs r JOIN entries e ON e.id = r.entry_id
     WHERE r.blob_checksum IS NOT NULL AND r.blob_checksum <> e.checksum
+"""
+_WRONG_SIZE = """
+    SELECT e.slug || '/' || e.suffix || '/' || e.filename, b.size, e.size
+    FROM entries e JOIN blobs b ON b.checksum = e.checksum
+    WHERE b.size <> e.size
 """
 _HELD = """
     SELECT v.namespace || '/' || v.component || '/' || v.endpoint || '/' || v.instance_id || '/'
@@ -255,8 +298,9 @@ _HELD = """
             SELECT 1 FROM events s
             WHERE s.namespace = v.namespace AND s.component = v.component
                 AND s.endpoint = v.endpoint AND s.instance_id = v.instance_id
-                AND s.lora_slug = v.lora_slug AND s.slug = v.slug AND s.suffix = v.suffix
-                AND s.filename = v.filename AND s.id > v.id
+                AND s.lora_slug = v.lora_slug AND s.slug = v.slug
+                -- Not by the index of keys: of one key there may be a whole fleet's.
+                AND s.suffix || '' = v.suffix AND s.filename || '' = v.filename AND s.id > v.id
                 AND s.kind IN ('registered', 'replaced', 'released'))
         AND NOT EXISTS (
             SELECT 1 FROM owners o JOIN owner_refs r ON r.owner_id = o.id
@@ -268,42 +312,74 @@ _HELD = """
 """
 
 
-def verify(conn: Connection) -> Iterator[Finding]:
+def verify(database: Database) -> Iterator[Finding]:
     """The database as a file and as a story: pages, references, content, the journal.
 
-    Reads everything; a large database takes its time.
+    Reads everything; a large database takes its time. What one look cannot read is a finding, and
+    the next look goes on.
     """
-    yield from _verify_pages(conn)
-    yield from _verify_blobs(conn)
-    for entry, held, registered in conn.run_text(_WRONG_CONTENT):
-        yield _integrity(f"a ref holds {held} where {registered} is registered", entry=entry)
-    for owner, entry, at, event_id in conn.run_text(_HELD):
-        from registry.wire import format_time
-
-        detail = f"event {event_id} registered it and nothing says that it was released"
-        yield Finding(
-            "journal_says_held", Severity.CORRUPTION, owner, entry, format_time(at), detail
-        )
+    for look in (_verify_pages, _verify_references, _verify_content, _verify_journal):
+        with database.read() as conn:
+            try:
+                yield from look(conn)
+            except sqlite3.DatabaseError as error:
+                yield _integrity(f"the database file is damaged: {error}")
+    yield from _verify_blobs(database)
 
 
 def _verify_pages(conn: Connection) -> Iterator[Finding]:
+    for (line,) in conn.run_text("PRAGMA integrity_check(100)"):
+        if line != "ok":
+            yield _integrity(line)
+
+
+def _verify_references(conn: Connection) -> Iterator[Finding]:
+    for name, rowid, parent, _ in conn.run_text("PRAGMA foreign_key_check"):
+        which = "a row" if rowid is None else f"row {rowid}"
+        yield _integrity(f"{which} of {name} refers to nothing in {parent}")
+
+
+def _verify_content(conn: Connection) -> Iterator[Finding]:
+    for entry, held, registered in conn.run_text(_WRONG_CONTENT):
+        yield _integrity(f"a ref holds {held} where {registered} is registered", entry=entry)
+    for entry, size, registered in conn.run_text(_WRONG_SIZE):
+        yield _integrity(f"its content has {size} bytes, not {registered}", entry=entry)
+
+
+def _verify_journal(conn: Connection) -> Iterator[Finding]:
+    yield from find_leaks(conn, ["journal_says_gone"])
+    for owner, entry, at, event_id in conn.run_text(_HELD):
+        detail = f"event {event_id} registered it and nothing says that it was released"
+        since = wire.format_time(at)
+        yield Finding("journal_says_held", Severity.CORRUPTION, owner, entry, since, detail)
+
+
+def _verify_blobs(database: Database) -> Iterator[Finding]:
+    """Hash every copy, each in a read of its own, so that the service's log can be folded in."""
+    after: str | None = ""
+    while after is not None:
+        try:
+            with database.read() as conn:
+                names = conn.run(_BLOB_NAMES, after=after, row_limit=PAGE_ROWS)
+        except StorageUnavailable as error:
+            yield _integrity(f"the list of copies cannot be read: {error.detail}")
+            return
+        for (name,) in names:
+            wrong = _wrong_with_blob(database, name)
+            if wrong is not None:
+                yield _integrity(wrong, entry=name)
+        after = names[-1][0] if names else None
+
+
+def _wrong_with_blob(database: Database, checksum: str) -> str | None:
     try:
-        for (line,) in conn.run_text("PRAGMA integrity_check(100)"):
-            if line != "ok":
-                yield _integrity(line)
-        for name, rowid, parent, _ in conn.run_text("PRAGMA foreign_key_check"):
-            yield _integrity(f"row {rowid} of {name} refers to nothing in {parent}")
-    except sqlite3.DatabaseError as error:
-        yield _integrity(str(error))
-
-
-def _verify_blobs(conn: Connection) -> Iterator[Finding]:
-    after = ""
-    while names := conn.run(_BLOB_NAMES, after=after, row_limit=PAGE_ROWS):
-        for (after,) in names:
-            content = conn.run(_BLOB, checksum=after)[0][0]
-            if files.checksum_of(content) != after:
-                yield _integrity("its bytes have another checksum", entry=after)
+        with database.read() as conn:
+            content = find_content(conn, checksum)
+    except StorageUnavailable as error:
+        return f"its bytes cannot be read: {error.detail}"
+    if content is None or files.checksum_of(content) == checksum:
+        return None  # It is right, or it was removed meanwhile.
+    return "its bytes have another checksum"
 
 
 def _integrity(detail: str, entry: str | None = None) -> Finding:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, bindparam, cast, delete, exists, func, insert, select, update
 
-from registry.db.engine import Connection, Statement, json_rows
+from registry.db.engine import Connection, Statement, as_rows, json_rows
 from registry.db.tables import blobs, owner_refs, settings
 
 UPLOAD_GRACE_DEFAULT_MS = 900_000
@@ -59,11 +58,6 @@ _PENDING_BYTES = Statement(
     select(func.coalesce(func.sum(blobs.c.size), 0)).where(~_referenced).select_from(blobs)
 )
 _CONTENT = Statement(select(blobs.c.content).where(blobs.c.checksum == bindparam("checksum")))
-_CHUNK = Statement(
-    select(func.substr(blobs.c.content, bindparam("offset") + 1, bindparam("length"))).where(
-        blobs.c.checksum == bindparam("checksum")
-    )
-)
 
 
 def store_blobs(conn: Connection, now: int, items: Sequence[Upload]) -> list[bool]:
@@ -74,7 +68,7 @@ def store_blobs(conn: Connection, now: int, items: Sequence[Upload]) -> list[boo
     """
     here = sizes_of(conn, [item.checksum for item in items])
     if here:
-        conn.run(_RENEW, now=now, rows=json.dumps([[checksum] for checksum in here]))
+        conn.run(_RENEW, now=now, rows=as_rows([[checksum] for checksum in here]))
     outcomes = []
     for item in items:
         outcomes.append(item.checksum not in here)
@@ -86,7 +80,7 @@ def store_blobs(conn: Connection, now: int, items: Sequence[Upload]) -> list[boo
 
 def sizes_of(conn: Connection, checksums: Iterable[str]) -> dict[str, int]:
     """The sizes of those of the contents that are here as copies."""
-    names = json.dumps([[checksum] for checksum in set(checksums)])
+    names = as_rows([[checksum] for checksum in set(checksums)])
     return dict(conn.run(_SIZES, rows=names)) if names != "[]" else {}
 
 
@@ -94,7 +88,7 @@ def collect_blobs(conn: Connection, now: int, checksums: Iterable[str]) -> None:
     """Delete those of the contents that no owner ref names and whose upload grace is over."""
     names = [[checksum] for checksum in sorted(set(checksums))]
     if names:
-        conn.run(_COLLECT, now=now, rows=json.dumps(names))
+        conn.run(_COLLECT, now=now, rows=as_rows(names))
 
 
 def pending_bytes(conn: Connection) -> int:
@@ -111,5 +105,4 @@ def find_content(conn: Connection, checksum: str) -> bytes | None:
 
 def find_chunk(conn: Connection, checksum: str, offset: int, length: int) -> bytes | None:
     """A part of copied content, or None if it is not here any more."""
-    rows = conn.run(_CHUNK, checksum=checksum, offset=offset, length=length)
-    return rows[0][0] if rows else None
+    return conn.read_part(blobs.c.content, blobs.c.checksum, checksum, offset, length)

@@ -16,14 +16,16 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from typing import cast as typing_cast
 from urllib.parse import quote
 
+import msgspec
 from sqlalchemy import (
     BigInteger,
+    Column,
     ColumnElement,
     Subquery,
     Text,
@@ -38,11 +40,13 @@ from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
 from sqlalchemy.engine import Dialect, Engine, make_url
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.expression import FunctionElement
 
-from registry.errors import Busy, DatabaseRefused, RegistryError, StorageUnavailable
+from registry.db.driver import LOCKED, Trouble, primary_code, translated
+from registry.db.presence import Presence
+from registry.errors import Busy, DatabaseRefused, StorageUnavailable
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -51,9 +55,11 @@ SQLITE_MIN_VERSION = (3, 38, 0)
 LOCK_PAUSE_S = (0.0002, 0.002)
 JOURNAL_SIZE_LIMIT_BYTES = 64 << 20
 CACHE_KIB = 16 << 10
+REPLACEMENTS_MAX = 3
+REOPEN_TIMEOUT_S = 0.25
+"""How long a database that was replaced may be locked when it is opened, also in an event loop."""
 
-_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
-_WRITE_PRAGMAS = (
+WRITE_PRAGMAS = (
     "PRAGMA foreign_keys = ON",
     "PRAGMA synchronous = FULL",
     f"PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT_BYTES}",
@@ -117,6 +123,14 @@ def json_rows(parameter: str, **columns: type[str] | type[int]) -> Subquery:
     return sql_select(*selected).select_from(items).subquery(parameter)
 
 
+def as_rows(rows: Iterable[Any]) -> str:
+    """Lists as the JSON parameter that `json_rows` takes."""
+    return _encode(rows if isinstance(rows, list) else list(rows)).decode()
+
+
+_encode = msgspec.json.Encoder().encode
+
+
 def one_of(column: ColumnElement[str], *values: str) -> ColumnElement[bool]:
     """`column IN (values)` with plain parameters, which a `Statement` can compile once."""
     return column.in_([literal(value) for value in values])
@@ -128,9 +142,10 @@ class Connection:
     `now` is the time of the transaction in milliseconds, taken once (S15).
     """
 
-    __slots__ = ("_dialect", "_execute", "now")
+    __slots__ = ("_dbapi", "_dialect", "_execute", "now")
 
     def __init__(self, dbapi: Any, dialect: Dialect, now: int) -> None:
+        self._dbapi = dbapi
         self._execute = dbapi.execute
         self._dialect = dialect
         self.now = now
@@ -148,11 +163,33 @@ class Connection:
         rows: list[Row] = self._execute(text, parameters).fetchall()
         return rows
 
+    def read_part(
+        self, column: Column[Any], key: Column[Any], value: str, offset: int, length: int
+    ) -> bytes | None:
+        """A part of the content of one row, or None: no row has this key.
+
+        Only the part comes into memory. (SQLite's `substr` would load all of the content.)
+        """
+        table = str(column.table)
+        query = f"SELECT rowid FROM {table} WHERE {key.name} = ?"
+        rows = self._execute(query, (value,)).fetchall()
+        if not rows:
+            return None
+        with self._dbapi.blobopen(table, column.name, rows[0][0], readonly=True) as content:
+            content.seek(min(offset, len(content)))
+            part: bytes = content.read(length)
+            return part
+
 
 class Database:
     """A migrated SQLite database: `write()` and `read()` give connections, safe in any thread.
 
-    `clock` gives the time in milliseconds; the default is the system's.
+    When its file is deleted or replaced, nothing that goes to the old one is acknowledged any
+    more; as soon as a proper database is there again, connections are opened to that.
+
+    `clock` gives the time in milliseconds; the default is the system's. `accept` raises
+    DatabaseRefused for a connection whose database cannot be used; it is asked whenever the file
+    is opened anew.
 
     Raises:
         DatabaseRefused: the URL is not one of a SQLite file.
@@ -164,18 +201,31 @@ class Database:
         *,
         busy_timeout_s: float = 5.0,
         clock: Callable[[], int] | None = None,
+        accept: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
         self.path = os.path.abspath(sqlite_path(url))
         self.busy_timeout_s = busy_timeout_s
         self.clock = clock or system_clock
         self.dialect: Dialect = SQLiteDialect(paramstyle="named")
-        self._writes = self._engine("rw", _WRITE_PRAGMAS)
+        self.presence = Presence(
+            self.path,
+            lambda: self.connect("rw", WRITE_PRAGMAS, busy_timeout_s=REOPEN_TIMEOUT_S),
+            accept or (lambda connection: None),
+        )
+        self.presence.on_change.append(self._close_idle)
+        self.reading = Trouble("reads")
+        self._writing = Trouble("writes")
+        self._writes = self._engine("rw", WRITE_PRAGMAS)
         self._reads = self._engine("ro", _READ_PRAGMAS)
 
     def _engine(self, mode: str, pragmas: Sequence[str]) -> Engine:
+        def connect(record: ConnectionPoolEntry) -> sqlite3.Connection:
+            generation = record.info["generation"] = self.presence.generation
+            return self.connect_to(generation, mode, pragmas)
+
         return create_engine(
             "sqlite://",
-            creator=lambda: self.connect(mode, pragmas),
+            creator=connect,
             poolclass=QueuePool,
             pool_size=8,
             max_overflow=24,
@@ -183,19 +233,48 @@ class Database:
             pool_reset_on_return=None,
         )
 
-    def connect(self, mode: str, pragmas: Sequence[str] = _READ_PRAGMAS) -> sqlite3.Connection:
-        """A new connection that creates no file and waits for no lock by itself."""
+    def connect_to(
+        self, generation: int, mode: str, pragmas: Sequence[str] = _READ_PRAGMAS
+    ) -> sqlite3.Connection:
+        """A new connection to the files of a generation.
+
+        Raises:
+            Busy: they are just being replaced.
+            StorageUnavailable: they are gone.
+        """
+        connection = self.connect(mode, pragmas)
+        try:
+            if not self.presence.holds(generation):
+                raise Busy(f"The database {self.path} is just being replaced. Try again.")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def connect(
+        self,
+        mode: str,
+        pragmas: Sequence[str] = _READ_PRAGMAS,
+        *,
+        busy_timeout_s: float | None = None,
+    ) -> sqlite3.Connection:
+        """A new connection that creates no database and waits for no lock by itself.
+
+        It has its log open: later, the log at this path might be another database's.
+        """
+        patience_s = self.busy_timeout_s if busy_timeout_s is None else busy_timeout_s
         connection = sqlite3.connect(
             f"file:{quote(self.path)}?mode={mode}",
             uri=True,
             isolation_level=None,
-            timeout=self.busy_timeout_s if mode == "ro" else 0,
+            timeout=patience_s if mode == "ro" else 0,
             check_same_thread=False,
             cached_statements=256,
         )
         try:
-            for pragma in pragmas:
-                self._patiently(functools.partial(connection.execute, pragma)).fetchall()
+            for pragma in (*pragmas, "PRAGMA schema_version"):
+                step = functools.partial(connection.execute, pragma)
+                self._patiently(step, patience_s).fetchall()
         except BaseException:
             connection.close()
             raise
@@ -207,17 +286,32 @@ class Database:
 
         Raises:
             Busy: the write lock was not to be had within `busy_timeout_s`.
-            StorageUnavailable: the database cannot be written.
+            StorageUnavailable: the database cannot be written, or what was written went to a file
+                that is not the database any more.
         """
-        with translated(), self._borrowed(self._writes) as dbapi:
-            try:
-                self._patiently(lambda: dbapi.execute("BEGIN IMMEDIATE"))
-                yield Connection(dbapi, self.dialect, self.clock())
-                dbapi.execute("COMMIT")
-            except BaseException:
-                if dbapi.in_transaction:
-                    dbapi.execute("ROLLBACK")
-                raise
+        with _watched(self._writing), translated(), self._begun() as (dbapi, generation):
+            yield Connection(dbapi, self.dialect, self.clock())
+            dbapi.execute("COMMIT")
+            if not self.presence.holds(generation):
+                raise StorageUnavailable(
+                    f"The database {self.path} was replaced while it was written; the change may "
+                    "not be in the one that is there now. Try again."
+                )
+
+    @contextmanager
+    def _begun(self) -> Iterator[tuple[sqlite3.Connection, int]]:
+        """A connection with a write transaction on the file that is there, once it has the lock.
+
+        Whoever replaces a database in an orderly way holds its lock meanwhile.
+        """
+        for _ in range(REPLACEMENTS_MAX):
+            with self._borrowed(self._writes) as (dbapi, generation), _rolled_back(dbapi):
+                begin = functools.partial(dbapi.execute, "BEGIN IMMEDIATE")
+                self._patiently(begin, self.busy_timeout_s)
+                if self.presence.holds(generation):
+                    yield dbapi, generation
+                    return
+        raise Busy(f"The database {self.path} is just being replaced. Try again.")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -226,43 +320,85 @@ class Database:
         Raises:
             StorageUnavailable: the database cannot be read.
         """
-        with translated(), self._borrowed(self._reads) as dbapi:
-            try:
-                dbapi.execute("BEGIN")
-                yield Connection(dbapi, self.dialect, self.clock())
-            finally:
-                if dbapi.in_transaction:
-                    dbapi.execute("ROLLBACK")
+        with (
+            _watched(self.reading),
+            translated(),
+            self._borrowed(self._reads) as (dbapi, _),
+            _rolled_back(dbapi),
+        ):
+            dbapi.execute("BEGIN")
+            yield Connection(dbapi, self.dialect, self.clock())
 
     @contextmanager
-    def _borrowed(self, engine: Engine) -> Iterator[sqlite3.Connection]:
+    def _borrowed(self, engine: Engine) -> Iterator[tuple[sqlite3.Connection, int]]:
+        """A pooled connection to the files that are there now, with its generation."""
+        generation = self.presence.enter()
         try:
-            fairy: PoolProxiedConnection = engine.raw_connection()
-        except PoolTimeout as error:
-            raise Busy("Too many threads use the database; nothing was written.") from error
-        try:
-            yield typing_cast(sqlite3.Connection, fairy.driver_connection)
-        except sqlite3.Error:
-            fairy.invalidate()
-            raise
+            fairy = _checked_out(engine, generation)
+            try:
+                yield typing_cast(sqlite3.Connection, fairy.driver_connection), generation
+            except sqlite3.Error:
+                fairy.invalidate()
+                raise
+            finally:
+                if generation != self.presence.generation and fairy.is_valid:
+                    fairy.invalidate()
+                fairy.close()
         finally:
-            fairy.close()
+            self.presence.leave()
 
-    def _patiently(self, step: Callable[[], T]) -> T:
-        """Run a step that may find the database locked, until `busy_timeout_s` has passed."""
-        deadline = time.monotonic() + self.busy_timeout_s
+    def _patiently(self, step: Callable[[], T], patience_s: float) -> T:
+        """Run a step that may find the database locked, until so much time has passed."""
+        deadline = time.monotonic() + patience_s
         while True:
             try:
                 return step()
             except sqlite3.OperationalError as error:
-                if primary_code(error) not in _LOCKED or time.monotonic() > deadline:
+                if primary_code(error) not in LOCKED or time.monotonic() > deadline:
                     raise
                 time.sleep(random.uniform(*LOCK_PAUSE_S))
 
-    def close(self) -> None:
-        """Close every connection that is not in use."""
+    def _close_idle(self) -> None:
         self._reads.dispose()
         self._writes.dispose()
+
+    def close(self) -> None:
+        """Close every connection that is not in use."""
+        self.presence.close()
+
+
+def _checked_out(engine: Engine, generation: int) -> PoolProxiedConnection:
+    """A connection of a generation; older ones in the pool are closed."""
+    while True:
+        try:
+            fairy = engine.raw_connection()
+        except PoolTimeout as error:
+            raise Busy("Too many threads use the database; nothing was written.") from error
+        if fairy.info["generation"] == generation:
+            return fairy
+        fairy.invalidate()
+        fairy.close()
+
+
+@contextmanager
+def _watched(trouble: Trouble) -> Iterator[None]:
+    """Puts in the log what storage does to the block."""
+    try:
+        yield
+    except StorageUnavailable as error:
+        trouble.failed(error)
+        raise
+    trouble.worked()
+
+
+@contextmanager
+def _rolled_back(dbapi: sqlite3.Connection) -> Iterator[None]:
+    """Rolls back what the block has begun and not committed."""
+    try:
+        yield
+    finally:
+        if dbapi.in_transaction:
+            dbapi.execute("ROLLBACK")
 
 
 def system_clock() -> int:
@@ -290,45 +426,3 @@ def sqlite_path(url: str) -> str:
             "An in-memory database would forget everything on restart. Use sqlite:///PATH."
         )
     return parsed.database
-
-
-def primary_code(error: sqlite3.Error) -> int | None:
-    """SQLite's primary result code of an error, or None if it did not come from SQLite."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
-
-
-_STORAGE_CODES = {
-    sqlite3.SQLITE_FULL: "the disk is full; free some space",
-    sqlite3.SQLITE_IOERR: "reading or writing the disk failed; check the disk and the kernel's log",
-    sqlite3.SQLITE_READONLY: "the database file is read-only; give the service's user write access",
-    sqlite3.SQLITE_CANTOPEN: "the database file cannot be opened; check that it exists and that "
-    "the service's user may read and write it and its folder",
-    sqlite3.SQLITE_PERM: "the database file may not be opened; check its permissions",
-    sqlite3.SQLITE_CORRUPT: "the database file is damaged; restore a backup",
-    sqlite3.SQLITE_NOTADB: "the file is not a SQLite database; restore a backup",
-    sqlite3.SQLITE_NOMEM: "the machine is out of memory",
-}
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Driver errors become ours here, by result code."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        ours = translate(error)
-        if ours is None:
-            raise
-        raise ours from error
-
-
-def translate(error: sqlite3.Error) -> RegistryError | None:
-    """Our error for a driver's, or None where it means a mistake of ours."""
-    code = primary_code(error)
-    if code in _LOCKED:
-        return Busy("The database is locked by another writer; nothing was written. Try again.")
-    if code in _STORAGE_CODES:
-        name = getattr(error, "sqlite_errorname", "")
-        return StorageUnavailable(f"The database cannot be used: {_STORAGE_CODES[code]} ({name}).")
-    return None

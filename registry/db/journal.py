@@ -6,15 +6,17 @@ are there: events name owners and keys by value, taken from those rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, func, insert, select
+from sqlalchemy import and_, bindparam, exists, func, insert, literal_column, or_, select
 
-from registry.db.engine import Connection, Statement, json_rows
+from registry.db.engine import Connection, Statement, as_rows, json_rows, one_of
 from registry.db.tables import entries, events, owners
 from registry.records import Owner
+
+CONFLICT_MS = 3_600_000
+"""How long a refusal is a conflict that somebody should look at; the view `leaks` has the same."""
 
 
 class EventRow(NamedTuple):
@@ -103,27 +105,34 @@ _INSERT_REFUSALS = Statement(
     )
 )
 
+_NAMES = (
+    *("namespace", "component", "endpoint", "instance_id", "lora_slug"),
+    *("slug", "suffix", "filename"),
+)
+_last = events.alias("last_of_key")
 _LAST_OF = Statement(
     select(events.c.kind, events.c.checksum, events.c.previous_checksum)
-    .where(
-        events.c.namespace == bindparam("namespace"),
-        events.c.component == bindparam("component"),
-        events.c.endpoint == bindparam("endpoint"),
-        events.c.instance_id == bindparam("instance_id"),
-        events.c.lora_slug == bindparam("lora_slug"),
-        events.c.slug == bindparam("slug"),
-        events.c.suffix == bindparam("suffix"),
-        events.c.filename == bindparam("filename"),
-    )
+    .where(*(events.c[name] == bindparam(name) for name in _NAMES))
     .order_by(events.c.id.desc())
     .limit(1)
+)
+_LEFT_SINCE = Statement(
+    select(events.c.id).where(
+        *(events.c[name] == bindparam(name) for name in _NAMES[:5]),
+        events.c.slug.is_(None),
+        one_of(events.c.kind, "detached", "expired", "superseded"),
+        events.c.id
+        > select(func.max(_last.c.id))
+        .where(*(_last.c[name] == bindparam(name) for name in _NAMES))
+        .scalar_subquery(),
+    )
 )
 
 
 def write_events(conn: Connection, now: int, rows: Sequence[EventRow]) -> None:
     """Append events. The rows that they name by id must still be there."""
     if rows:
-        conn.run(_INSERT, now=now, rows=json.dumps(rows))
+        conn.run(_INSERT, now=now, rows=as_rows(rows))
 
 
 class Refusal(NamedTuple):
@@ -143,7 +152,10 @@ class Refusal(NamedTuple):
 def write_refusals(
     conn: Connection, now: int, last_event_id: int, refusals: Sequence[Refusal]
 ) -> None:
-    """Append `refused` events, without those that only repeat the last word on their key (S2)."""
+    """Append `refused` events, without those that only repeat the last word on their key (S2).
+
+    Who left in between, and comes again with the same, repeats nothing.
+    """
     rows: list[tuple[object, ...]] = []
     for refusal in refusals:
         owner = refusal.owner
@@ -155,17 +167,74 @@ def write_refusals(
             owner.lora_slug or "",
         )
         key = (refusal.slug, refusal.suffix, refusal.filename)
-        names = ("namespace", "component", "endpoint", "instance_id", "lora_slug")
-        last = conn.run(
-            _LAST_OF,
-            **dict(zip(names, who, strict=True)),
-            **dict(zip(("slug", "suffix", "filename"), key, strict=True)),
-        )
-        if last != [("refused", refusal.offered, refusal.registered)]:
+        about = dict(zip(_NAMES, (*who, *key), strict=True))
+        last = conn.run(_LAST_OF, **about)
+        is_repeat = last == [("refused", refusal.offered, refusal.registered)]
+        if not is_repeat or conn.run(_LEFT_SINCE, **about):
             event_id = last_event_id + len(rows) + 1
             rows.append((event_id, *who, *key, *refusal[4:]))
     if rows:
-        conn.run(_INSERT_REFUSALS, now=now, kind="refused", rows=json.dumps(rows))
+        conn.run(_INSERT_REFUSALS, now=now, kind="refused", rows=as_rows(rows))
+
+
+_later = events.alias("later")
+_UNRESOLVED = Statement(
+    select(
+        events.c.namespace,
+        events.c.component,
+        events.c.endpoint,
+        events.c.instance_id,
+        events.c.lora_slug,
+        events.c.slug,
+        events.c.suffix,
+        events.c.filename,
+    ).where(
+        # Spelled out, so that SQLite can use the partial index of refusals.
+        events.c.kind == literal_column("'refused'"),
+        events.c.at > bindparam("since"),
+        ~exists().where(
+            _later.c.namespace == events.c.namespace,
+            _later.c.component == events.c.component,
+            _later.c.endpoint == events.c.endpoint,
+            _later.c.instance_id == events.c.instance_id,
+            _later.c.lora_slug == events.c.lora_slug,
+            _later.c.id > events.c.id,
+            or_(
+                one_of(_later.c.kind, "detached", "expired", "superseded"),
+                and_(
+                    one_of(_later.c.kind, "registered", "replaced", "refused"),
+                    _later.c.slug == events.c.slug,
+                    _later.c.suffix == events.c.suffix,
+                    _later.c.filename == events.c.filename,
+                ),
+            ),
+        ),
+    )
+)
+
+
+def find_unresolved(conn: Connection, now: int) -> set[tuple[str, ...]]:
+    """The owners and keys (eight names each) that were refused within the last hour, and neither
+    succeeded nor left since: the conflicts that the view `leaks` shows."""
+    return set(conn.run(_UNRESOLVED, since=now - CONFLICT_MS))
+
+
+def write_departure(
+    conn: Connection,
+    now: int,
+    last_event_id: int,
+    who: tuple[str, ...],
+    actor: str | None,
+    request_id: str | None,
+) -> None:
+    """Append that somebody who was refused, and holds nothing, leaves.
+
+    It never came in, so that it is put down as `attached` as well: who plays the journal back
+    finds nobody leaving who was not there.
+    """
+    for step, (kind, reason) in enumerate((("attached", "refused"), ("detached", "unregistered"))):
+        row = (last_event_id + 1 + step, *who, *[None] * 5, reason, actor, request_id)
+        conn.run(_INSERT_REFUSALS, now=now, kind=kind, rows=as_rows([row]))
 
 
 _INSERT_SERVICE_EVENT = Statement(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, func, null, select, update
+from sqlalchemy import BigInteger, bindparam, case, func, null, select, update
 
-from registry.db.engine import Connection, Statement, json_rows
+from registry.db.engine import Connection, Statement, as_rows, json_rows
 from registry.db.journal import EventRow, write_events
 from registry.db.releasing import FIND_OWNERS, identity
 from registry.db.sequences import last_ids
+from registry.db.superseding import find_superseded, instance_of
 from registry.db.tables import owner_refs, owners
 from registry.errors import LeaseGone, RegistryError, Superseded
 from registry.records import Drained, Lease, Owner, OwnerState, Renewed
@@ -29,11 +29,17 @@ class Drain:
 
 _rows = json_rows("rows", id=int)
 _drains = json_rows("rows", id=int, deadline_ms=int)
+_renewed_until = bindparam("now", type_=BigInteger) + owners.c.lease_ttl_ms
 _RENEW = Statement(
     update(owners)
     .values(
         renewed_at=bindparam("now"),
-        lease_expires_at=bindparam("now") + owners.c.lease_ttl_ms,
+        # Never shorter: a clock that is an hour slow for a moment must not leave leases that lapse
+        # as it is put right. Where it stays slow, the next sweep cuts them.
+        lease_expires_at=case(
+            (owners.c.lease_expires_at > _renewed_until, owners.c.lease_expires_at),
+            else_=_renewed_until,
+        ),
     )
     .where(owners.c.id.in_(select(_rows.c.id)))
 )
@@ -66,7 +72,7 @@ def renew(conn: Connection, now: int, items: Sequence[Owner]) -> list[Renewed | 
     """
     outcomes, live = _find_live(conn, items)
     if live:
-        wanted = json.dumps([[owner_id] for owner_id in set(live.values())])
+        wanted = as_rows([[owner_id] for owner_id in set(live.values())])
         conn.run(_RENEW, now=now, rows=wanted)
         renewed = {row[0]: row[1:] for row in conn.run(_RENEWED, rows=wanted)}
         for index, owner_id in live.items():
@@ -82,7 +88,7 @@ def drain(conn: Connection, now: int, items: Sequence[Drain]) -> list[Drained | 
     outcomes: list[Drained | RegistryError] = list(refused)  # type: ignore[arg-type]
     if live:
         deadlines = {owner_id: items[index].deadline_ms for index, owner_id in live.items()}
-        conn.run(_DRAIN, now=now, rows=json.dumps(list(deadlines.items())))
+        conn.run(_DRAIN, now=now, rows=as_rows(deadlines.items()))
         event_id = last_ids(conn).get("events", 0)
         events = []
         for index, owner_id in live.items():
@@ -99,14 +105,21 @@ def _find_live(
     conn: Connection, items: Sequence[Owner]
 ) -> tuple[list[Renewed | RegistryError], dict[int, int]]:
     """The refusal of each owner that has ended or never was; the ids of the others by position."""
-    wanted = json.dumps([identity(owner) for owner in items])
-    found = {row[:5]: (row[5], OwnerState(row[6])) for row in conn.run(FIND_OWNERS, rows=wanted)}
-    refusals: list[Renewed | RegistryError] = []
-    live: dict[int, int] = {}
-    for index, owner in enumerate(items):
-        owner_id, state = found.get(identity(owner), (0, OwnerState.DETACHED))
-        if not state.ended:
-            live[index] = owner_id
-        superseded = state is OwnerState.SUPERSEDED
-        refusals.append(Superseded() if superseded else LeaseGone())
+    wanted = as_rows([identity(owner) for owner in items])
+    found = {
+        row[:5]: row[5]
+        for row in conn.run(FIND_OWNERS, rows=wanted)
+        if not OwnerState(row[6]).ended
+    }
+    live = {
+        index: found[identity(owner)]
+        for index, owner in enumerate(items)
+        if identity(owner) in found
+    }
+    gone = [instance_of(owner) for index, owner in enumerate(items) if index not in live]
+    # All owners of an instance are replaced with it, also those that left before or never came.
+    replaced = find_superseded(conn, gone) if gone else set()
+    refusals: list[Renewed | RegistryError] = [
+        Superseded() if instance_of(owner) in replaced else LeaseGone() for owner in items
+    ]
     return refusals, live

@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from threading import Lock
+from time import monotonic
+from typing import Any, NoReturn
 
 from sqlalchemy import bindparam, exists, select
 
-from registry.db.engine import Connection, Database, Row, Statement, translate
+from registry.db.driver import Trouble, translate
+from registry.db.engine import Connection, Database, Row, Statement
 from registry.db.tables import entries, owner_refs, owners
+from registry.errors import Busy, StorageUnavailable
 from registry.records import ArtifactKey
 
 REMEMBERED_KEYS = 16_384
+LOOK_EVERY_S = 0.5
+"""How long reads may go on from a file that was deleted or replaced."""
+_UNKNOWN: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,13 @@ class Locator:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: sqlite3.Connection | None = None
+        self._lock = Lock()
+        """Held while the connection is used: another thread may have to close it."""
         self._version = -1
+        self._generation = -1
+        self._look_again_at = 0.0
+        database.presence.on_change.append(self.close)
+        self._trouble = Trouble("look-ups of files")
         self._found: dict[tuple[str, ...], Location | None] = {}
         self._by_length = {
             3: _LOCATE.compiled(database.dialect),
@@ -90,28 +104,65 @@ class Locator:
 
         Raises:
             StorageUnavailable: the database cannot be read.
+            Busy: it is just being replaced.
         """
         try:
-            connection = self._connection or self._connect()
-            version: int = connection.execute("PRAGMA data_version").fetchall()[0][0]
-            if version != self._version:
-                self._found.clear()
-                self._version = version
-            elif key in self._found:
-                return self._found[key]
-            text, fixed = self._by_length[len(key)]
-            parameters = dict(zip(_NAMES[-len(key) :], key, strict=True)) | fixed
-            rows: list[Row] = connection.execute(text, parameters).fetchall()
-        except sqlite3.Error as error:
-            self.close()
-            ours = translate(error)
-            if ours is None:
-                raise
-            raise ours from error
+            if monotonic() >= self._look_again_at:
+                self._look_again()
+            with self._lock:
+                return self._find(key)
+        except (sqlite3.Error, StorageUnavailable) as error:
+            self._fail(error)
+
+    def _find(self, key: tuple[str, ...]) -> Location | None:
+        connection = self._connection
+        if connection is None:
+            raise Busy("The database is just being opened anew. Try again.")
+        version: int = connection.execute("PRAGMA data_version").fetchall()[0][0]
+        if version == self._version:
+            location: Location | None = self._found.get(key, _UNKNOWN)
+            if location is not _UNKNOWN:
+                return location
+        else:
+            self._found.clear()
+            self._version = version
+        text, fixed = self._by_length[len(key)]
+        parameters = dict(zip(_NAMES[-len(key) :], key, strict=True)) | fixed
+        rows: list[Row] = connection.execute(text, parameters).fetchall()
         if len(self._found) >= REMEMBERED_KEYS:
             self._found.clear()
         location = self._found[key] = Location(*rows[0]) if rows else None
         return location
+
+    def _look_again(self) -> None:
+        """See to it that the connection is to the file that is there now."""
+        presence = self._database.presence
+        if self._connection is None or presence.require() != self._generation:
+            self.close()
+            self._open()
+        self._look_again_at = monotonic() + LOOK_EVERY_S
+        self._trouble.worked()
+
+    def _open(self) -> None:
+        presence = self._database.presence
+        generation = presence.enter()
+        try:
+            connection = self._database.connect_to(generation, "ro")
+        except BaseException:
+            presence.leave()
+            raise
+        with self._lock:
+            self._connection, self._generation, self._version = connection, generation, -1
+
+    def _fail(self, error: sqlite3.Error | StorageUnavailable) -> NoReturn:
+        """Look at the file before anything is read again."""
+        self.close()
+        ours = translate(error) if isinstance(error, sqlite3.Error) else error
+        if isinstance(ours, StorageUnavailable):
+            self._trouble.failed(ours)
+        if ours is None or ours is error:
+            raise error
+        raise ours from error
 
     def prefer(self, key: tuple[str, ...], found: Location, location: Location) -> None:
         """Remember the holder that turned out to have the bytes instead of the one that was found.
@@ -122,17 +173,16 @@ class Locator:
         if self._found.get(key) is found:
             self._found[key] = location
 
-    def _connect(self) -> sqlite3.Connection:
-        self._connection = self._database.connect("ro")
-        self._version = -1
-        return self._connection
-
     def close(self) -> None:
-        """Close the held connection; the next read opens another."""
-        self._found.clear()
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Close the held connection; the next read opens another. Safe in any thread."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+            self._look_again_at = 0.0
+            self._found.clear()
+            if connection is not None:
+                connection.close()
+        if connection is not None:
+            self._database.presence.leave()
 
 
 def locations_of(conn: Connection, entry_id: int, checksum: str, limit: int) -> list[Location]:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, select, tuple_
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Select,
+    bindparam,
+    exists,
+    func,
+    literal,
+    select,
+    tuple_,
+)
 
-from registry.db.engine import Connection, Row, Statement, json_rows
+from registry.db.engine import Connection, Row, Statement, as_rows, json_rows
 from registry.db.tables import entries, events, owner_refs, owners
 from registry.records import (
     ArtifactKey,
     Entry,
     Event,
+    EventFilter,
+    EventOrder,
+    EventPage,
     Explanation,
     Holder,
     Lease,
+    Model,
     Owner,
     OwnerRecord,
     OwnerState,
@@ -26,6 +40,12 @@ from registry.records import (
 
 EXPLAINED_EVENTS = 20
 EXPLAINED_HOLDERS = 1000
+EVENTS_LOOKED_AT = 10_000
+"""Most rows of the journal that are read for one page of it, in a row."""
+EVENTS_LOOKED_UP = 5_000
+"""Most rows of the journal that are looked up for one page of it, wherever they are."""
+REFS_COUNTED = 100_000
+"""A page of models ends where this many owner refs were counted for it."""
 
 _identity = (
     owners.c.namespace,
@@ -148,6 +168,25 @@ _OWNERS_AFTER = Statement(
     .limit(bindparam("row_limit"))
 )
 _COUNT_ENTRIES = Statement(select(func.count()).select_from(entries))
+_MODELS_AFTER = Statement(
+    select(entries.c.slug, entries.c.suffix, func.count(), func.sum(entries.c.size))
+    .where(
+        tuple_(entries.c.slug, entries.c.suffix)
+        > tuple_(bindparam("after_slug"), bindparam("after_suffix"))
+    )
+    .group_by(entries.c.slug, entries.c.suffix)
+    .order_by(entries.c.slug, entries.c.suffix)
+    .limit(bindparam("row_limit"))
+)
+_of_model = (entries.c.slug == bindparam("slug")) & (entries.c.suffix == bindparam("suffix"))
+_HOLDERS_OF_MODEL = Statement(
+    select(func.count(owner_refs.c.owner_id.distinct()), func.count())
+    .select_from(entries.join(owner_refs, owner_refs.c.entry_id == entries.c.id))
+    .where(_of_model)
+)
+_has_bytes = exists().where(owner_refs.c.entry_id == entries.c.id, owner_refs.c.status == "ok")
+_UNSERVEABLE_ENTRY = Statement(select(entries.c.id).where(_of_model, ~_has_bytes).limit(1))
+_LAST_EVENT = Statement(select(func.coalesce(func.max(events.c.id), 0)))
 
 
 def find_entry(conn: Connection, key: ArtifactKey) -> Entry | None:
@@ -177,6 +216,52 @@ def count_entries(conn: Connection) -> int:
     return count
 
 
+def list_models(
+    conn: Connection, after: tuple[str, str], limit: int
+) -> tuple[list[Model], tuple[str, str] | None]:
+    """A page of models in the order of (slug, suffix), and the last of it if more may follow."""
+    rows = conn.run(_MODELS_AFTER, after_slug=after[0], after_suffix=after[1], row_limit=limit)
+    models: list[Model] = []
+    counted = 0
+    for slug, suffix, files, size in rows:
+        holders, refs = conn.run(_HOLDERS_OF_MODEL, slug=slug, suffix=suffix)[0]
+        serveable = not conn.run(_UNSERVEABLE_ENTRY, slug=slug, suffix=suffix)
+        models.append(Model(slug, suffix, files, size, holders, serveable))
+        counted += refs
+        if counted >= REFS_COUNTED:
+            break
+    complete = len(rows) < limit and len(models) == len(rows)
+    return models, None if complete else (models[-1].slug, models[-1].suffix)
+
+
+def list_events(
+    conn: Connection, wanted: EventFilter, order: EventOrder, after: int | None, limit: int
+) -> EventPage:
+    """A page of the journal, in an order of ids, from behind `after`; None begins at its start.
+
+    At most 10,000 rows are read for it, however rare what is wanted may be: a page can hold fewer
+    events than `limit`, or none, and have a next one.
+    """
+    newest_first = order is EventOrder.NEWEST
+    last: int = conn.run(_LAST_EVENT)[0][0]
+    if after is None:
+        after = last + 1 if newest_first else 0
+    values = _event_values(wanted)
+    bounds = {"after": after, "row_limit": limit}
+    window = EVENTS_LOOKED_AT if values else limit
+    found = _event_statements(tuple(values), newest_first)
+    window_end = None
+    if found.few and len(conn.run(found.few, window=EVENTS_LOOKED_UP, **values)) < EVENTS_LOOKED_UP:
+        rows = conn.run(found.from_index, **bounds, **values)
+    else:
+        rows = conn.run(found.from_window, window=window, **bounds, **values)
+        if len(rows) < limit:
+            ends = conn.run(found.window_end, window=window, after=after)
+            window_end = ends[0][0] if ends else None
+    following = rows[-1][0] if len(rows) == limit else window_end
+    return EventPage(tuple(map(_event_record, rows)), following, last)
+
+
 def explain(conn: Connection, key: ArtifactKey) -> Explanation:
     """An entry, its holders (at most 1000) and its last 20 events, newest first."""
     entry = find_entry(conn, key)
@@ -204,7 +289,7 @@ def holders_of(
         _HOLDERS_OF,
         entry_id=entry_id,
         row_limit=limit,
-        rows=json.dumps([[owner_id] for owner_id in except_owner_ids]),
+        rows=as_rows([[owner_id] for owner_id in except_owner_ids]),
     )
     return tuple(_holder_record(row) for row in rows)
 
@@ -252,6 +337,85 @@ def _entries_page(filters: tuple[str, ...]) -> Statement:
         statement = Statement(query.order_by(entries.c.id).limit(bindparam("row_limit")))
         _pages[filters] = statement
     return statement
+
+
+@dataclass(frozen=True, slots=True)
+class _EventStatements:
+    """How a page of events is found that match certain filters, in one order.
+
+    What an index leads to is counted first, and taken from there if it is not too much. What no
+    index leads to, or too much of it, is looked for in a window: the next so many rows of the
+    journal.
+    """
+
+    few: Statement | None
+    from_index: Statement
+    from_window: Statement
+    window_end: Statement
+
+
+_event_pages: dict[tuple[tuple[str, ...], bool], _EventStatements] = {}
+
+
+def _event_values(wanted: EventFilter) -> dict[str, str]:
+    values: dict[str, str] = {}
+    if wanted.owner is not None:
+        owner = wanted.owner
+        values = {
+            "namespace": owner.namespace,
+            "component": owner.component,
+            "endpoint": owner.endpoint,
+            "instance_id": str(owner.instance_id),
+            "lora_slug": owner.lora_slug or "",
+        }
+    if wanted.slug is not None:
+        values["slug"] = wanted.slug
+    if wanted.kind is not None:
+        values["kind"] = wanted.kind
+    return values
+
+
+def _event_statements(names: tuple[str, ...], newest_first: bool) -> _EventStatements:
+    found = _event_pages.get((names, newest_first))
+    if found is None:
+        found = _event_pages[names, newest_first] = _build_event_statements(names, newest_first)
+    return found
+
+
+def _build_event_statements(names: tuple[str, ...], newest_first: bool) -> _EventStatements:
+    indexed = [events.c[name] == bindparam(name) for name in names if name != "kind"]
+    is_wanted = [events.c[name] == bindparam(name) for name in names]
+    # Not the bare id: with it SQLite may walk the whole table in its order instead of the index.
+    number: ColumnElement[int] = events.c.id + 0
+    window = _in_order(_event, events.c.id, newest_first).limit(bindparam("window")).subquery()
+    window_order = window.c.id.desc() if newest_first else window.c.id
+    return _EventStatements(
+        Statement(select(literal(1)).select_from(events).where(*indexed).limit(bindparam("window")))
+        if indexed
+        else None,
+        Statement(
+            _in_order(_event.where(*is_wanted), number, newest_first).limit(bindparam("row_limit"))
+        ),
+        Statement(
+            select(window)
+            .where(*(window.c[name] == bindparam(name) for name in names))
+            .order_by(window_order)
+            .limit(bindparam("row_limit"))
+        ),
+        Statement(
+            _in_order(select(events.c.id), events.c.id, newest_first)
+            .limit(1)
+            .offset(bindparam("window") - 1)
+        ),
+    )
+
+
+def _in_order(query: Select[Any], number: ColumnElement[int], newest_first: bool) -> Select[Any]:
+    """The rows behind `after` in an order of ids."""
+    after: BindParameter[int] = bindparam("after")
+    if newest_first:
+        return query.where(number < after).order_by(number.desc())
+    return query.where(number > after).order_by(number)
 
 
 def _owner_of(row: Sequence[Any]) -> Owner:

@@ -5,7 +5,6 @@ A dead worker and a polite one leave the same rows (S7, S9).
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from sqlalchemy import bindparam, delete, exists, func, null, select, tuple_, update
 
 from registry.db.blobs import collect_blobs
-from registry.db.engine import Connection, Statement, json_rows
-from registry.db.journal import EventRow, write_events
+from registry.db.engine import Connection, Statement, as_rows, json_rows
+from registry.db.journal import EventRow, find_unresolved, write_departure, write_events
 from registry.db.sequences import last_ids
 from registry.db.tables import entries, owner_refs, owners
 from registry.records import (
@@ -149,17 +148,24 @@ def identity(owner: Owner) -> tuple[str, str, str, str, str]:
 def unregister(conn: Connection, now: int, items: Sequence[Unregistration]) -> list[Receipt]:
     """unregister_for_owner (S7): release every ref of each owner and end it; a receipt each.
 
-    An owner that is unknown, or ended already, gets a receipt of zeros.
+    An owner that is unknown, or ended already, gets a receipt of zeros. An ended one that still
+    holds something, which it should not, lets go of it and stays ended as it was. One that was
+    refused lately is put down as detached: its conflict is over.
     """
-    wanted = json.dumps([identity(item.owner) for item in items])
-    live = {row[:5]: row[5] for row in conn.run(FIND_OWNERS, rows=wanted) if not _ended(row[6])}
+    wanted = as_rows([identity(item.owner) for item in items])
+    found = {row[:5]: (row[5], _ended(row[6])) for row in conn.run(FIND_OWNERS, rows=wanted)}
+    refused = _refused_of(conn, now, [who for who in map(_who, items) if _is_gone(found.get(who))])
+    if refused and len(items) > 1:
+        return [receipt for item in items for receipt in unregister(conn, now, [item])]
+    for item in items if refused else ():
+        last = last_ids(conn).get("events", 0)
+        write_departure(conn, now, last, _who(item), item.actor, item.request_id)
     releases: dict[int, Release] = {}
     for index, item in enumerate(items):
-        owner_id = live.pop(identity(item.owner), None)
+        owner_id, ended = found.pop(identity(item.owner), (None, False))
         if owner_id is not None:
-            releases[index] = Release(
-                owner_id, OwnerState.DETACHED, "unregistered", item.actor, item.request_id
-            )
+            state = None if ended else OwnerState.DETACHED
+            releases[index] = Release(owner_id, state, "unregistered", item.actor, item.request_id)
     load_refs(conn, list(releases.values()))
     keys = _keys(conn, [entry for release in releases.values() for entry in release.entry_ids])
     release(conn, now, list(releases.values()))
@@ -184,7 +190,7 @@ def remove(conn: Connection, now: int, items: Sequence[Removal]) -> list[Receipt
 
 
 def _remove(conn: Connection, now: int, item: Removal) -> Receipt:
-    model = json.dumps([[item.slug, item.suffix]])
+    model = as_rows([[item.slug, item.suffix]])
     keys = {row[0]: ArtifactKey(*row[1:]) for row in conn.run(_ENTRIES_OF_MODELS, rows=model)}
     releases: dict[int, Release] = {}
     for owner_id, entry_id in conn.run(_REFS_OF_MODELS, rows=model):
@@ -214,14 +220,14 @@ def _delete_orphans(conn: Connection, now: int, item: Removal, entry_ids: Set[in
             for index, entry_id in enumerate(sorted(entry_ids))
         ]
         write_events(conn, now, rows)
-        conn.run(_DELETE_ENTRIES, rows=json.dumps([[entry_id] for entry_id in entry_ids]))
+        conn.run(_DELETE_ENTRIES, rows=as_rows([[entry_id] for entry_id in entry_ids]))
 
 
 def load_refs(conn: Connection, releases: Sequence[Release]) -> None:
     """Put every ref of their owners into the releases."""
     by_owner = {each.owner_id: each for each in releases}
     if by_owner:
-        wanted = json.dumps([[owner_id] for owner_id in by_owner])
+        wanted = as_rows([[owner_id] for owner_id in by_owner])
         for owner_id, entry_id in conn.run(_REFS_OF_OWNERS, rows=wanted):
             by_owner[owner_id].entry_ids.append(entry_id)
 
@@ -257,7 +263,7 @@ def let_go(conn: Connection, releases: Sequence[Release]) -> Freed:
     freed = Freed({entry: each for each in releases for entry in each.entry_ids})
     pairs = [(each.owner_id, entry) for each in releases for entry in each.entry_ids]
     if pairs:
-        refs = json.dumps(pairs)
+        refs = as_rows(pairs)
         freed.contents = [row[0] for row in conn.run(_BLOBS_OF_REFS, rows=refs)]
         conn.run(_DELETE_REFS, rows=refs)
     return freed
@@ -267,7 +273,7 @@ def find_unheld(conn: Connection, freed: Freed) -> list[int]:
     """The entries that nobody holds any more, noted in the release that was the last to."""
     if not freed.last_holder:
         return []
-    touched = json.dumps([[entry_id] for entry_id in freed.last_holder])
+    touched = as_rows([[entry_id] for entry_id in freed.last_holder])
     unheld = sorted(row[0] for row in conn.run(_UNHELD, rows=touched))
     for entry_id in unheld:
         freed.last_holder[entry_id].removed_ids.append(entry_id)
@@ -277,7 +283,7 @@ def find_unheld(conn: Connection, freed: Freed) -> list[int]:
 def delete_unheld(conn: Connection, now: int, unheld: Sequence[int], freed: Freed) -> None:
     """Delete the entries, and the content that nothing names any more."""
     if unheld:
-        conn.run(_DELETE_ENTRIES, rows=json.dumps([[entry_id] for entry_id in unheld]))
+        conn.run(_DELETE_ENTRIES, rows=as_rows([[entry_id] for entry_id in unheld]))
     collect_blobs(conn, now, freed.contents)
 
 
@@ -293,7 +299,7 @@ def end_owners(conn: Connection, now: int, releases: Sequence[Release]) -> None:
     """Make tombstones of the owners that end."""
     ends = [[each.owner_id, each.ended, each.reason] for each in releases if each.ended]
     if ends:
-        conn.run(_END_OWNERS, now=now, rows=json.dumps(ends))
+        conn.run(_END_OWNERS, now=now, rows=as_rows(ends))
 
 
 def events_of(releases: Sequence[Release], event_id: int) -> list[EventRow]:
@@ -312,15 +318,31 @@ def events_of(releases: Sequence[Release], event_id: int) -> list[EventRow]:
 
 
 def _keys(conn: Connection, entry_ids: Sequence[int]) -> dict[int, ArtifactKey]:
-    wanted = json.dumps([[entry_id] for entry_id in set(entry_ids)])
+    wanted = as_rows([[entry_id] for entry_id in set(entry_ids)])
     return {row[0]: ArtifactKey(*row[1:]) for row in conn.run(_KEYS, rows=wanted)}
 
 
 def _holders_after(conn: Connection, releases: Sequence[Release]) -> Counter[int]:
     touched = {entry_id for each in releases for entry_id in each.entry_ids}
-    rows = conn.run(_HOLDERS, rows=json.dumps([[entry_id] for entry_id in touched]))
+    rows = conn.run(_HOLDERS, rows=as_rows([[entry_id] for entry_id in touched]))
     return Counter(dict(rows))
 
 
 def _ended(state: str) -> bool:
     return OwnerState(state).ended
+
+
+def _who(item: Unregistration) -> tuple[str, ...]:
+    return identity(item.owner)
+
+
+def _is_gone(found: tuple[int, bool] | None) -> bool:
+    """Whether the owner of this id and end has no row, or ended."""
+    return found is None or found[1]
+
+
+def _refused_of(
+    conn: Connection, now: int, gone: Sequence[tuple[str, ...]]
+) -> Set[tuple[str, ...]]:
+    """Those who were refused within the last hour, and neither succeeded nor left since."""
+    return {row[:5] for row in find_unresolved(conn, now)} & set(gone) if gone else set()

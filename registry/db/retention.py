@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, bindparam, delete, exists, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from registry.db.blobs import collect_blobs
-from registry.db.engine import Connection, Statement, one_of
+from registry.db.engine import Connection, Statement, as_rows, json_rows, one_of
+from registry.db.superseding import UNREPLACED
 from registry.db.tables import blobs, entries, events, owner_refs, owners
 from registry.db.variables import policy_of, read_variables, write_variables
 
@@ -16,6 +30,8 @@ EVENTS_PER_PRUNE = 5_000
 TOMBSTONES_PER_PRUNE = 1_000
 BLOBS_PER_PRUNE = 200
 JOURNAL_ROUND_MS = 3_600_000
+INSTANCES_REMEMBERED = 10
+"""Of a worker that restarts often, as many superseded instances outlive their retention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +50,76 @@ class Pruned:
     more: bool = False
 
 
-_successor = owners.alias("successor")
-_has_successor = exists().where(
-    _successor.c.namespace == owners.c.namespace,
-    _successor.c.component == owners.c.component,
-    _successor.c.endpoint == owners.c.endpoint,
-    _successor.c.worker_name == owners.c.worker_name,
-    one_of(_successor.c.state, "active", "draining"),
+_named = owners.alias("named")
+_alive = owners.alias("alive")
+
+
+def _at_endpoint_of(one: FromClause, other: FromClause) -> ColumnElement[bool]:
+    names = ("namespace", "component", "endpoint")
+    return and_(*(one.c[name] == other.c[name] for name in names))
+
+
+def _lives_with(other: FromClause) -> ColumnElement[bool]:
+    """`alive` is an owner of the same instance, and lives."""
+    return and_(
+        _at_endpoint_of(_alive, other),
+        _alive.c.instance_id == other.c.instance_id,
+        one_of(_alive.c.state, "active", "draining"),
+    )
+
+
+# An instance lives as long as any owner of it does, whichever of them gave the worker's name.
+_has_successor = (
+    exists(literal(1))
+    .select_from(_named.join(_alive, _lives_with(_named)))
+    .where(
+        _at_endpoint_of(_named, owners),
+        _named.c.worker_name == owners.c.worker_name,
+        one_of(_named.c.state, *UNREPLACED),
+    )
+    .correlate(owners)
+)
+# One tombstone is enough to refuse an instance.
+_is_not_the_first = (
+    exists(literal(1))
+    .where(
+        _at_endpoint_of(_named, owners),
+        _named.c.instance_id == owners.c.instance_id,
+        _named.c.state == literal_column("'superseded'"),
+        _named.c.id < owners.c.id,
+    )
+    .correlate(owners)
+)
+_has_many_after_it = (
+    select(func.count(_named.c.instance_id.distinct()))
+    .where(
+        _at_endpoint_of(_named, owners),
+        _named.c.worker_name == owners.c.worker_name,
+        _named.c.state == literal_column("'superseded'"),
+        _named.c.ended_at > owners.c.ended_at,
+    )
+    .correlate(owners)
+    .scalar_subquery()
+) >= INSTANCES_REMEMBERED
+_is_all_that_names_its_instance = and_(
+    owners.c.worker_name.is_not(None),
+    exists(literal(1)).where(_lives_with(owners)).correlate(owners),
+    ~exists(literal(1))
+    .where(_lives_with(owners), _alive.c.worker_name == owners.c.worker_name)
+    .correlate(owners),
 )
 _old_tombstones = (
     select(owners.c.id)
     .where(
         owners.c.ended_at <= bindparam("before"),
         ~exists().where(owner_refs.c.owner_id == owners.c.id),
-        or_(owners.c.state != "superseded", ~_has_successor),
+        or_(
+            owners.c.state != "superseded",
+            _is_not_the_first,
+            _has_many_after_it,
+            ~_has_successor,
+        ),
+        ~_is_all_that_names_its_instance,
     )
     .limit(bindparam("row_limit"))
 )
@@ -61,6 +133,8 @@ _NEXT_EVENTS = Statement(
     .order_by(events.c.id)
     .limit(bindparam("row_limit"))
 )
+# By the age of each event: one written while the clock was wrong says nothing of its neighbours.
+_is_old = or_(events.c.at <= bindparam("before"), events.c.id <= bindparam("surplus_id"))
 _LAST_EVENT = Statement(select(func.coalesce(func.max(events.c.id), 0)))
 _explains_a_ref = and_(
     one_of(events.c.kind, "registered", "replaced"),
@@ -80,34 +154,78 @@ _explains_a_ref = and_(
     )
     .correlate(events),
 )
-_DELETE_EVENTS = Statement(
+_stretch = and_(events.c.id > bindparam("after"), events.c.id <= bindparam("up_to"), _is_old)
+_release = events.alias("release")
+_registration = events.alias("registration")
+_DELETE_RELEASED = Statement(
     delete(events)
-    .where(events.c.id > bindparam("after"), events.c.id <= bindparam("up_to"), ~_explains_a_ref)
+    .where(
+        events.c.id.in_(
+            select(_registration.c.id)
+            .select_from(
+                _release.join(
+                    _registration,
+                    and_(
+                        _registration.c.namespace == _release.c.namespace,
+                        _registration.c.component == _release.c.component,
+                        _registration.c.endpoint == _release.c.endpoint,
+                        _registration.c.instance_id == _release.c.instance_id,
+                        _registration.c.lora_slug == _release.c.lora_slug,
+                        _registration.c.slug == _release.c.slug,
+                        # Not by the index of keys: of one key there may be a whole fleet's.
+                        _registration.c.suffix + "" == _release.c.suffix,
+                        _registration.c.filename + "" == _release.c.filename,
+                        _registration.c.id < _release.c.id,
+                    ),
+                )
+            )
+            .where(
+                one_of(_registration.c.kind, "registered", "replaced"),
+                _release.c.kind == literal("released"),
+                _release.c.id > bindparam("after"),
+                _release.c.id <= bindparam("up_to"),
+                or_(
+                    _release.c.at <= bindparam("before"),
+                    _release.c.id <= bindparam("surplus_id"),
+                ),
+            )
+        )
+    )
     .returning(events.c.id)
 )
+_DELETE_EVENTS = Statement(delete(events).where(_stretch, ~_explains_a_ref).returning(events.c.id))
 
 _ABANDONED = Statement(
     select(blobs.c.checksum)
     .where(
-        blobs.c.uploaded_at <= bindparam("before"),
+        or_(blobs.c.uploaded_at <= bindparam("before"), blobs.c.uploaded_at > bindparam("now")),
         ~exists().where(owner_refs.c.blob_checksum == blobs.c.checksum),
     )
     .limit(bindparam("row_limit"))
 )
+_names = json_rows("rows", checksum=str)
+_TAKE_BACK = Statement(
+    update(blobs)
+    .values(uploaded_at=bindparam("now"))
+    .where(blobs.c.checksum.in_(select(_names.c.checksum)), blobs.c.uploaded_at > bindparam("now"))
+)
 
 
 def find_abandoned(conn: Connection, now: int) -> tuple[str, ...]:
-    """Uploads past their grace that nobody registered, at most 200. Looks at every blob."""
+    """Uploads past their grace that nobody registered, or from a future that a clock went back
+    from; at most 200. Looks at every blob."""
     policy = policy_of(read_variables(conn))
-    rows = conn.run(_ABANDONED, before=now - policy.upload_grace_ms, row_limit=BLOBS_PER_PRUNE)
+    before = now - policy.upload_grace_ms
+    rows = conn.run(_ABANDONED, before=before, now=now, row_limit=BLOBS_PER_PRUNE)
     return tuple(row[0] for row in rows)
 
 
 def prune(conn: Connection, now: int, items: Sequence[Prune]) -> list[Pruned]:
     """Delete abandoned uploads, old tombstones and old events, a bounded number of each.
 
-    The tombstone of a superseded owner stays while its successor lives (S11). The event that
-    explains a live ref stays for as long as the ref (S14).
+    A tombstone of a superseded instance stays while its successor lives (S11), of those before it
+    under the same name the last few, and so does one that alone tells under which name that
+    successor came. The event that explains a live ref stays for as long as the ref (S14).
     """
     return [_prune(conn, now, item) for item in items]
 
@@ -115,7 +233,7 @@ def prune(conn: Connection, now: int, items: Sequence[Prune]) -> list[Pruned]:
 def _prune(conn: Connection, now: int, item: Prune) -> Pruned:
     variables = read_variables(conn)
     policy = policy_of(variables)
-    collect_blobs(conn, now, item.checksums)
+    _prune_uploads(conn, now, item.checksums)
     tombstones = conn.run(
         _DELETE_TOMBSTONES,
         before=now - policy.tombstone_retention_ms,
@@ -133,10 +251,20 @@ def _prune(conn: Connection, now: int, item: Prune) -> Pruned:
     return Pruned(len(tombstones), deleted, more or len(item.checksums) == BLOBS_PER_PRUNE)
 
 
+def _prune_uploads(conn: Connection, now: int, checksums: Sequence[str]) -> None:
+    if checksums:
+        conn.run(_TAKE_BACK, now=now, rows=as_rows([[checksum] for checksum in checksums]))
+        collect_blobs(conn, now, checksums)
+
+
 def _prune_events(
     conn: Connection, variables: dict[str, str], now: int, *, before: int, surplus_id: int
 ) -> tuple[int, bool]:
-    """The next stretch of the journal. What had to stay is looked at again an hour later."""
+    """The next stretch of the journal. What had to stay is looked at again an hour later.
+
+    A release takes the registrations before it along, wherever they are: alone they would say
+    that the owner still holds what it let go of.
+    """
     after = int(variables.get("journal_pruned_to", 0))
     started_at = int(variables.get("journal_round_at", 0))
     if not 0 <= now - started_at < JOURNAL_ROUND_MS:
@@ -145,7 +273,9 @@ def _prune_events(
     old = [event_id for event_id, at in rows if at <= before or event_id <= surplus_id]
     deleted = 0
     if old:
-        deleted = len(conn.run(_DELETE_EVENTS, after=after, up_to=old[-1]))
+        bounds = {"after": after, "up_to": old[-1], "before": before, "surplus_id": surplus_id}
+        deleted += len(conn.run(_DELETE_RELEASED, **bounds))
+        deleted += len(conn.run(_DELETE_EVENTS, **bounds))
         after = old[-1]
     write_variables(conn, {"journal_pruned_to": after, "journal_round_at": started_at})
     return deleted, len(old) == EVENTS_PER_PRUNE

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Literal
 
 from registry import __version__
 from registry.db import backups
-from registry.db.sqlite_file import LOCK_TIMEOUT_S, Found, explained, locate, look, opened
+from registry.db.sqlite_file import (
+    LOCK_TIMEOUT_S,
+    Found,
+    claim,
+    explained,
+    locate,
+    look,
+    look_through,
+    opened,
+)
 from registry.db.tables import HEAD_REVISION
 from registry.errors import DatabaseRefused, Invalid, RegistryError
 
@@ -87,6 +96,7 @@ def downgrade(url: str, revision: str, *, notify: Notify | None = None) -> None:
     Raises:
         Invalid: there is no such revision.
         DatabaseRefused: there is no schema, or it is newer than this program.
+        Refused: another process has the database open.
         RegistryError: as `prepare`.
     """
     path = locate(url)
@@ -96,6 +106,8 @@ def downgrade(url: str, revision: str, *, notify: Notify | None = None) -> None:
     if found.revision is None:
         raise DatabaseRefused(f"{path} has no schema; there is nothing to take back.")
     _refuse_newer(path, found)
+    with claim(path):
+        pass  # A service would not survive it.
     _migrate(path, "downgrade", revision, notify)
 
 
@@ -150,12 +162,35 @@ def find_problem(url: str) -> str | None:
             return None
     except RegistryError as error:
         return error.detail
+    return _why_unusable(path, found)
+
+
+def _why_unusable(path: Path, found: Found) -> str:
     if found.revision is None:
         return f"There is no registry in {path} any more. Restart the service, or restore a backup."
     return (
         f"{path} has schema revision {found.revision}, this program needs {HEAD_REVISION}. Restart "
         "the service, or run `metadata-registry db upgrade`."
     )
+
+
+def acceptor(url: str) -> Callable[[sqlite3.Connection], None]:
+    """A function that raises DatabaseRefused for a connection to the database at a URL, unless it
+    holds a registry that this program can work with as it is."""
+    path = locate(url)
+
+    def accept(connection: sqlite3.Connection) -> None:
+        found = look_through(connection, path)
+        if not _is_usable(path, found):
+            raise DatabaseRefused(_why_unusable(path, found))
+
+    return accept
+
+
+def check_usable(path: Path, found: Found) -> None:
+    """Raise DatabaseRefused for a database that this program could not work with, even after an
+    upgrade."""
+    _is_usable(path, found)
 
 
 # Judging

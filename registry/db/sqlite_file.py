@@ -7,6 +7,8 @@ for other connections of this process.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sqlite3
 import stat
@@ -15,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.db.engine import SQLITE_MIN_VERSION, primary_code, sqlite_path, translate
+from registry.db.driver import primary_code, translate
+from registry.db.engine import SQLITE_MIN_VERSION, sqlite_path
 from registry.db.tables import APPLICATION_ID
-from registry.errors import DatabaseRefused, RegistryError, StorageUnavailable
+from registry.errors import DatabaseRefused, Refused, RegistryError, StorageUnavailable
 
 SMALLEST_BYTES = 512
 """A SQLite database has at least one page, and a page at least this size."""
@@ -70,8 +73,21 @@ def look(path: Path) -> Found:
         return NOTHING
     # A read-only connection leaves the log of another program in its place.
     with opened(path, "rw" if ours else "ro") as connection:
-        connection.execute("BEGIN")
+        return look_through(connection, path)
+
+
+def look_through(connection: sqlite3.Connection, path: Path) -> Found:
+    """What is in the database of a connection that has no transaction open.
+
+    Raises:
+        DatabaseRefused: it is not ours.
+    """
+    connection.execute("BEGIN")
+    try:
         return _read(connection, path) if _is_ours(connection, path) else NOTHING
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 @contextmanager
@@ -104,6 +120,58 @@ def explained(path: Path, error: sqlite3.Error) -> RegistryError:
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CORRUPT):
         return DatabaseRefused(f"{path}: {known.detail}")
     return type(known)(f"{path}: {known.detail}")
+
+
+LOCK_BYTES = (0x40000000, 512)
+"""Where in a file SQLite's locks are. Whoever has a database open holds some of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A database that nobody else has open, nor can open while it is claimed."""
+
+    size: int
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[Claim]:
+    """Keep everybody else from a database. This process must not have it open: the end of the
+    claim would drop the locks of its connections.
+
+    Where the file system knows no locks, nothing is kept from anybody.
+
+    Raises:
+        Refused: another process has it open.
+        OSError: it may not be opened for writing.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        try:
+            start, length = LOCK_BYTES
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+        except (BlockingIOError, PermissionError):
+            raise Refused(
+                f"Another process has {path} open, as a running service does. Stop it first, then "
+                "do this again."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        yield Claim(os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is the SQLite database of another program, as far as it can be read."""
+    try:
+        with opened(path, "ro&immutable=1") as connection:
+            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+            if application_id == 0:
+                return bool(_names(connection) - {"alembic_version"})
+            return bool(application_id != APPLICATION_ID)
+    except RegistryError:
+        return False
 
 
 def _check_file(path: Path) -> int:

@@ -10,15 +10,20 @@ answer. No operation commits, takes the time, or touches the world: it may run a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import bindparam, func, insert, literal, null, select, update
 
 from registry.db.blobs import collect_blobs, sizes_of
-from registry.db.engine import Connection, Statement, json_rows
-from registry.db.journal import EventRow, Refusal, write_events, write_refusals
+from registry.db.engine import Connection, Statement, as_rows, json_rows
+from registry.db.journal import (
+    EventRow,
+    Refusal,
+    find_unresolved,
+    write_events,
+    write_refusals,
+)
 from registry.db.queries import holders_of
 from registry.db.releasing import FIND_OWNERS, Freed, collect, identity
 from registry.db.sequences import last_ids
@@ -29,6 +34,7 @@ from registry.db.superseding import (
     find_incarnations,
     find_superseded,
     instance_of,
+    older_instances,
     older_owners,
     supersede,
     worker_of,
@@ -89,8 +95,12 @@ def register(
     but the journal.
     """
     outcomes: list[Registered | RegistryError] = []
+    ahead = len(items)
     while len(outcomes) < len(items):
-        outcomes += _register_run(conn, now, items[len(outcomes) :])
+        run = _register_run(conn, now, items[len(outcomes) :][:ahead])
+        # Where items have to be judged alone, little is read ahead in vain.
+        ahead = ahead * 4 if len(run) == ahead else 1
+        outcomes += run
     return outcomes
 
 
@@ -105,10 +115,11 @@ def _register_run(
     batch = _Batch(conn, now, items)
     outcomes: list[Registered | RegistryError] = []
     for item in items:
-        alone = batch.changes_content(item) or batch.supersedes(item)
+        changes = batch.changes_content(item)
+        alone = changes or batch.supersedes(item)
         if alone and outcomes:
             break
-        outcomes.append(batch.judge(item))
+        outcomes.append(batch.judge(item, changes_content=changes))
         if alone:
             break
     batch.write()
@@ -136,11 +147,12 @@ class _Batch:
     incarnations: dict[Worker, list[Incarnation]] = field(init=False)
     superseded: set[Instance] = field(init=False)
     freed: Freed | None = None
+    unresolved: set[tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         conn, items = self.conn, self.items
         self.last = last_ids(conn)
-        who = json.dumps([identity(item.owner) for item in items])
+        who = as_rows([identity(item.owner) for item in items])
         self.owners = {row[:5]: _OwnerRow(*row[5:8]) for row in conn.run(FIND_OWNERS, rows=who)}
         self.superseded = find_superseded(conn, [instance_of(item.owner) for item in items])
         workers = [worker for item in items if (worker := worker_of(item)) is not None]
@@ -180,13 +192,9 @@ class _Batch:
     def supersedes(self, item: Registration) -> bool:
         """Whether another instance has registered under the item's worker name (S11)."""
         worker = worker_of(item)
-        mine = str(item.owner.instance_id)
-        return worker is not None and any(
-            each.instance_id != mine and each.state != OwnerState.SUPERSEDED
-            for each in self.incarnations[worker]
-        )
+        return worker is not None and bool(older_instances(item, self.incarnations[worker]))
 
-    def judge(self, item: Registration) -> Registered | RegistryError:
+    def judge(self, item: Registration, *, changes_content: bool) -> Registered | RegistryError:
         """Accept an item, or say why not. Only an accepted one changes anything."""
         if instance_of(item.owner) in self.superseded:
             return Superseded()
@@ -195,9 +203,10 @@ class _Batch:
         older = []
         if worker is not None and self.supersedes(item):
             older = older_owners(self.conn, item, self.incarnations[worker])
-        conflicts = self._conflicts(item, [owner.id, *older] if owner else older)
-        if conflicts:
-            return self._refuse(item, conflicts)
+        if changes_content:
+            conflicts = self._conflicts(item, [owner.id, *older] if owner else older)
+            if conflicts:
+                return self._refuse(item, conflicts)
         copies = [artifact for artifact in item.artifacts if artifact.path is None]
         missing = dict.fromkeys(c.checksum for c in copies if c.checksum not in self.sizes)
         if missing:
@@ -275,7 +284,7 @@ class _Batch:
         self.touched_owners[row.id] = (item.owner, row)
         worker = worker_of(item)
         if worker is not None:
-            mine = Incarnation(row.id, str(item.owner.instance_id), row.state)
+            mine = Incarnation(row.id, str(item.owner.instance_id))
             self.incarnations[worker].append(mine)
         return row
 
@@ -301,10 +310,22 @@ class _Batch:
             outcome = Outcome.UNCHANGED
             same_place = ref.path == artifact.path
             kind, reason = ("", None) if same_place else ("registered", "moved")
+            if same_place and self._was_refused(item, artifact):
+                kind, reason = "registered", "again"
         if kind:
             self._journal(item, owner, entry, kind, artifact.checksum, previous, reason)
         self._set_ref(item, owner, entry, artifact, ref, journalled=bool(kind))
         return RegisteredArtifact(artifact.key, entry.checksum, entry.size, outcome)
+
+    def _was_refused(self, item: Registration, artifact: Artifact) -> bool:
+        """Whether the last word on an owner's key is a refusal. Asked once, it is taken back."""
+        if self.unresolved is None:
+            self.unresolved = find_unresolved(self.conn, self.now)
+        key = artifact.key
+        name = (*identity(item.owner), key.slug, key.suffix, key.filename)
+        was_refused = name in self.unresolved
+        self.unresolved.discard(name)
+        return was_refused
 
     def _set_ref(
         self,
@@ -376,7 +397,7 @@ class _Batch:
             if entry.is_new
         ]
         if new:
-            conn.run(_INSERT_ENTRIES, now=now, rows=json.dumps(new))
+            conn.run(_INSERT_ENTRIES, now=now, rows=as_rows(new))
         for entry in self.replaced:
             conn.run(
                 _REPLACE_ENTRY,
@@ -400,9 +421,9 @@ class _Batch:
             values = (row.id, *identity(owner), row.worker_name, ttl_ms, row.attached_at)
             (new if row.is_new else changed).append(values)
         if new:
-            self.conn.run(_INSERT_OWNERS, now=self.now, rows=json.dumps(new))
+            self.conn.run(_INSERT_OWNERS, now=self.now, rows=as_rows(new))
         if changed:
-            self.conn.run(_UPDATE_OWNERS, now=self.now, rows=json.dumps(changed))
+            self.conn.run(_UPDATE_OWNERS, now=self.now, rows=as_rows(changed))
 
     def _write_refs(self) -> None:
         new: list[object] = []
@@ -411,9 +432,9 @@ class _Batch:
             values = (*pair, ref.blob_checksum, ref.path, ref.file_identity, ref.event_id)
             (new if ref.is_new else changed).append(values)
         if new:
-            self.conn.run(_INSERT_REFS, now=self.now, rows=json.dumps(new))
+            self.conn.run(_INSERT_REFS, now=self.now, rows=as_rows(new))
         if changed:
-            self.conn.run(_UPDATE_REFS, now=self.now, rows=json.dumps(changed))
+            self.conn.run(_UPDATE_REFS, now=self.now, rows=as_rows(changed))
 
 
 # Reading what a list of manifests speaks of
@@ -455,14 +476,14 @@ def _find_entries(conn: Connection, keys: set[ArtifactKey]) -> dict[ArtifactKey,
     if not keys:
         return {}
     by_name = {(key.slug, key.suffix, key.filename): key for key in keys}
-    rows = conn.run(_FIND_ENTRIES, rows=json.dumps(list(by_name)))
+    rows = conn.run(_FIND_ENTRIES, rows=as_rows(by_name))
     return {by_name[row[:3]]: _EntryRow(*row[3:]) for row in rows}
 
 
 def _find_refs(
     conn: Connection, pairs: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], _RefRow]:
-    rows = conn.run(_FIND_REFS, rows=json.dumps(sorted(set(pairs)))) if pairs else []
+    rows = conn.run(_FIND_REFS, rows=as_rows(sorted(set(pairs)))) if pairs else []
     return {row[:2]: _RefRow(*row[2:]) for row in rows}
 
 

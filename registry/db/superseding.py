@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, literal_column, select, update
+from sqlalchemy import bindparam, exists, literal, literal_column, select, update
 
-from registry.db.engine import Connection, Statement, json_rows
+from registry.db.engine import Connection, Statement, as_rows, json_rows, one_of
 from registry.db.journal import write_events
 from registry.db.releasing import Freed, Release, end_owners, events_of, let_go, load_refs
 from registry.db.sequences import last_ids
@@ -22,17 +21,21 @@ Instance = tuple[str, str, str, str]
 """namespace, component, endpoint, instance id"""
 
 
+UNREPLACED = ("active", "draining", "detached", "expired")
+"""The states of owners that were not superseded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Incarnation:
-    """An owner that registered under a worker's name."""
+    """An owner that registered under a worker's name, of an instance that was not superseded."""
 
     owner_id: int
     instance_id: str
-    state: str
 
 
 _workers = json_rows("rows", namespace=str, component=str, endpoint=str, worker_name=str)
 _instances = json_rows("rows", namespace=str, component=str, endpoint=str, instance_id=str)
+_replaced = owners.alias("replaced")
 _FIND_INCARNATIONS = Statement(
     select(
         owners.c.namespace,
@@ -41,14 +44,26 @@ _FIND_INCARNATIONS = Statement(
         owners.c.worker_name,
         owners.c.id,
         owners.c.instance_id,
-        owners.c.state,
     )
     .join(
         _workers,
         (owners.c.namespace == _workers.c.namespace)
         & (owners.c.component == _workers.c.component)
         & (owners.c.endpoint == _workers.c.endpoint)
-        & (owners.c.worker_name == _workers.c.worker_name),
+        & (owners.c.worker_name == _workers.c.worker_name)
+        # A worker that restarts often leaves many tombstones; the index passes over them.
+        & one_of(owners.c.state, *UNREPLACED),
+    )
+    .where(
+        ~exists(literal(1))
+        .where(
+            _replaced.c.namespace == owners.c.namespace,
+            _replaced.c.component == owners.c.component,
+            _replaced.c.endpoint == owners.c.endpoint,
+            _replaced.c.instance_id == owners.c.instance_id,
+            _replaced.c.state == literal_column("'superseded'"),
+        )
+        .correlate(owners)
     )
     .order_by(owners.c.id)
 )
@@ -99,18 +114,26 @@ def instance_of(owner: Owner) -> Instance:
 def find_incarnations(
     conn: Connection, workers: Iterable[Worker]
 ) -> dict[Worker, list[Incarnation]]:
-    """Every owner that registered under each of the names."""
+    """The owners that registered under each of the names, tombstones included, but for those of
+    instances that were superseded."""
     found: dict[Worker, list[Incarnation]] = {worker: [] for worker in workers}
     if found:
-        for row in conn.run(_FIND_INCARNATIONS, rows=json.dumps(list(found))):
+        for row in conn.run(_FIND_INCARNATIONS, rows=as_rows(found)):
             found[row[:4]].append(Incarnation(*row[4:]))
     return found
 
 
 def find_superseded(conn: Connection, instances: Iterable[Instance]) -> set[Instance]:
     """Those of the instances that a newer one has replaced."""
-    wanted = json.dumps([list(instance) for instance in set(instances)])
+    wanted = as_rows([list(instance) for instance in set(instances)])
     return {row[:4] for row in conn.run(_FIND_SUPERSEDED, rows=wanted)}
+
+
+def older_instances(item: Registration, known: Iterable[Incarnation]) -> dict[str, int]:
+    """The instances that a registration supersedes, by their ids, with one owner of each."""
+    found = {each.instance_id: each.owner_id for each in known}
+    found.pop(str(item.owner.instance_id), None)
+    return found
 
 
 def older_owners(conn: Connection, item: Registration, known: Iterable[Incarnation]) -> list[int]:
@@ -118,15 +141,10 @@ def older_owners(conn: Connection, item: Registration, known: Iterable[Incarnati
     or a tombstone of each that holds nothing any more, so that it cannot come back."""
     owner = item.owner
     ids: list[int] = []
-    by_instance: dict[str, list[Incarnation]] = {}
-    for each in known:
-        if each.instance_id != str(owner.instance_id):
-            by_instance.setdefault(each.instance_id, []).append(each)
-    for instance_id, owners_of_it in by_instance.items():
+    for instance_id, tombstone in older_instances(item, known).items():
         instance = (owner.namespace, owner.component, owner.endpoint, instance_id)
-        live = [row[0] for row in conn.run(_FIND_LIVE, rows=json.dumps([instance]))]
-        gone = all(each.state != OwnerState.SUPERSEDED for each in owners_of_it)
-        ids += live or ([owners_of_it[0].owner_id] if gone else [])
+        live = [row[0] for row in conn.run(_FIND_LIVE, rows=as_rows([instance]))]
+        ids += live or [tombstone]
     return sorted(ids)
 
 
@@ -145,6 +163,6 @@ def supersede(conn: Connection, now: int, item: Registration, owner_ids: list[in
     conn.run(
         _NAME,
         new_worker_name=item.worker_name,
-        rows=json.dumps([[owner_id] for owner_id in owner_ids]),
+        rows=as_rows([[owner_id] for owner_id in owner_ids]),
     )
     return freed

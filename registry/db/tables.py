@@ -95,6 +95,7 @@ owners = Table(
         "component",
         "endpoint",
         "worker_name",
+        "state",
         sqlite_where=text("worker_name IS NOT NULL"),
         postgresql_where=text("worker_name IS NOT NULL"),
     ),

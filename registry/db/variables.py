@@ -5,15 +5,18 @@ The running service writes its settings here; whoever sweeps or audits from outs
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy import delete, insert, select
 
-from registry.db.engine import Connection, Statement, json_rows
+from registry.db.engine import Connection, Statement, as_rows, json_rows
 from registry.db.journal import write_service_event
 from registry.db.tables import settings
+
+OUTAGE_MIN_MS = 500
+"""Half of the shortest lease: a worker that renews in time survives a stall of this length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,15 @@ class Policy:
     sweep_interval_ms: int = 10_000
     brake_min_owners: int = 3
     brake_max_ms: int = 900_000
-    brake_percent: int = 30
+    brake_percent: float = 30
+
+    @property
+    def outage_ms(self) -> int:
+        """How long nobody has swept when that counts as an outage (S10): a third of the grace.
+
+        Never less than OUTAGE_MIN_MS, or a short grace would make an outage of every pause.
+        """
+        return max(self.lease_grace_ms // 3, OUTAGE_MIN_MS)
 
 
 _rows = json_rows("rows", name=str, value=str)
@@ -48,18 +59,20 @@ def read_variables(conn: Connection) -> dict[str, str]:
 def write_variables(conn: Connection, values: Mapping[str, object | None]) -> None:
     """Set rows; None deletes one."""
     rows = [[name, None if value is None else str(value)] for name, value in values.items()]
-    conn.run(_DELETE, rows=json.dumps(rows))
+    conn.run(_DELETE, rows=as_rows(rows))
     kept = [row for row in rows if row[1] is not None]
     if kept:
-        conn.run(_INSERT, rows=json.dumps(kept))
+        conn.run(_INSERT, rows=as_rows(kept))
 
 
 def policy_of(variables: Mapping[str, str]) -> Policy:
     """The policy in the table; what is not there has its default."""
-    given = {
-        name: int(variables[name]) for name in Policy.__dataclass_fields__ if name in variables
-    }
-    return Policy(**given)
+    names = (name for name in Policy.__dataclass_fields__ if name in variables)
+    return Policy(**{name: _number(variables[name]) for name in names})
+
+
+def _number(text: str) -> Any:
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from registry.db.engine import Connection, Database
@@ -23,6 +26,10 @@ Operation = Callable[[Connection, int, Sequence[Item]], "Sequence[Out | Registry
 BATCH_ITEMS = 512
 BATCH_ROWS = 20_000
 BATCH_BYTES = 64 << 20
+WAITING_ROWS_MAX = 500_000
+"""Bounds the memory of what waits: about 1 KiB for a row."""
+
+log = logging.getLogger("registry.db")
 
 
 @dataclass(slots=True)
@@ -45,28 +52,48 @@ class _Failed:
 
 @dataclass(slots=True)
 class WriterStats:
-    """What the writer did, for metrics: counts since it started."""
+    """What the writer did since it started."""
 
     batches: int = 0
     items: int = 0
     failed_batches: int = 0
-    last_error: str | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What became of the items of one transaction: how many had which (operation, outcome).
+
+    An outcome is `ok`, the code of a refusal, or `internal` for a mistake of ours.
+    """
+
+    outcomes: Mapping[tuple[str, str], int]
+    items: int
+    seconds: float
 
 
 class Writer:
     """Runs list operations of the store in group-committed transactions.
 
-    At most `queue_max` items wait; one more is refused with Busy.
+    At most `queue_max` items wait, and 500,000 rows; more is refused with Busy. `on_batch` is told
+    of every transaction, in the writer's thread, when its items were answered.
     """
 
-    def __init__(self, database: Database, *, queue_max: int = 4096) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        queue_max: int = 4096,
+        on_batch: Callable[[Batch], None] | None = None,
+    ) -> None:
         self._database = database
         self._queue_max = queue_max
+        self._on_batch = on_batch
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="registry-writer", daemon=True)
         self._closed = False
+        self._waiting_rows = 0
         self._closing = threading.Lock()
-        """Held where an item and the end meet, so that nothing is queued behind the end."""
+        """Held while an item or the end is queued, so that nothing is queued behind the end."""
         self.stats = WriterStats()
 
     def start(self) -> None:
@@ -106,8 +133,11 @@ class Writer:
         with self._closing:
             if self._closed:
                 raise Busy("The registry is stopping; nothing was written. Try again shortly.")
-            if self._queue.qsize() >= self._queue_max:
+            if self._queue.qsize() >= self._queue_max or (
+                self._waiting_rows and self._waiting_rows + rows > WAITING_ROWS_MAX
+            ):
                 raise Busy("Too many writes are waiting; nothing was written. Try again shortly.")
+            self._waiting_rows += rows
             self._queue.put(_Job(operation, item, rows, size, loop, future))
         return await future
 
@@ -129,8 +159,12 @@ class Writer:
                 break
             batch = [first]
             stopping = self._gather(batch)
-            self._run(batch)
+            with self._closing:
+                self._waiting_rows -= sum(job.rows for job in batch)
+            transactions = self._run(batch)
             _answer(batch)
+            for jobs, seconds in transactions:
+                self._tell(jobs, seconds)
 
     def _gather(self, batch: list[_Job]) -> bool:
         """Add what is waiting, up to the bounds of a batch. True when the writer is to stop."""
@@ -147,9 +181,10 @@ class Writer:
             size += job.size
         return False
 
-    def _run(self, batch: Sequence[_Job]) -> None:
+    def _run(self, batch: Sequence[_Job]) -> list[tuple[Sequence[_Job], float]]:
         """One transaction for the batch; if that fails, one for each, so that a bad item is
-        alone in failing."""
+        alone in failing. Answers each transaction's items and how long it took."""
+        started = time.perf_counter()
         try:
             outcomes: list[Any] = []
             with self._database.write() as conn:
@@ -160,21 +195,35 @@ class Writer:
                         raise ValueError(f"{operation} has {len(found)} outcomes for {len(items)}")
                     outcomes += found
         except (Busy, StorageUnavailable) as error:
-            self.stats.last_error = error.detail
             outcomes = [_Failed(error)] * len(batch)
         except BaseException as error:
             self.stats.failed_batches += 1
             if len(batch) > 1:
-                for job in batch:
-                    self._run([job])
-                return
+                return [each for job in batch for each in self._run([job])]
             outcomes = [_Failed(error)]
-        else:
-            self.stats.last_error = None
+        seconds = time.perf_counter() - started
         self.stats.batches += 1
         self.stats.items += len(batch)
         for job, outcome in zip(batch, outcomes, strict=True):
             job.outcome = outcome
+        return [(batch, seconds)]
+
+    def _tell(self, jobs: Sequence[_Job], seconds: float) -> None:
+        if self._on_batch is None:
+            return
+        try:
+            self._on_batch(Batch(Counter(map(_label, jobs)), len(jobs), seconds))
+        except Exception:
+            log.exception("a batch of writes could not be counted")  # Writing goes on.
+
+
+def _label(job: _Job) -> tuple[str, str]:
+    """What a job did, and what became of it."""
+    operation = getattr(job.operation, "__name__", "other").strip("_")
+    outcome = job.outcome.error if isinstance(job.outcome, _Failed) else job.outcome
+    if isinstance(outcome, RegistryError):
+        return operation, outcome.code
+    return operation, "internal" if isinstance(job.outcome, _Failed) else "ok"
 
 
 def _answer(batch: Sequence[_Job]) -> None:

@@ -1,0 +1,1 @@
+"""How fast the registry is, measured against references in the same run: `make bench`."""

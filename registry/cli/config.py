@@ -1,0 +1,61 @@
+"""`metadata-registry config`: the settings as `serve` would take them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from registry.cli.flags import takes_settings
+from registry.cli.options import AsJson
+from registry.cli.output import Column, print_json, print_table
+from registry.config import resolve
+
+app = typer.Typer(
+    name="config",
+    help="Look at the settings of the service.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+@app.callback()
+def _config() -> None:
+    pass
+
+
+@app.command()
+@takes_settings
+def show(config: Path | None = None, as_json: AsJson = False, **flags: Any) -> None:
+    """Show every setting, its value and where that came from.
+
+    Give the flags, the variables and the file that the service is started with. A wrong setting is
+    named, as it is when the service starts.
+    """
+    found = resolve(flags, os.environ, config)
+    rows = [(name, _without_password(each.value), each.source) for name, each in found.items()]
+    if as_json:
+        print_json({name: {"value": value, "source": source} for name, value, source in rows})
+        return
+    print_table(
+        [Column("SETTING"), Column("VALUE"), Column("SOURCE")],
+        [(name, _shown(value), source) for name, value, source in rows],
+    )
+
+
+def _without_password(value: object) -> object:
+    """A value with the password of a URL blotted out: what is shown may be passed on."""
+    if isinstance(value, str):
+        return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", value)
+    return value
+
+
+def _shown(value: object) -> str:
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return os.pathsep.join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,82 @@
+"""`metadata-registry sql`: one question to the database, for people who know SQL."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from registry.cli.db import DEFAULT_URL, DatabaseUrl
+from registry.cli.failures import REFUSED
+from registry.cli.options import AsJson
+from registry.cli.output import Column, print_json, print_table
+
+if TYPE_CHECKING:
+    from registry.db.asking import Answers
+
+TIMEOUT_S = 10.0
+MAX_ROWS = 1000
+
+
+def sql(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="One statement that reads.")],
+    timeout_s: Annotated[
+        float, typer.Option(metavar="S", min=0.01, max=3600, help="End it after so many seconds.")
+    ] = TIMEOUT_S,
+    max_rows: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10_000_000, help="Print at most so many rows.")
+    ] = MAX_ROWS,
+    database_url: DatabaseUrl = DEFAULT_URL,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with a header.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run one SQL statement that reads, and print its rows.
+
+    The views are made for this: leaks, holders, owner_footprint. What would write, attach or change
+    settings is refused (exit code 1), and so is what runs too long. If there are more rows than
+    --max-rows, the first are printed and the exit code is 1. Binary values are printed as hex
+    digits; with --json the rows are objects.
+    """
+    if as_csv and as_json:
+        raise typer.BadParameter("Choose one of --csv and --json.")
+    from registry.db.asking import ask
+
+    answers = ask(database_url, query, timeout_s=timeout_s, max_rows=max_rows)
+    if as_json:
+        print_json([_object(answers, row) for row in answers.rows])
+    elif as_csv:
+        _print_csv(answers)
+    else:
+        _print_rows(answers)
+    if not answers.is_whole:
+        print(f"There are more than {max_rows} rows (--max-rows).", file=sys.stderr)
+        raise typer.Exit(REFUSED)
+
+
+def _object(answers: Answers, row: tuple[Any, ...]) -> dict[str, Any]:
+    values = (value.hex() if isinstance(value, bytes) else value for value in row)
+    return dict(zip(answers.columns, values, strict=True))
+
+
+def _print_csv(answers: Answers) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(answers.columns)
+    for row in answers.rows:
+        writer.writerow(["" if value is None else _text(value) for value in row])
+
+
+def _print_rows(answers: Answers) -> None:
+    is_number = [
+        any(isinstance(row[place], int | float) for row in answers.rows)
+        for place in range(len(answers.columns))
+    ]
+    columns = [Column(name, right) for name, right in zip(answers.columns, is_number, strict=True)]
+    print_table(columns, [[_text(value) for value in row] for row in answers.rows])
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    return value.hex() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,507 @@
+"""A serving worker's side: attach models, keep their leases, detach them.
+
+What happens in which order, and what a failure leaves behind, is in `lifecycle`; here are the calls
+that make it happen. Three parties call: the worker's own threads (attach, detach), and a thread of
+this module that renews the leases and puts right what the registry lost.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from registry.client.attach import Manifest, read_manifest, register_manifest
+from registry.client.client import RegistryClient
+from registry.client.exchange import TIMEOUT_S, checked_url
+from registry.client.lifecycle import (
+    ModelState,
+    Next,
+    after_registration,
+    after_renewal,
+    find_pause_s,
+    is_passing,
+    outcome_is_unknown,
+)
+from registry.client.progress import OnProgress
+from registry.client.protocol import Endpoint, content_path
+from registry.client.retries import RetryPolicy
+from registry.discovery import (
+    Discovery,
+    Kind,
+    RecordKey,
+    instance_key,
+    instance_record,
+    model_record,
+    open_discovery,
+)
+from registry.discovery.cards import Card, CardFile, LoraInfo, find_context_length, make_card
+from registry.errors import DiscoveryUnavailable, Invalid, RegistryError, Superseded
+from registry.records import BASE_SUFFIX, Owner, Receipt, Renewed, check_lease
+from registry.slugs import slugify
+from registry.wire import LEASE_DEFAULT_S
+
+CONFIG_MAX_BYTES = 4 << 20
+
+OnProblem = Callable[[Owner, RegistryError], None]
+"""Called from a thread of the worker when a model cannot be kept: it was superseded, or its files
+are refused. In both cases its card is withdrawn."""
+
+log = logging.getLogger("registry.worker")
+
+
+class Worker:
+    """Attaches models to a registry and publishes their cards, and keeps both until it detaches.
+
+    As a context manager it detaches everything at the end. If its process dies, its records lapse
+    and the registry releases its files when lease and grace are over. While the registry cannot be
+    reached, everything stays as it is, and the lease is renewed when it is back. What the registry
+    lost is registered again; a card whose files it refuses is withdrawn.
+
+    Attaches and detaches are done one after the other; they may be asked for by several threads.
+
+    Args:
+        url: the registry.
+        owner: who this worker is; its LoRAs are owners beside it.
+        discovery: a store or its URL, like `file:/var/run/dynamo`; None publishes nothing. A store
+            given as an object is not closed with the worker.
+        worker_name: a name that outlives restarts: a worker of this name takes the place of an
+            older instance of it.
+        address: `host:port` where the engine takes requests, if the worker is to publish that as
+            well; leave it out where the engine does it.
+        public_url: the registry as frontends reach it, if that is not `url`.
+        token: the access token, if the registry asks for one.
+        on_problem: see `OnProblem`.
+
+    Raises:
+        Invalid: the owner is a LoRA, or the lease is out of bounds.
+        SettingsError: a URL is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        owner: Owner,
+        *,
+        discovery: Discovery | str | None = None,
+        lease_ttl_s: float = LEASE_DEFAULT_S,
+        worker_name: str | None = None,
+        address: str | None = None,
+        public_url: str | None = None,
+        token: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        retries: RetryPolicy | None = None,
+        on_problem: OnProblem | None = None,
+    ) -> None:
+        if owner.lora_slug is not None:
+            raise Invalid(f"A worker is no LoRA: attach {owner.lora_slug} with lora= instead.")
+        check_lease(round(lease_ttl_s * 1000))
+        self.owner = owner
+        self._public_url = checked_url(url if public_url is None else public_url)
+        self._lease_ttl_s = lease_ttl_s
+        self._worker_name = worker_name
+        self._client = RegistryClient(url, token=token, timeout_s=timeout_s, retries=retries)
+        # A renewal is not repeated by the client: the next one comes soon enough.
+        silence_s = min(timeout_s, max(1.0, lease_ttl_s / 3))
+        once = RetryPolicy(attempts=1)
+        self._pulse = RegistryClient(url, token=token, timeout_s=silence_s, retries=once)
+        self._board = _Board(discovery, address)
+        self._on_problem = on_problem
+        self._changing = threading.Lock()
+        self._models: dict[str, _Model] = {}
+        self._superseded: Superseded | None = None
+        self._closing = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.detach_all()
+        except RegistryError as error:
+            if exc is None:
+                raise
+            log.warning("not everything was detached; the leases end it: %s", error)
+        finally:
+            self.close()
+
+    @property
+    def superseded(self) -> Superseded | None:
+        """Why this worker has stopped, if a newer instance has taken its place."""
+        return self._superseded
+
+    @property
+    def states(self) -> dict[str, ModelState]:
+        """Every model that is attached, or left half-way, by suffix: `_base` or a LoRA's slug."""
+        return {suffix: model.state for suffix, model in list(self._models.items())}
+
+    def attach(
+        self,
+        model_dir: str | Path,
+        *,
+        name: str,
+        lora: LoraInfo | None = None,
+        in_place: bool = False,
+        card_fields: Mapping[str, Any] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Card:
+        """Register a model's files, then publish its card, which is returned.
+
+        For a LoRA, `model_dir` and `name` are those of its base model. `card_fields` replace
+        fields of the card. If publishing fails, the card is withdrawn before the files are
+        released; if that fails as well, everything stays: attach or detach again.
+
+        Raises:
+            DiscoveryUnavailable: it could not be published; the message says what is left.
+            Superseded: a newer instance has taken this worker's place.
+            Invalid: it is attached already.
+            RegistryError: as `register_manifest`; nothing is left behind, and if the registry
+                cannot be told, its lease sees to that.
+        """
+        owner = self._owner_of(None if lora is None else lora.slug)
+        with self._changing:
+            model = self._models.get(owner.suffix) or _Model(owner)
+            if model.state is ModelState.ATTACHED:
+                raise Invalid(f"{owner} is attached already; detach it first.")
+            self._check_current()
+            manifest = read_manifest(
+                owner, slugify(name), Path(model_dir), in_place=in_place, on_progress=on_progress
+            )
+            card = self._card(manifest, name, lora, card_fields)
+            self._attach(model, manifest, card, on_progress)
+            return card
+
+    def detach(self, *, lora: str | None = None, drain_s: float = 0) -> Receipt:
+        """Withdraw the card of the base model or of a LoRA (by name), then release its files.
+
+        With `drain_s`, files are served that much longer, for frontends that just read the card.
+        Detaching what is not attached is fine.
+
+        Raises:
+            DiscoveryUnavailable: the card may still be live. Everything stays; detach again.
+            RegistryError: the card is gone, the files are not released. Detach again, or leave it
+                to the lease, which is not renewed any more.
+        """
+        owner = self._owner_of(None if lora is None else slugify(lora))
+        with self._changing:
+            model = self._models.setdefault(owner.suffix, _Model(owner))
+            with model.lock:
+                model.state = ModelState.WITHDRAWING
+            self._withdraw(model)
+            if drain_s:
+                self._drain(owner, drain_s)
+            return self._release(model)
+
+    def detach_all(self) -> None:
+        """Detach every model, LoRAs first. One that fails does not keep the others from it.
+
+        Raises:
+            RegistryError: as `detach`, of the first that failed.
+        """
+        failed: RegistryError | None = None
+        for suffix in sorted(self.states, key=lambda suffix: suffix == BASE_SUFFIX):
+            try:
+                self.detach(lora=None if suffix == BASE_SUFFIX else suffix)
+            except RegistryError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def close(self) -> None:
+        """Stop renewing, and let go of what this worker opened. Nothing is detached."""
+        self._closing.set()
+        if self._heart is not None and self._heart is not threading.current_thread():
+            self._heart.join()
+        self._board.close()
+        self._client.close()
+        self._pulse.close()
+
+    # Attaching and detaching, one model at a time
+
+    def _attach(
+        self, model: _Model, manifest: Manifest, card: Card, on_progress: OnProgress | None
+    ) -> None:
+        before = model.state
+        self._models[model.owner.suffix] = model
+        try:
+            self._register(model, manifest, card, on_progress)
+            self._board.publish(model.owner, card, lambda: self._superseded is None)
+            with model.lock:
+                self._check_current()
+                if model.refusal is not None:
+                    raise model.refusal
+                model.state = ModelState.ATTACHED
+        except BaseException as error:
+            if model.state is ModelState.PUBLISHING or outcome_is_unknown(error):
+                self._undo(model, error)
+            elif not before.may_be_live:
+                self._models.pop(model.owner.suffix, None)
+            if isinstance(error, Superseded):
+                self._stop(error)
+            raise
+
+    def _register(
+        self, model: _Model, manifest: Manifest, card: Card, on_progress: OnProgress | None
+    ) -> None:
+        """Register; from then on the lease is renewed."""
+        with model.lock:
+            register_manifest(
+                self._client,
+                manifest,
+                lease_ttl_s=self._lease_ttl_s,
+                worker_name=self._worker_name,
+                on_progress=on_progress,
+            )
+            model.manifest, model.card, model.refusal = manifest, card, None
+            model.state = ModelState.PUBLISHING
+        if self._heart is None:
+            name = "registry-worker"
+            self._heart = threading.Thread(target=self._beat_on, name=name, daemon=True)
+            self._heart.start()
+
+    def _undo(self, model: _Model, error: BaseException) -> None:
+        """Take back an attach that failed: the card first, only then the files."""
+        with model.lock:
+            model.state = ModelState.WITHDRAWING
+        try:
+            self._withdraw(model)
+        except DiscoveryUnavailable as failure:
+            detail = (
+                f"The card of {model.owner} may be live, so its files stay registered. Attach or "
+                f"detach it again. {failure.detail}"
+            )
+            if isinstance(error, Exception):
+                raise DiscoveryUnavailable(detail) from error
+            error.add_note(detail)
+            return
+        try:
+            self._release(model)
+        except RegistryError as failure:
+            error.add_note(f"What was registered goes when its lease is over. {failure.detail}")
+
+    def _drain(self, owner: Owner, drain_s: float) -> None:
+        try:
+            # The deadline is for a worker that dies meanwhile; this one comes before it.
+            self._client.drain(owner, deadline_s=drain_s + self._lease_ttl_s)
+        except RegistryError as error:
+            log.info("%s is drained without the registry knowing of it: %s", owner, error)
+        self._closing.wait(drain_s)
+
+    def _withdraw(self, model: _Model) -> None:
+        others = [each for each in list(self._models.values()) if each is not model]
+        is_last = not any(each.state.may_be_live for each in others)
+        self._board.withdraw(model.owner, and_instance=is_last)
+
+    def _release(self, model: _Model) -> Receipt:
+        with model.lock:
+            model.state = ModelState.RELEASING
+            receipt = self._client.unregister_for_owner(model.owner)
+        self._models.pop(model.owner.suffix, None)
+        return receipt
+
+    def _card(
+        self,
+        manifest: Manifest,
+        name: str,
+        lora: LoraInfo | None,
+        fields: Mapping[str, Any] | None,
+    ) -> Card:
+        owner = manifest.owner
+        endpoint = Endpoint(owner.namespace, owner.component, owner.endpoint)
+        files = [
+            CardFile(
+                self._public_url + content_path(manifest.key(each), endpoint),
+                each.content.checksum,
+                each.content.size,
+            )
+            for each in manifest.files
+        ]
+        paths = {each.file.filename: each.file.path for each in manifest.files}
+        context_length = find_context_length(
+            _find_json(paths.get("config.json")), _find_json(paths.get("tokenizer_config.json"))
+        )
+        return make_card(name, files, context_length=context_length, lora=lora, fields=fields)
+
+    def _owner_of(self, lora_slug: str | None) -> Owner:
+        me = self.owner
+        return Owner(me.namespace, me.component, me.endpoint, me.instance_id, lora_slug)
+
+    # Superseded
+
+    def _check_current(self) -> None:
+        if self._superseded is not None:
+            raise self._superseded
+
+    def _stop(self, error: Superseded) -> None:
+        """Note that a newer instance is there. The thread withdraws what is left."""
+        if self._superseded is None:
+            self._superseded = error
+            self._tell(self.owner, error)
+
+    def _leave(self, model: _Model) -> None:
+        """Withdraw what a newer instance has taken over; the registry has released it already."""
+        self._withdraw(model)
+        self._models.pop(model.owner.suffix, None)
+
+    # Renewing, in a thread
+
+    def _beat_on(self) -> None:
+        all_is_well = True
+        while not self._closing.wait(find_pause_s(self._lease_ttl_s, all_is_well=all_is_well)):
+            error = self._beat()
+            if error is not None and all_is_well:
+                log.warning("%s may lapse; it is tried on: %s", self.owner, error)
+            elif error is None and not all_is_well:
+                log.info("%s is renewed again", self.owner)
+            all_is_well = error is None
+            if self._superseded is not None and not self._models:
+                return
+
+    def _beat(self) -> RegistryError | None:
+        """Look after every model; what went wrong, if it may go well soon."""
+        failed: RegistryError | None = None
+        for model in list(self._models.values()):
+            try:
+                self._look_after(model)
+            except Superseded as error:
+                self._stop(error)
+                return self._beat()
+            except RegistryError as error:
+                failed = error
+                if is_passing(error):
+                    # It does not answer: asking for the other models as well would take too long.
+                    break
+        return failed
+
+    def _look_after(self, model: _Model) -> None:
+        if self._superseded is not None:
+            self._leave(model)
+        elif model.state is ModelState.REFUSED:
+            self._register_again(model)
+        elif model.state.may_be_live and model.manifest is not None:
+            outcome: Renewed | RegistryError
+            try:
+                outcome = self._pulse.renew(model.owner)
+            except RegistryError as error:
+                outcome = error
+            what = after_renewal(outcome, len(model.manifest.files))
+            if what is Next.REGISTER:
+                self._register_again(model)
+            elif isinstance(outcome, RegistryError):
+                raise outcome
+
+    def _register_again(self, model: _Model) -> None:
+        """Put back what the registry lost, unless the model was detached meanwhile."""
+        refusal = None
+        with model.lock:
+            was_refused = model.state is ModelState.REFUSED
+            if model.manifest is None or not (model.state.may_be_live or was_refused):
+                return
+            try:
+                register_manifest(
+                    self._pulse,
+                    model.manifest,
+                    lease_ttl_s=self._lease_ttl_s,
+                    worker_name=self._worker_name,
+                )
+            except RegistryError as error:
+                refusal = error
+        what = after_registration(refusal)
+        if what is Next.WITHDRAW and refusal is not None:
+            self._give_up(model, refusal)
+        elif refusal is not None:
+            raise refusal
+        elif was_refused:
+            self._publish_again(model)
+        else:
+            log.info("%s was registered again", model.owner)
+
+    def _give_up(self, model: _Model, refusal: RegistryError) -> None:
+        """Withdraw a model whose files are refused. It is tried on, since that may change."""
+        with model.lock:
+            is_news, model.refusal = model.refusal is None, refusal
+            if model.state is ModelState.ATTACHED:
+                model.state = ModelState.REFUSED
+        if is_news:
+            self._tell(model.owner, refusal)
+        if model.state is ModelState.REFUSED:
+            self._withdraw(model)
+
+    def _publish_again(self, model: _Model) -> None:
+        assert model.card is not None
+        self._board.publish(model.owner, model.card, lambda: model.state is ModelState.REFUSED)
+        with model.lock:
+            model.refusal = None
+            if model.state is ModelState.REFUSED:
+                model.state = ModelState.ATTACHED
+        log.info("%s was attached again", model.owner)
+
+    def _tell(self, owner: Owner, error: RegistryError) -> None:
+        log.warning("%s is withdrawn: %s", owner, error)
+        if self._on_problem is not None:
+            self._on_problem(owner, error)
+
+
+class _Model:
+    """A model of a worker. `lock` is held while the registry is changed for it."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.lock = threading.Lock()
+        self.state = ModelState.REGISTERING
+        self.manifest: Manifest | None = None
+        self.card: Card | None = None
+        self.refusal: RegistryError | None = None
+
+
+class _Board:
+    """Where a worker's records are published, one after the other."""
+
+    def __init__(self, discovery: Discovery | str | None, address: str | None) -> None:
+        self._is_ours = isinstance(discovery, str)
+        self._discovery = open_discovery(discovery) if isinstance(discovery, str) else discovery
+        self._address = address
+        self._lock = threading.Lock()
+
+    def publish(self, owner: Owner, card: Card, still_wanted: Callable[[], bool]) -> None:
+        """Publish a model's card, and the instance before it, if it is wanted by then."""
+        with self._lock:
+            if self._discovery is None or not still_wanted():
+                return
+            if self._address is not None:
+                self._discovery.publish(instance_record(owner, self._address))
+            self._discovery.publish(model_record(owner, card))
+
+    def withdraw(self, owner: Owner, *, and_instance: bool) -> None:
+        """Withdraw a model's card, and the instance after it if that was the last."""
+        with self._lock:
+            if self._discovery is None:
+                return
+            self._discovery.withdraw(RecordKey(Kind.MODEL, owner))
+            if and_instance and self._address is not None:
+                self._discovery.withdraw(instance_key(owner))
+
+    def close(self) -> None:
+        if self._is_ours and self._discovery is not None:
+            self._discovery.close()
+
+
+def _find_json(path: Path | None) -> object:
+    """What a JSON file holds, or None."""
+    try:
+        if path is None or path.stat().st_size > CONFIG_MAX_BYTES:
+            return None
+        content: object = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content

@@ -1,0 +1,174 @@
+"""Where frontends learn which workers serve which models.
+
+A worker publishes records, and frontends read them. A record is live until its publisher withdraws
+it, or until it lapses because the publisher is gone: whoever publishes through a `Discovery` keeps
+its records live by keeping it open. Records and their keys are those of NVIDIA Dynamo, so that its
+frontends and workers can be at the other end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from registry.discovery.cards import Card
+from registry.errors import Invalid, SettingsError
+from registry.records import Owner, shown
+
+
+class Kind(StrEnum):
+    """What a record tells: that a model is served, or where an instance takes requests."""
+
+    MODEL = "v1/mdc"
+    INSTANCE = "v1/instances"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordKey:
+    """The name of a record: what it tells, and of whom. An instance has no LoRA."""
+
+    kind: Kind
+    owner: Owner
+
+    def __str__(self) -> str:
+        """`v1/mdc/namespace/component/endpoint/<instance id in hex>[/<LoRA slug>]`."""
+        return f"{self.kind}/{self.name}"
+
+    @property
+    def name(self) -> str:
+        """The key within its kind."""
+        owner = self.owner
+        names = [owner.namespace, owner.component, owner.endpoint, f"{owner.instance_id:x}"]
+        return "/".join(names if owner.lora_slug is None else [*names, owner.lora_slug])
+
+    @classmethod
+    def parse(cls, kind: Kind, name: str) -> RecordKey:
+        """The key that `name` wrote.
+
+        Raises:
+            Invalid: it has not four or five parts, or a part is not well-formed.
+        """
+        parts = name.split("/")
+        if len(parts) not in (4, 5):
+            raise Invalid(f"{shown(name)} is not the name of a record.")
+        try:
+            number = int(parts[3], 16)
+        except ValueError as error:
+            raise Invalid(f"{shown(parts[3])} is not an instance id in hex.") from error
+        return cls(kind, Owner(parts[0], parts[1], parts[2], number, *parts[4:]))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record: its key, and the JSON object that stands there."""
+
+    key: RecordKey
+    content: Mapping[str, Any]
+
+    @property
+    def card(self) -> Card:
+        """The card of a model's record.
+
+        Raises:
+            Invalid: there is none.
+        """
+        card = self.content.get("card_json")
+        if not isinstance(card, dict):
+            raise Invalid(f"The record {self.key} has no model card.")
+        return Card(card)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A record that is live now, or with None, that is not live any more."""
+
+    key: RecordKey
+    record: Record | None
+
+
+class Discovery(Protocol):
+    """A store of records.
+
+    Every method raises DiscoveryUnavailable when the store cannot be used; what was asked may then
+    have happened nevertheless. A store may be used by several threads.
+    """
+
+    def publish(self, record: Record) -> None:
+        """Make a record live, in place of another under its key, and keep it so.
+
+        It stays live until it is withdrawn; after `close`, or the death of this process, it lapses.
+        """
+
+    def withdraw(self, key: RecordKey) -> None:
+        """Take a record away, whoever published it; fine if there is none.
+
+        When this fails, what this store published stays live.
+        """
+
+    def list(self, kind: Kind) -> list[Record]:
+        """The live records of a kind, by name. What is not well-formed is left out."""
+
+    def watch(self, kind: Kind) -> Iterator[Change]:
+        """The live records of a kind, then each change as it comes, until the store is closed."""
+
+    def close(self) -> None:
+        """Keep nothing live any more. Nothing is withdrawn."""
+
+
+def model_record(owner: Owner, card: Card) -> Record:
+    """The record of a model, or of a LoRA, that an owner serves."""
+    content: dict[str, Any] = {
+        "type": "Model",
+        **_endpoint_of(owner),
+        "card_json": dict(card.content),
+    }
+    if owner.lora_slug is not None:
+        content["model_suffix"] = owner.lora_slug
+    return Record(RecordKey(Kind.MODEL, owner), content)
+
+
+def instance_record(owner: Owner, address: str) -> Record:
+    """The record of an instance that takes Dynamo's requests over TCP at `host:port`."""
+    path = f"{owner.instance_id:x}/{owner.namespace}/{owner.component}/{owner.endpoint}"
+    content = {
+        "type": "Endpoint",
+        **_endpoint_of(owner),
+        "transport": {"tcp": f"{address}/{path}"},
+        "request_plane_codec": "msgpack",
+    }
+    return Record(instance_key(owner), content)
+
+
+def instance_key(owner: Owner) -> RecordKey:
+    """The key of the instance that an owner belongs to."""
+    base = Owner(owner.namespace, owner.component, owner.endpoint, owner.instance_id)
+    return RecordKey(Kind.INSTANCE, base)
+
+
+def _endpoint_of(owner: Owner) -> dict[str, Any]:
+    return {
+        "namespace": owner.namespace,
+        "component": owner.component,
+        "endpoint": owner.endpoint,
+        "instance_id": owner.instance_id,
+    }
+
+
+def open_discovery(url: str) -> Discovery:
+    """The store that a URL names: `file:/var/run/dynamo` is a directory in Dynamo's layout.
+
+    Raises:
+        SettingsError: there is no such kind of store.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path:
+        raise SettingsError(
+            f"{shown(url)} is not the URL of a discovery store; it must look like file:/DIRECTORY."
+        )
+    from registry.discovery.file import FileDiscovery
+
+    return FileDiscovery(Path(unquote(parts.path)))

@@ -1,0 +1,89 @@
+"""How the service writes its log: a line for each record, to read or as JSON, on standard error.
+
+A record says what happened, and carries fields for programs:
+
+    log.info("registered", extra=fields(owner="ns/comp/ep/7/_base", files=3))
+
+What comes from outside is spelled out where it could break a line. No token, no header and no
+content of a file is ever given to the log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+
+_QUIET = ("alembic", "uvicorn")
+"""Libraries that tell of their normal course at `info`: heard from `debug` on only."""
+
+
+def set_up(level: str, form: str) -> None:
+    """Send this process's log to standard error, as `text` or as `json`, from a level on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    # No line names a source file, a thread or a process: they are not looked up for each.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    root.setLevel(level.upper())
+    for name in _QUIET:
+        loud = root.level <= logging.DEBUG or root.level > logging.WARNING
+        logging.getLogger(name).setLevel(root.level if loud else logging.WARNING)
+
+
+def fields(**values: object) -> dict[str, dict[str, object]]:
+    """Fields of a record, as `extra` takes them. Those that are None are left out."""
+    return {"fields": {name: value for name, value in values.items() if value is not None}}
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z INFO registry.http GET /v1/owners status=200`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        parts = [_at(record), record.levelname, record.name, _on_one_line(record.getMessage())]
+        parts += [f"{name}={_on_one_line(str(value))}" for name, value in _fields(record).items()]
+        line = " ".join(parts)
+        trace = _trace(self, record)
+        return f"{line}\n{trace}" if trace else line
+
+
+class JsonFormatter(logging.Formatter):
+    """`{"at": "2026-01-31T12:00:00.000Z", "level": "info", ...}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "at": _at(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        trace = _trace(self, record)
+        if trace:
+            line["trace"] = trace
+        return json.dumps(line, default=str)
+
+
+def _at(record: logging.LogRecord) -> str:
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{moment}.{int(record.msecs):03}Z"
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    found: dict[str, object] = getattr(record, "fields", {})
+    return found
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    return formatter.formatException(record.exc_info) if record.exc_info else ""
+
+
+def _on_one_line(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,0 +1,202 @@
+"""What the service counts, for Prometheus.
+
+With several worker processes each writes its values into files of a directory that they share,
+and whichever is asked adds them up. What happens for every request is counted in plain
+dictionaries of the event loop, which costs a fraction of a microsecond, and is moved into the
+metrics once a second and before they are shown.
+
+`prometheus_client` decides while it is imported whether values are shared between processes. So
+`PROMETHEUS_MULTIPROC_DIR` must be set, or unset, before this module is imported.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.values import ValueClass
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+PREFIX = "metadata_registry_"
+FLUSH_EVERY_S = 1.0
+UNMATCHED = "unmatched"
+"""The route of a request that no route takes."""
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A gauge of what the database holds, with its label if it has one."""
+
+    name: str
+    help: str
+    label: str | None = None
+
+
+SIZES = (
+    Size("entries", "Entries."),
+    Size("owners", "Owners by state; suspect ones are active with a lapsed lease.", "state"),
+    Size("owner_refs", "References of owners to entries."),
+    Size("blobs", "Copied contents."),
+    Size("blob_bytes", "Bytes of the copied contents."),
+    Size("findings", "What the audit finds, by class.", "class"),
+    Size("brake_engaged", "1 while expiry is paused because too many owners lapsed together."),
+    Size("sweep_age_seconds", "Seconds since the last sweep."),
+    Size("database_bytes", "Size of the database file."),
+    Size("wal_bytes", "Size of the database's write-ahead log."),
+    Size("free_bytes", "Free disk space for the database."),
+)
+"""What is counted in the database when the metrics are asked for, a few seconds old at most
+unless counting takes long."""
+
+SizeValues = Mapping[str, float | Mapping[str, float]]
+
+
+class Tally:
+    """Plain counts of one event loop, until they are moved into the metrics."""
+
+    __slots__ = ("reads", "requests", "served_bytes")
+
+    def __init__(self) -> None:
+        self.requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+        self.reads: defaultdict[str, int] = defaultdict(int)
+        self.served_bytes = 0
+
+    def read(self, route: str, method: str, status: int, outcome: str, size: int) -> None:
+        """Count one request of a metadata file, and the bytes of it that were sent."""
+        self.requests[route, method, status] += 1
+        self.reads[outcome] += 1
+        self.served_bytes += size
+
+
+class Metrics:
+    """The metrics of this process. Its methods are the event loop's, but for `wrote`."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._own = CollectorRegistry()
+        self._shared = bool(getattr(ValueClass, "_multiprocess", False))
+        self.tally = Tally()
+        self._followed: list[tuple[Gauge, Callable[[], float]]] = []
+        self._requests = self._counter(
+            "requests", "Requests by route, method and status.", "route", "method", "status"
+        )
+        self._request_seconds = self._histogram(
+            "request_seconds",
+            "Time until a request was answered, by route. Reads of metadata files are not timed.",
+            _SECONDS_BUCKETS,
+            "route",
+        )
+        self._reads = self._counter(
+            "reads",
+            "Reads of metadata files by outcome: memory (from memory), loaded (into memory first), "
+            "streamed, not_modified, not_registered, unserveable, interrupted (the bytes changed "
+            "while they were sent), failed, refused (other errors).",
+            "outcome",
+        )
+        self._served_bytes = self._counter("served_bytes", "Bytes of metadata files sent.")
+        self._writes = self._counter(
+            "writes", "Writes by operation and outcome: ok, or an error's code.", *_WRITE_LABELS
+        )
+        self._batch_items = self._histogram(
+            "write_batch_items", "Writes that were committed together.", _BATCH_BUCKETS
+        )
+        self._commit_seconds = self._histogram(
+            "commit_seconds",
+            "Time of a transaction of writes, from its begin until it is on the disk.",
+            _SECONDS_BUCKETS,
+        )
+        self.queue = self._gauge("write_queue_items", "Writes that wait.")
+        self.cache = self._gauge(
+            "content_cache_bytes", "Memory in use for content that is served, of all processes."
+        )
+
+    def follow(self, gauge: Gauge, read: Callable[[], float]) -> None:
+        """Take a gauge's value from a function, whenever the counts are moved."""
+        self._followed.append((gauge, read))
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a request that is no read of a metadata file."""
+        self.tally.requests[route, method_label(method), status] += 1
+        self._request_seconds.labels(route).observe(seconds)
+
+    def wrote(self, outcomes: Mapping[tuple[str, str], int], items: int, seconds: float) -> None:
+        """Count a transaction of writes: how many had which (operation, outcome), how many in
+        all, and how long it took. For any thread."""
+        for labels, count in outcomes.items():
+            self._writes.labels(*labels).inc(count)
+        self._batch_items.observe(items)
+        self._commit_seconds.observe(seconds)
+
+    def flush(self) -> None:
+        """Move the counts of the event loop into the metrics."""
+        tally = self.tally
+        for (route, method, status), count in tally.requests.items():
+            self._requests.labels(route, method, str(status)).inc(count)
+        for outcome, count in tally.reads.items():
+            self._reads.labels(outcome).inc(count)
+        self._served_bytes.inc(tally.served_bytes)
+        tally.requests.clear()
+        tally.reads.clear()
+        tally.served_bytes = 0
+        for gauge, read in self._followed:
+            gauge.set(read())
+
+    def text(self, sizes: SizeValues) -> bytes:
+        """All metrics of all processes. For any thread."""
+        shown = CollectorRegistry()
+        if self._shared:
+            MultiProcessCollector(shown)  # type: ignore[no-untyped-call]
+        else:
+            shown.register(self._own)
+        shown.register(_Sizes(sizes))
+        return generate_latest(shown)
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, help, labels, registry=self._own)
+
+    def _histogram(self, name: str, help: str, buckets: Iterable[float], *labels: str) -> Histogram:
+        return Histogram(PREFIX + name, help, labels, buckets=list(buckets), registry=self._own)
+
+    def _gauge(self, name: str, help: str) -> Gauge:
+        return Gauge(PREFIX + name, help, registry=self._own, multiprocess_mode="livesum")
+
+
+def method_label(method: str) -> str:
+    """A method as a label: there are few."""
+    return method if method in _METHODS else "other"
+
+
+_WRITE_LABELS = ("operation", "outcome")
+
+
+class _Sizes(Collector):
+    def __init__(self, values: SizeValues) -> None:
+        self._values = values
+
+    def collect(self) -> Iterator[Metric]:
+        for size in SIZES:
+            value = self._values.get(size.name)
+            if value is None:
+                continue
+            labels = [size.label] if size.label else []
+            family = GaugeMetricFamily(PREFIX + size.name, size.help, labels=labels)
+            for label, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+                family.add_metric([label] if size.label else [], number)
+            yield family

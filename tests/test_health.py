@@ -1,0 +1,93 @@
+"""`/health` tells the truth, in time, and says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from registry import service
+from registry.config import Settings
+from registry.db.engine import Database
+from registry.service import Registry
+from tests.support import Server, sql
+
+
+def health_of(server: Server) -> tuple[int, dict[str, str]]:
+    answer = server.client.get("/health")
+    body: dict[str, Any] = answer.json()
+    assert (answer.status_code == 200) == (body["status"] == "ok")
+    return answer.status_code, body["checks"]
+
+
+@asynccontextmanager
+async def started(database: Database, **settings: Any) -> AsyncIterator[Registry]:
+    """A registry in this process, for what no request can break."""
+    url = f"sqlite:///{database.path}"
+    registry = Registry(Settings(database_url=url, **settings), Database(url))
+    await registry.start()
+    try:
+        yield registry
+    finally:
+        await registry.close()
+
+
+def test_a_healthy_service_says_so_of_every_check(server: Server) -> None:
+    status, checks = health_of(server)
+    assert status == 200
+    assert {"database", "schema", "writer", "disk"} <= checks.keys()
+    assert set(checks.values()) == {"ok"}
+
+
+def test_a_disk_with_too_little_space_is_told_with_the_way_out(
+    serve: Callable[..., Server],
+) -> None:
+    server = serve(min_free_bytes=1 << 40)
+    status, checks = health_of(server)
+    assert status == 503
+    assert {name for name, found in checks.items() if found != "ok"} == {"disk"}
+    for word in ("bytes are free", str(server.database), "min_free_bytes", "Free some space"):
+        assert word in checks["disk"]
+
+
+def test_a_database_that_stays_locked_is_told(serve: Callable[..., Server]) -> None:
+    server = serve(busy_timeout_s=0.2)
+    with sql(server.database) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        status, checks = health_of(server)
+        connection.execute("ROLLBACK")
+    assert status == 503
+    assert "locked" in checks["database"]
+    assert health_of(server)[0] == 200
+
+
+def test_a_writer_that_ended_is_told_and_is_not_waited_for(database: Database) -> None:
+    async def scenario() -> dict[str, str]:
+        async with started(database) as registry:
+            registry.writer.close()
+            return await registry.health()
+
+    checks = asyncio.run(scenario())
+    assert "restart the service" in checks["writer"]
+    assert "restart the service" in checks["database"]
+    assert checks["disk"] == "ok"
+
+
+def test_a_check_that_hangs_is_given_up(database: Database, monkeypatch: Any) -> None:
+    monkeypatch.setattr(service, "HEALTH_PATIENCE_S", 3.0)
+
+    async def hang(*_arguments: object) -> Any:
+        await asyncio.Event().wait()
+
+    async def scenario() -> dict[str, str]:
+        async with started(database, busy_timeout_s=0) as registry:
+            submit: Callable[..., Awaitable[Any]] = registry.writer.submit
+            monkeypatch.setattr(registry.writer, "submit", hang)
+            found = await registry.health()
+            monkeypatch.setattr(registry.writer, "submit", submit)
+            return found
+
+    checks = asyncio.run(scenario())
+    assert "no answer within 3 s" in checks["database"]
+    assert {found for name, found in checks.items() if name != "database"} == {"ok"}

@@ -1,0 +1,288 @@
+"""Leases (S9): who renews in time stays, who does not is suspect; what is over is over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx2
+import pytest
+
+from registry import wire
+from registry.client.client import RegistryClient
+from registry.db import leasing, store
+from registry.db.engine import Database
+from registry.db.writer import BATCH_ITEMS, Writer
+from registry.errors import Invalid, LeaseGone, Superseded
+from registry.records import Drained, Lease, Owner, Registration, Renewed
+from tests.fleet import DAY, GRACE, LEASE, SECOND, START, World, count_statements, run_cli, worker
+from tests.support import Server
+
+
+def lease_of(outcome: object) -> Lease | None:
+    assert isinstance(outcome, Renewed), outcome
+    return outcome.lease
+
+
+# What renewing does
+
+
+def test_renewing_moves_the_end_of_the_lease_and_counts_what_is_held(world: World) -> None:
+    mine = worker(1)
+    registered = world.attach(mine)
+    assert registered.lease == Lease(LEASE, START + LEASE)
+    world.clock.now += 20 * SECOND
+    (renewed,) = world.renew(mine)
+    assert renewed == Renewed(mine, Lease(LEASE, START + 20 * SECOND + LEASE), refs=1)
+    assert world.sql("SELECT lease_expires_at, renewed_at FROM owners") == [
+        (START + 20 * SECOND + LEASE, START + 20 * SECOND)
+    ]
+    world.assert_healthy()
+
+
+def test_an_owner_without_a_lease_is_only_noted_as_seen(world: World) -> None:
+    mine = worker(1)
+    world.attach(mine, lease=None)
+    world.clock.now += DAY
+    assert world.renew(mine) == [Renewed(mine, None, refs=1)]
+    assert world.sql("SELECT lease_expires_at, renewed_at FROM owners") == [(None, START + DAY)]
+    assert world.sweep().ended == ()
+    world.assert_healthy()
+
+
+def test_registering_renews_the_lease_and_may_change_it(world: World) -> None:
+    mine = worker(1)
+    world.attach(mine)
+    for lease in (LEASE, 2 * LEASE, None, LEASE):
+        world.clock.now += SECOND
+        registered = world.attach(mine, lease=lease)
+        expected = None if lease is None else Lease(lease, world.clock.now + lease)
+        assert registered.lease == expected
+        assert lease_of(world.renew(mine)[0]) == expected
+    world.assert_healthy()
+
+
+def test_a_lapsed_owner_is_served_and_may_renew_until_it_is_ended(world: World) -> None:
+    """It is suspect, no more (S9)."""
+    mine = worker(1)
+    world.attach(mine)
+    world.sweep()
+    world.sweeping_for(LEASE + GRACE - 1)
+    assert world.sql("SELECT state FROM holders") == [("active",)]
+    (renewed,) = world.renew(mine)
+    assert lease_of(renewed) == Lease(LEASE, world.clock.now + LEASE)
+    world.sweeping_for(LEASE + GRACE - 1)
+    assert world.states() == {mine: "active"}
+    world.assert_healthy()
+
+
+def test_an_owner_that_was_ended_or_never_was_gets_lease_gone_and_may_attach_again(
+    world: World,
+) -> None:
+    expired, detached, unknown = worker(1), worker(2), worker(3)
+    world.attach(expired)
+    world.attach(detached)
+    world.unregister(detached)
+    world.sweep()
+    world.sweeping_for(LEASE + GRACE)
+    assert world.states() == {expired: "expired", detached: "detached"}
+    for outcome in world.renew(expired, detached, unknown):
+        assert type(outcome) is LeaseGone
+        assert "Register its artifacts again" in outcome.detail
+    for owner in (expired, detached, unknown):
+        assert type(world.drain(owner)) is LeaseGone
+    for owner in (expired, detached, unknown):
+        world.attach(owner)
+        assert lease_of(world.renew(owner)[0])
+    assert world.live() == {expired, detached, unknown}
+    world.assert_healthy()
+
+
+def test_renewals_of_one_list_are_judged_each_for_itself(world: World) -> None:
+    mine, gone = worker(1), worker(2)
+    world.attach(mine)
+    first, lost, second = world.renew(mine, gone, mine)
+    assert lease_of(first) == lease_of(second) == Lease(LEASE, START + LEASE)
+    assert isinstance(lost, LeaseGone)
+    world.assert_healthy()
+
+
+def test_a_renewal_answers_what_the_worker_holds_when_an_administrator_took_it_away(
+    world: World,
+) -> None:
+    """The worker compares the count with its own, and registers again."""
+    mine = worker(1)
+    world.attach(mine)
+    world.remove("own-1-base")
+    (renewed,) = world.renew(mine)
+    assert isinstance(renewed, Renewed)
+    assert renewed.refs == 0
+    world.assert_healthy()
+
+
+# Cheap
+
+
+def test_renewals_of_10_000_owners_share_commits_and_write_no_journal(world: World) -> None:
+    """Some statements for each batch, however many owners are in it; no journal rows."""
+    fleet = [worker(number) for number in range(10_000)]
+    with world.database.write() as conn:
+        for start in range(0, len(fleet), 1000):
+            items = [Registration(owner, (), LEASE) for owner in fleet[start : start + 1000]]
+            store.register(conn, conn.now, items)
+    before = world.sql("SELECT COUNT(*), MAX(id) FROM events")
+    world.clock.now += 20 * SECOND
+    database = Traced(world.url, clock=world.clock)
+    writer = Writer(database, queue_max=len(fleet))
+
+    async def renew_all() -> Sequence[Renewed]:
+        renewals = [asyncio.ensure_future(writer.submit(leasing.renew, each)) for each in fleet]
+        await asyncio.sleep(0)  # All wait in the queue before the writer takes the first.
+        writer.start()
+        return await asyncio.gather(*renewals)
+
+    outcomes = asyncio.run(renew_all())
+    writer.close()
+    database.close()
+    assert [each.owner for each in outcomes] == fleet
+    assert world.sql("SELECT DISTINCT renewed_at, lease_expires_at FROM owners") == [
+        (world.clock.now, world.clock.now + LEASE)
+    ]
+    assert world.sql("SELECT COUNT(*), MAX(id) FROM events") == before
+    assert writer.stats.batches == math.ceil(len(fleet) / BATCH_ITEMS)
+    written = [text for text in database.statements if not text.startswith("PRAGMA")]
+    assert len(written) == 5 * writer.stats.batches  # BEGIN, find, update, answer, COMMIT.
+    world.assert_healthy()
+
+
+class Traced(Database):
+    """Notes every statement of its write connections."""
+
+    statements: list[str]
+
+    def connect(self, mode: str, *arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = super().connect(mode, *arguments, **options)
+        if mode == "rw":
+            self.statements = count_statements(connection)
+        return connection
+
+
+# Over HTTP, in Python and on the command line
+
+
+def test_renewing_over_http_answers_the_lease_or_410(shared_server: Server) -> None:
+    mine = worker(2**64 - 1, "tuned")
+    assert shared_server.register(mine, [], lease_ttl_s=30).status_code == 200
+    answer = shared_server.client.post(f"/v1/owners/{mine}/renew")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body["owner"]["instance_id"] == str(2**64 - 1)
+    assert (body["lease"]["ttl_s"], body["refs"]) == (30, 0)
+    assert_gone(shared_server.client.post(f"/v1/owners/{worker(5)}/renew"), "lease_gone")
+    assert shared_server.unregister(mine).status_code == 200
+    assert_gone(shared_server.client.post(f"/v1/owners/{mine}/renew"), "lease_gone")
+    assert shared_server.client.post("/v1/owners/not-an-owner/renew").status_code == 404
+    assert shared_server.client.post("/v1/owners/a/b/c/01/_base/renew").status_code == 422
+
+
+def assert_gone(answer: httpx2.Response, code: str) -> None:
+    assert answer.status_code == 410
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] == code
+
+
+def test_a_lease_is_a_minute_unless_said_otherwise_and_within_its_limits(
+    shared_server: Server,
+) -> None:
+    for fields, expected in (({}, 60), ({"lease_ttl_s": 1.5}, 1.5), ({"lease_ttl_s": None}, None)):
+        lease = shared_server.register(worker(1), [], **fields).json()["lease"]
+        assert (lease and lease["ttl_s"]) == expected
+    for wrong in (0, 0.5, -1, 7 * 24 * 3600 + 1, "60", True):
+        answer = shared_server.register(worker(1), [], lease_ttl_s=wrong)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+
+
+def test_the_client_renews_and_drains(shared_server: Server) -> None:
+    mine = worker(7)
+    with RegistryClient(shared_server.url) as client:
+        client.register(mine, [], lease_ttl_s=30)
+        renewed = client.renew(mine)
+        assert (renewed.owner, renewed.refs) == (mine, 0)
+        assert renewed.lease is not None
+        assert renewed.lease.ttl_ms == 30 * SECOND
+        drained = client.drain(mine, deadline_s=20)
+        assert drained.owner == mine
+        listed = client.owner(mine).record
+        assert (listed.state, listed.drain_deadline_at) == ("draining", drained.deadline_at)
+        assert client.renew(mine).lease is not None
+        for wrong in (0.0, 0.5, 1e9):
+            with pytest.raises(Invalid):
+                client.drain(mine, deadline_s=wrong)
+        client.unregister_for_owner(mine)
+        for gone in (client.renew, client.drain):
+            with pytest.raises(LeaseGone):
+                gone(mine)
+
+
+def test_the_client_tells_a_replaced_worker_from_one_whose_lease_is_gone(
+    shared_server: Server,
+) -> None:
+    with RegistryClient(shared_server.url) as client:
+        for number in (11, 12):
+            client.register(worker(number), [], lease_ttl_s=30, worker_name="rank-0")
+        calls: list[Callable[[Owner], Renewed | Drained]] = [client.renew, client.drain]
+        for call in calls:
+            with pytest.raises(Superseded):
+                call(worker(11))
+
+
+def test_the_command_line_renews_and_drains(shared_server: Server) -> None:
+    mine = worker(8)
+    assert shared_server.register(mine, [], lease_ttl_s=30).status_code == 200
+
+    code, out, err = run_cli("renew", mine, "--url", shared_server.url)
+    assert (code, err) == (0, "")
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["owner", "lease ends", "files"]
+    code, out, _ = run_cli("renew", mine, "--url", shared_server.url, "--json")
+    answer = json.loads(out)
+    assert (code, answer["lease"]["ttl_s"], answer["refs"]) == (0, 30, 0)
+
+    code, out, err = run_cli("drain", mine, "--deadline-s", 20, "--url", shared_server.url)
+    assert (code, err) == (0, "")
+    until = shared_server.client.get(f"/v1/owners/{mine}").json()["drain_deadline_at"]
+    assert out == f"owner          {mine}\ndrained until  {until}\n"
+    code, out, _ = run_cli("drain", mine, "--url", shared_server.url, "--json")
+    answer = json.loads(out)
+    assert (code, answer["state"]) == (0, "draining")
+    renewed_at = shared_server.client.get(f"/v1/owners/{mine}").json()["renewed_at"]
+    later = wire.parse_time(answer["drain_deadline_at"]) - wire.parse_time(renewed_at)
+    assert later >= wire.DRAIN_DEFAULT_S * SECOND
+
+    assert shared_server.register(mine, [], lease_ttl_s=None).status_code == 200
+    code, out, _ = run_cli("renew", mine, "--url", shared_server.url)
+    assert (code, "never: it has none" in out) == (0, True)
+
+
+@pytest.mark.parametrize("command", ["renew", "drain"])
+def test_the_command_line_says_what_it_cannot_do(shared_server: Server, command: str) -> None:
+    """1: the registry said no. 2: it could not be asked."""
+    code, out, err = run_cli(command, worker(9), "--url", shared_server.url)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: The owner was ended or never registered.")
+    for arguments in ([], ["no-owner"], [worker(1), "--url", "http://127.0.0.1:1"]):
+        code, out, err = run_cli(command, *arguments)
+        assert (code, out) == (2, "")
+        assert err
+    code, _, err = run_cli("drain", worker(1), "--deadline-s", "0", "--url", shared_server.url)
+    assert (code, "it must be 1 s to" in err) == (2, True)
+
+
+def test_a_replaced_worker_is_told_so_on_the_command_line(shared_server: Server) -> None:
+    for number in (21, 22):
+        shared_server.register(worker(number), [], worker_name="rank-1")
+    code, _, err = run_cli("renew", worker(21), "--url", shared_server.url)
+    assert (code, "newer instance" in err) == (1, True)

@@ -1,0 +1,192 @@
+"""The service's reads when the registry changes between finding a holder and opening its bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from registry import MetadataArtifactRegistry, Owner
+from registry.config import Settings
+from registry.contents import Body
+from registry.db.engine import Database
+from registry.db.locator import Location
+from registry.db.observing import Observation, observe
+from registry.errors import NotRegistered, Unserveable
+from registry.records import Outcome, RefStatus
+from registry.service import Registry
+from tests.support import checksum, dump_of
+
+ONE, TWO = (Owner("ns", "backend", "generate", number) for number in (1, 2))
+KEY = ("model", "_base", "config.json")
+
+
+@pytest.fixture
+def other(database: Database) -> MetadataArtifactRegistry:
+    """Somebody else on the same file."""
+    return MetadataArtifactRegistry(f"sqlite:///{database.path}")
+
+
+def serving(
+    database: Database, root: Path, scenario: Callable[[Registry], Awaitable[None]]
+) -> None:
+    url = f"sqlite:///{database.path}"
+
+    async def run() -> None:
+        registry = Registry(Settings(database_url=url, artifact_roots=(str(root),)), Database(url))
+        await registry.start()
+        try:
+            await scenario(registry)
+        finally:
+            await registry.close()
+
+    asyncio.run(run())
+
+
+def file(folder: Path, name: str, content: bytes = b"{}") -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def find(registry: Registry) -> Location:
+    location = registry.find(KEY)
+    assert location is not None
+    return location
+
+
+async def content(registry: Registry, location: Location) -> bytes:
+    opened = await registry.open(KEY, location)
+    assert isinstance(opened, Body)
+    return opened.content
+
+
+def test_a_holder_that_moved_its_file_meanwhile_is_served_from_the_new_path(
+    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+) -> None:
+    """S3: register the new path, then delete the old file; no reader in between is refused."""
+    old = file(tmp_path, "old.json")
+    other.register(ONE, *KEY, old)
+
+    async def scenario(registry: Registry) -> None:
+        location = find(registry)
+        other.register(ONE, *KEY, file(tmp_path, "new.json"))
+        old.unlink()
+        assert await content(registry, location) == b"{}"
+
+    serving(database, tmp_path, scenario)
+
+
+def test_an_entry_that_was_replaced_meanwhile_is_served_with_its_new_content(
+    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+) -> None:
+    old = file(tmp_path, "old.json")
+    other.register(ONE, *KEY, old)
+
+    async def scenario(registry: Registry) -> None:
+        location = find(registry)
+        other.register(ONE, *KEY, file(tmp_path, "new.json", b"new"))
+        old.unlink()
+        assert await content(registry, location) == b"new"
+
+    serving(database, tmp_path, scenario)
+
+
+def test_an_entry_that_went_meanwhile_is_not_registered(
+    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+) -> None:
+    path = file(tmp_path, "a.json")
+    other.register(ONE, *KEY, path)
+
+    async def scenario(registry: Registry) -> None:
+        location = find(registry)
+        other.unregister_for_owner(ONE)
+        path.unlink()
+        with pytest.raises(NotRegistered):
+            await content(registry, location)
+
+    serving(database, tmp_path, scenario)
+
+
+def test_a_file_that_is_gone_is_unserveable_until_it_is_back(
+    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+) -> None:
+    path = file(tmp_path, "a.json")
+    other.register(ONE, *KEY, path)
+
+    async def scenario(registry: Registry) -> None:
+        path.unlink()
+        with pytest.raises(Unserveable):
+            await content(registry, find(registry))
+        file(tmp_path, "a.json")
+        assert await content(registry, find(registry)) == b"{}"
+
+    serving(database, tmp_path, scenario)
+
+
+def test_a_holder_that_has_the_bytes_is_remembered_until_something_is_committed(
+    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+) -> None:
+    first, second = file(tmp_path, "first.json"), file(tmp_path, "second.json")
+    other.register(ONE, *KEY, first)
+    other.register(TWO, *KEY, second)
+
+    async def scenario(registry: Registry) -> None:
+        location = find(registry)
+        assert location.path == str(first)
+        better = replace(location, owner_id=2, path=str(second))
+        registry._locator.prefer(KEY, location, better)
+        assert find(registry) == better
+        other.unregister("nobodys", "_base")
+        assert find(registry) == better, "nothing was committed"
+        other.unregister_for_owner(TWO)
+        assert find(registry) == location
+
+    serving(database, tmp_path, scenario)
+
+
+def test_a_holder_that_has_the_bytes_is_not_remembered_over_what_was_found_since(
+    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+) -> None:
+    """What was removed while one request opened a file stays gone for the next request."""
+    first, second = file(tmp_path, "first.json"), file(tmp_path, "second.json")
+    other.register(ONE, *KEY, first)
+    other.register(TWO, *KEY, second)
+    first.unlink()
+
+    async def scenario(registry: Registry) -> None:
+        location = find(registry)
+        opening = registry._holdings.open
+
+        async def open_slowly(holder: Location) -> object:
+            opened = await opening(holder)
+            if holder.path == str(second):
+                other.unregister(*KEY[:2])
+                assert registry.find(KEY) is None
+            return opened
+
+        registry._holdings.open = open_slowly  # type: ignore[method-assign, assignment]
+        assert await content(registry, location) == b"{}", "it was there when it was asked for"
+        assert registry.find(KEY) is None
+
+    serving(database, tmp_path, scenario)
+
+
+def test_a_look_at_content_that_was_replaced_since_is_not_noted(
+    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+) -> None:
+    """Otherwise a holder that just registered again would stand there as drifted."""
+    path = file(tmp_path, "a.json", b"old")
+    other.register(ONE, *KEY, path)
+    late = [
+        Observation(1, 1, str(path), checksum(b"old"), RefStatus.DRIFTED),
+        Observation(1, 1, str(path), checksum(b"old"), RefStatus.OK, "1:2:3:4:5"),
+    ]
+    path.write_bytes(b"new")
+    assert other.register(ONE, *KEY, path) is Outcome.REPLACED
+    before = dump_of(Path(database.path))
+    with database.write() as conn:
+        observe(conn, conn.now, late)
+    assert dump_of(Path(database.path)) == before

@@ -1,0 +1,366 @@
+"""What the service counts: right, and for all of its processes together."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from registry.db.sizes import Counted
+from registry.metrics import PREFIX, Metrics
+from registry.records import ArtifactKey, Owner
+from tests.exchanges import Line, running
+from tests.support import Server, checksum, in_place, wait_for
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+READ = "/v1/metadata/{slug}/{suffix}/{filename}"
+ENDPOINT_READ = "/v1/metadata/{namespace}/{component}/{endpoint}/{slug}/{suffix}/{filename}"
+CONTENT = b'{"a": "small file"}'
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "other")
+
+
+class Scraped:
+    """What /metrics says."""
+
+    def __init__(self, server: Server) -> None:
+        # A connection of its own: with several workers anyone may answer.
+        with httpx2.Client(base_url=server.url) as client:
+            answer = client.get("/metrics")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/plain; version=")
+        self.families = list(text_string_to_metric_families(answer.text))
+        self._samples: Samples = {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in self.families
+            for sample in family.samples
+        }
+
+    def get(self, name: str, **labels: str) -> float:
+        """The value of a sample; 0 if nothing was counted yet."""
+        return self._samples.get((PREFIX + name, tuple(sorted(labels.items()))), 0.0)
+
+    def requests(self, method: str, route: str, status: int) -> float:
+        return self.get("requests_total", method=method, route=route, status=str(status))
+
+
+class Growth:
+    """How much counts have grown since then."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._before = Scraped(server)
+
+    def of(self, name: str, **labels: str) -> float:
+        return Scraped(self._server).get(name, **labels) - self._before.get(name, **labels)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("metrics")
+    with running(folder, artifact_root=folder, content_cache_bytes=64 << 10) as server:
+        yield server
+
+
+_instances = iter(range(1, 10_000))
+
+
+def published(server: Server, content: bytes) -> ArtifactKey:
+    """A new key with this content, copied."""
+    number = next(_instances)
+    key = ArtifactKey(f"model-{number}", "_base", "file.json")
+    owner = Owner("metrics", "backend", "generate", number)
+    assert server.register_copies(owner, {key: content}).status_code == 200
+    return key
+
+
+def test_requests_are_counted_by_route_method_and_status(shared: Server) -> None:
+    before = Scraped(shared)
+    key = published(shared, CONTENT)
+    shared.client.get("/v1/owners?limit=1")
+    shared.client.head("/v1/owners")
+    shared.client.get("/v1/owners/a/b/c/1/_base")
+    shared.client.get(f"/v1/artifacts/{key}")
+    shared.client.get("/nowhere/at/all")
+    shared.client.post("/live")
+    shared.client.request("OPTIONS", "/v1/owners")
+    after = Scraped(shared)
+    owner = "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}"
+    for method, route, status in (
+        ("POST", "/v1/registrations", 200),
+        ("PUT", "/v1/blobs/{checksum}", 201),
+        ("GET", "/v1/owners", 200),
+        ("HEAD", "/v1/owners", 200),
+        ("GET", owner, 404),
+        ("GET", "/v1/artifacts/{slug}/{suffix}/{filename}", 200),
+        ("GET", "unmatched", 404),
+        ("POST", "/live", 405),
+        ("OPTIONS", "/v1/owners", 405),
+    ):
+        grown = after.requests(method, route, status) - before.requests(method, route, status)
+        assert grown == 1, (method, route, status)
+    seconds = "request_seconds_count"
+    assert after.get(seconds, route="/v1/owners") - before.get(seconds, route="/v1/owners") == 3
+
+
+def test_no_label_comes_from_outside(shared: Server) -> None:
+    with Line(shared) as line:
+        line.ask("/invented", method="REBIND")
+        line.read_answer()
+    shared.client.get("/v1/metadata/a/b/c/d/e")
+    for family in Scraped(shared).families:
+        for sample in family.samples:
+            assert sample.labels.get("method", "other") in METHODS
+            assert "invented" not in str(sample.labels)
+            assert "model-" not in str(sample.labels)
+
+
+def test_reads_are_counted_by_outcome_with_their_bytes(shared: Server, tmp_path: Path) -> None:
+    small, large = published(shared, CONTENT), published(shared, bytes(2 << 20))
+    file = shared.database.parent / "gone.json"
+    file.write_bytes(b"gone")
+    gone = ArtifactKey(f"model-{next(_instances)}", "_base", "gone.json")
+    owner = Owner("metrics", "backend", "generate", next(_instances))
+    assert shared.register(owner, [in_place(gone, file)]).status_code == 200
+    file.unlink()
+
+    growth = Growth(shared)
+    etag = shared.fetch(small).headers["etag"]  # loaded
+    shared.fetch(small)  # from memory
+    shared.client.head(f"/v1/metadata/{small}")  # from memory
+    shared.fetch(small, if_none_match=etag)
+    shared.fetch(small, range="bytes=0-4")  # from memory
+    shared.client.get(f"/v1/metadata/metrics/backend/generate/{small}")  # from memory
+    shared.fetch(large)  # streamed: the cache is too small for it
+    shared.client.get("/v1/metadata/none/_base/x")
+    assert shared.fetch(gone).status_code == 503
+    shared.fetch(small, range="bytes=1000-")
+    shared.client.post(f"/v1/metadata/{small}")
+
+    expected = {
+        "loaded": 1,
+        "memory": 4,
+        "not_modified": 1,
+        "streamed": 1,
+        "not_registered": 1,
+        "unserveable": 1,
+        "refused": 2,
+    }
+    assert {name: growth.of("reads_total", outcome=name) for name in expected} == expected
+    assert growth.of("served_bytes_total") == 3 * len(CONTENT) + 5 + (2 << 20)
+    statuses = {(READ, 206): 1, (READ, 304): 1, (READ, 404): 1, (READ, 503): 1, (READ, 416): 1}
+    statuses |= {(ENDPOINT_READ, 200): 1}
+    for (route, status), count in statuses.items():
+        found = growth.of("requests_total", method="GET", route=route, status=str(status))
+        assert found == count, (route, status)
+    assert growth.of("requests_total", method="POST", route=READ, status="405") == 1
+
+
+def test_writes_are_counted_by_operation_and_outcome_with_their_batches(shared: Server) -> None:
+    growth = Growth(shared)
+    key = published(shared, b"first")
+    second = Owner("metrics", "backend", "generate", next(_instances))
+    assert shared.upload(b"other").status_code == 201
+    conflict = shared.register_copies(second, {key: b"other"})
+    assert conflict.status_code == 409
+    shared.unregister(second)
+    shared.client.delete(f"/v1/artifacts/{key.slug}/_base")
+    for operation, outcome, count in (
+        ("store_blobs", "ok", 3),
+        ("register", "ok", 1),
+        ("register", "conflict", 1),
+        ("unregister", "ok", 1),
+        ("remove", "ok", 1),
+    ):
+        found = growth.of("writes_total", operation=operation, outcome=outcome)
+        assert found == count, (operation, outcome)
+    batches = growth.of("write_batch_items_count")
+    assert growth.of("commit_seconds_count") == batches >= 7
+    assert growth.of("write_batch_items_sum") >= batches
+    assert growth.of("commit_seconds_sum") > 0
+
+
+def test_what_the_database_holds_is_shown(serve: Callable[..., Server]) -> None:
+    server = serve(lease_grace_s=1000)
+    keys = [ArtifactKey("model", "_base", f"{number}.json") for number in range(3)]
+    contents = {key: b"content %d" % number for number, key in enumerate(keys)}
+    server.register_copies(Owner("a", "b", "c", 1), contents)
+    server.register_copies(Owner("a", "b", "c", 2), contents, lease_ttl_s=1)
+    server.register_copies(Owner("a", "b", "c", 3), {})
+    server.client.post("/v1/owners/a/b/c/3/_base/drain")
+    server.unregister(Owner("a", "b", "c", 4))
+    server.register_copies(Owner("a", "b", "c", 5), {})
+    server.unregister(Owner("a", "b", "c", 5))
+
+    def found() -> dict[str, float]:
+        scraped = Scraped(server)
+        names = ("entries", "owner_refs", "blobs", "blob_bytes")
+        states = ("active", "suspect", "draining", "detached", "expired", "superseded")
+        return {name: scraped.get(name) for name in names} | {
+            state: scraped.get("owners", state=state) for state in states
+        }
+
+    sizes = {"entries": 3, "owner_refs": 6, "blobs": 3, "blob_bytes": 27}
+    states = {"active": 1, "suspect": 1, "draining": 1, "detached": 1, "expired": 0}
+    wait_for(lambda: found() == sizes | states | {"superseded": 0})
+    scraped = Scraped(server)
+    assert scraped.get("database_bytes") == server.database.stat().st_size
+    assert scraped.get("wal_bytes") == Path(f"{server.database}-wal").stat().st_size
+    assert scraped.get("free_bytes") > 0
+    assert scraped.get("write_queue_items") == 0
+
+
+def test_metrics_are_shown_while_the_database_cannot_be_read(
+    serve: Callable[..., Server],
+) -> None:
+    server = serve()
+    os.rename(server.database, f"{server.database}.away")
+    try:
+        scraped = Scraped(server)
+        assert scraped.requests("GET", "/live", 200) >= 1
+        assert scraped.get("database_bytes") == 0
+    finally:
+        os.rename(f"{server.database}.away", server.database)
+
+
+def test_every_metric_has_our_prefix_and_a_help_text(shared: Server) -> None:
+    families = Scraped(shared).families
+    assert all(family.name.startswith(PREFIX) for family in families)
+    assert all(family.documentation.endswith(".") for family in families)
+    assert len({family.name for family in families}) == len(families) >= 17
+
+
+def test_counting_the_database_takes_a_twentieth_of_the_time_at_most() -> None:
+    now = 0.0
+    counted = 0
+
+    def count() -> dict[str, Any]:
+        nonlocal now, counted
+        now += 2
+        counted += 1
+        return {"entries": counted}
+
+    sizes = Counted(count, lambda: now)
+    assert sizes.get() == {"entries": 1}
+    now += 39
+    assert sizes.get() == {"entries": 1}
+    now += 2
+    assert sizes.get() == {"entries": 2}
+
+
+def test_what_happens_while_counts_are_moved_is_not_lost() -> None:
+    metrics = Metrics()
+    for _ in range(3):
+        metrics.tally.read(READ, "GET", 200, "memory", 10)
+    metrics.flush()
+    metrics.tally.read(READ, "GET", 200, "memory", 10)
+    metrics.flush()
+    text = metrics.text({}).decode()
+    assert f'{PREFIX}reads_total{{outcome="memory"}} 4.0' in text
+    assert f"{PREFIX}served_bytes_total 40.0" in text
+
+
+# Several processes
+
+
+def metric_directories_of(server: Server) -> list[Path]:
+    """Where the workers of a service share their values."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    found = set()
+    for pid in children.read_text().split():
+        for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            name, _, value = item.partition(b"=")
+            if name == b"PROMETHEUS_MULTIPROC_DIR":
+                found.add(Path(value.decode()))
+    return list(found)
+
+
+def test_the_counts_of_all_workers_are_added_up(serve: Callable[..., Server]) -> None:
+    server = serve(workers=3)
+    key = published(server, CONTENT)
+    before = Scraped(server).get("reads_total", outcome="memory")
+    for _ in range(60):
+        with httpx2.Client(base_url=server.url) as client:
+            assert client.get(f"/v1/metadata/{key}").content == CONTENT
+            assert client.get("/v1/owners").status_code == 200
+
+    def counted() -> tuple[float, float, float, float]:
+        scraped = Scraped(server)
+        reads = [scraped.get("reads_total", outcome=name) for name in ("memory", "loaded")]
+        return (
+            sum(reads) - before,
+            scraped.requests("GET", READ, 200),
+            scraped.requests("GET", "/v1/owners", 200),
+            scraped.get("served_bytes_total"),
+        )
+
+    wait_for(lambda: counted() == (60, 60, 60, 60 * len(CONTENT)))
+    scraped = Scraped(server)
+    assert scraped.get("writes_total", operation="register", outcome="ok") == 1
+    assert scraped.get("entries") == 1
+
+
+def test_counts_outlive_a_worker_and_what_is_about_now_does_not(
+    serve: Callable[..., Server],
+) -> None:
+    server = serve(workers=2)
+    for _ in range(30):
+        with httpx2.Client(base_url=server.url) as client:
+            assert client.get("/v1/owners").status_code == 200
+    wait_for(lambda: Scraped(server).requests("GET", "/v1/owners", 200) == 30)
+    (directory,) = metric_directories_of(server)
+    before = {int(path.stem.rpartition("_")[2]) for path in directory.glob("gauge_live*.db")}
+    assert len(before) == 2
+    killed = min(before)
+    os.kill(killed, signal.SIGKILL)
+
+    def replaced() -> bool:
+        now = {int(path.stem.rpartition("_")[2]) for path in directory.glob("gauge_live*.db")}
+        return len(now) == 2 and killed not in now
+
+    wait_for(replaced)
+    assert Scraped(server).requests("GET", "/v1/owners", 200) == 30
+
+
+def test_the_directory_of_the_workers_is_private_and_goes_with_them(
+    serve: Callable[..., Server],
+) -> None:
+    server = serve(workers=2)
+    (directory,) = metric_directories_of(server)
+    assert directory.stat().st_mode & 0o077 == 0
+    server.stop()
+    assert not directory.exists()
+
+
+def test_what_a_killed_service_left_is_removed_by_the_next_one(
+    serve: Callable[..., Server],
+) -> None:
+    first = serve(workers=2)
+    (left,) = metric_directories_of(first)
+    first.kill()
+    assert left.exists()
+    second = serve(workers=2)
+    (own,) = metric_directories_of(second)
+    assert own.exists()
+    assert not left.exists()
+    third = serve(workers=2)
+    assert own.exists()
+    assert third.client.get("/metrics").status_code == 200
+
+
+def test_the_directory_of_another_program_is_left_alone(
+    serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(others))
+    server = serve()
+    assert server.upload(CONTENT).status_code == 201
+    assert Scraped(server).requests("PUT", "/v1/blobs/{checksum}", 201) == 1
+    assert server.client.head(f"/v1/blobs/{checksum(CONTENT)}").status_code == 200
+    assert list(others.iterdir()) == []
