@@ -124,6 +124,7 @@ def call_of(method: str, path: str) -> Call:
 
 def make_tokens(path: Path) -> dict[str, str]:
     """A token file with a token for each caller that has one."""
+    path.parent.mkdir(exist_ok=True)
     made = {
         "reader": tokens.create(path, Role.READ, name="reader"),
         "writer": tokens.create(path, Role.WRITE, name="writer", namespaces=[OURS]),
@@ -418,6 +419,15 @@ def test_tokens_let_it_listen_anywhere_with_a_warning_about_clear_text(
 
 def test_asking_readers_for_tokens_without_a_token_file_is_refused(tmp_path: Path) -> None:
     assert "--token-file" in refusal_of(tmp_path, "--require-read-token")
+
+
+def test_a_secret_below_an_artifact_root_is_refused(tmp_path: Path) -> None:
+    make_tokens(tmp_path / "models" / "tokens.toml")
+    link = tmp_path / "tokens.toml"
+    link.symlink_to(tmp_path / "models" / "tokens.toml")
+    for file in (link, tmp_path / "models" / "tokens.toml"):
+        said = refusal_of(tmp_path, "--artifact-root", tmp_path / "models", "--token-file", file)
+        assert "below an artifact root" in said
 
 
 # Token files

@@ -265,8 +265,9 @@ def test_no_made_up_request_gets_an_answer_that_is_not_described(name: str, tmp_
         if visitor.role is not None:
             _, token = create(file, visitor.role, namespaces=namespaces)
         flags = {"token_file": str(file), "require_read_token": True}
-    path = tmp_path / "registry.db"
-    with Server(path, artifact_root=str(tmp_path), token=admin, **flags) as server:
+    path, root = tmp_path / "registry.db", tmp_path / "models"
+    root.mkdir()
+    with Server(path, artifact_root=str(root), token=admin, **flags) as server:
         server.register_copies(HOLDER, {KEY: b'{"model_type": "tiny"}'})
         done = schemathesis(server, visitor, token, tmp_path)
         assert done.returncode == 0, done.stdout

@@ -56,7 +56,7 @@ def run(settings: Settings) -> None:
     logs.set_up(settings.log_level, settings.log_format)
     check_access(settings)
     check_tls(settings)
-    ArtifactRoots(settings.artifact_roots)
+    check_secrets(settings)
     limits = limits_of(settings)
     schema.prepare(settings.database_url, notify=log.info)
     listener = listen(settings.host, settings.port)
@@ -216,6 +216,22 @@ def check_tls(settings: Settings) -> None:
 def _no_password() -> str:
     """Answers where OpenSSL would ask at the terminal."""
     return ""
+
+
+def check_secrets(settings: Settings) -> None:
+    """Raise SettingsError for an artifact root that is none, or that writers could read a secret
+    of this service below."""
+    roots = ArtifactRoots(settings.artifact_roots)
+    secrets = {
+        "token_file": settings.token_file,
+        "tls_key": settings.tls_key or settings.tls_certificate,
+    }
+    for name, path in secrets.items():
+        if path is not None and roots.allow(os.path.realpath(path)):
+            raise SettingsError(
+                f"{name} is {path}, below an artifact root: whoever may register files there could "
+                "have it served. Move it, or name smaller artifact roots."
+            )
 
 
 def limits_of(settings: Settings) -> Limits:
