@@ -277,6 +277,8 @@ class Connection(HttpToolsProtocol):
 
     def _end(self, last_words: bytes) -> None:
         """Say the last words, and close when the peer has had time to read them."""
+        if self.transport.is_closing():
+            return
         self._unset_keepalive_if_required()
         if not last_words or not self.transport.can_write_eof():
             self.transport.write(last_words)

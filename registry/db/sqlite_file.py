@@ -70,7 +70,10 @@ def look(path: Path) -> Found:
         raise _not_sqlite(path)  # SQLite would take it for an empty database.
     ours = _glance(path)
     if ours is False and _size(path.with_name(path.name + "-wal")) == 0:
-        return NOTHING
+        # Between the glance and this a log may have been written back and removed.
+        ours = _glance(path)
+        if ours is False:
+            return NOTHING
     # A read-only connection leaves the log of another program in its place.
     with opened(path, "rw" if ours else "ro") as connection:
         return look_through(connection, path)
