@@ -20,7 +20,8 @@ class Rule:
 
     `before` is called before the request is forwarded, `after` when the service has answered. With
     `loses_request` it is not forwarded, with `loses_answer` the caller gets none: the connection
-    ends. `answer` is given without asking the service.
+    ends. `answer` is given without asking the service. The first `skip` requests pass unharmed, and
+    after `times` more the rule is over.
     """
 
     method: str
@@ -30,6 +31,7 @@ class Rule:
     loses_request: bool = False
     loses_answer: bool = False
     answer: Answer | None = None
+    skip: int = 0
     times: int = 1 << 30
     met: threading.Event = field(default_factory=threading.Event)
 
@@ -106,6 +108,9 @@ class Proxy:
     def _find_rule(self, handler: BaseHTTPRequestHandler) -> Rule:
         for rule in self.rules:
             if rule.method == handler.command and handler.path.startswith(rule.prefix):
+                if rule.skip:
+                    rule.skip -= 1
+                    break
                 rule.times -= 1
                 if not rule.times:
                     self.rules.remove(rule)
