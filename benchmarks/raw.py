@@ -31,7 +31,10 @@ _OWNER = """
 _RENEW = "UPDATE owners SET renewed_at = ?, lease_expires_at = ? WHERE id = ?"
 _ENTRY = "INSERT INTO entries VALUES (?, ?, '_base', 'config.json', ?, ?, 1, ?, ?)"
 _REF = "INSERT INTO owner_refs VALUES (?, ?, ?, NULL, NULL, 'ok', ?, ?, ?)"
-_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL, NULL)"
+_EVENT = """
+    INSERT INTO events
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL, NULL)
+"""
 
 
 class Loop:
@@ -49,8 +52,8 @@ class Loop:
         connection.execute(_OWNER, (*self._who, LEASE_MS, now + LEASE_MS, now, now))
         self._owner_id = self._last("owners")
         self._event_id += 1
-        nothing = (None, None, None, None)
-        connection.execute(_EVENT, (self._event_id, now, "attached", *self._who, *nothing))
+        ids, nothing = (self._owner_id, None), (None, None, None, None)
+        connection.execute(_EVENT, (self._event_id, now, "attached", *ids, *self._who, *nothing))
         connection.execute("COMMIT")
 
     def write(self) -> None:
@@ -60,7 +63,8 @@ class Loop:
         for _ in range(self._artifacts):
             self._entry_id += 1
             slug = f"raw-{self._entry_id}"
-            about = (*self._who, slug, "_base", "config.json", self._checksum)
+            key = (slug, "_base", "config.json")
+            about = (owner_id, self._entry_id, *self._who, *key, self._checksum)
             entries.append((self._entry_id, slug, self._checksum, self._size, now, now))
             events.append((self._event_id + 1, now, "created", *about))
             self._event_id += 2

@@ -718,13 +718,13 @@ def flip(path: Path, offset: int) -> None:
 
 
 def test_a_page_that_rotted_is_found_and_the_other_looks_go_on(large: World) -> None:
-    """The journal's index of keys is overwritten; content is hashed all the same."""
+    """The journal's index of entries is overwritten; content is hashed all the same."""
     with sql(large.path) as connection:
-        query = "SELECT pageno FROM dbstat WHERE name = 'ix_events_key' AND pagetype = 'leaf'"
+        query = "SELECT pageno FROM dbstat WHERE name = 'ix_events_entry_id' AND pagetype = 'leaf'"
         try:
             (page,) = connection.execute(query).fetchone()
         except sqlite3.OperationalError:
-            root = "SELECT rootpage FROM sqlite_master WHERE name = 'ix_events_key'"
+            root = "SELECT rootpage FROM sqlite_master WHERE name = 'ix_events_entry_id'"
             (page,) = connection.execute(root).fetchone()
         (size,) = connection.execute("PRAGMA page_size").fetchone()
     for offset in range(8):

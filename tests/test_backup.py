@@ -338,7 +338,9 @@ def with_a_broken_index(path: Path) -> None:
     make(path, "index")
     with sql(path) as connection:
         connection.execute("PRAGMA writable_schema = ON")
-        connection.execute("UPDATE sqlite_master SET rootpage = 2 WHERE name = 'ix_events_key'")
+        connection.execute(
+            "UPDATE sqlite_master SET rootpage = 2 WHERE name = 'ix_events_entry_id'"
+        )
 
 
 BAD: dict[str, Callable[[Path], object]] = {

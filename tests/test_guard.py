@@ -111,9 +111,10 @@ def make(path: Path, entries: int) -> None:
         f"""{numbers} INSERT INTO entries
         SELECT n + 1, 'model-' || (n / :refs), '_base', (n % :refs) || '.json', :content, 7, 1,
             :now, :now FROM numbers""",
-        f"""{numbers} INSERT INTO events (id, at, kind, namespace, component, endpoint, instance_id,
-            lora_slug, slug, suffix, filename, checksum)
-        SELECT n + 1, :now, 'registered', 'guard', 'backend', 'generate', n / :refs, '',
+        f"""{numbers} INSERT INTO events (id, at, kind, owner_id, entry_id, namespace, component,
+            endpoint, instance_id, lora_slug, slug, suffix, filename, checksum)
+        SELECT n + 1, :now, 'registered', n / :refs + 1, n + 1, 'guard', 'backend', 'generate',
+            n / :refs, '',
             'model-' || (n / :refs), '_base', (n % :refs) || '.json', :content FROM numbers""",
         f"""{numbers} INSERT INTO owner_refs
         SELECT n / :refs + 1, n + 1, :content, NULL, NULL, 'ok', :now, :now, n + 1 FROM numbers""",
@@ -298,7 +299,7 @@ def test_the_hot_statements_use_their_indexes(large: Traced) -> None:
         (store._FIND_ENTRIES, "sqlite_autoindex_entries_1"),
         (store._FIND_REFS, "PRIMARY KEY"),
         (releasing.FIND_OWNERS, "sqlite_autoindex_owners_1"),
-        (releasing._UNHELD, "ix_owner_refs_entry_id"),
+        (releasing._JOURNAL, "ix_owner_refs_entry_id"),
         (blobs._COLLECT, "ix_owner_refs_blob_checksum"),
     ):
         steps = plan(large, statement)

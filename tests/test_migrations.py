@@ -321,7 +321,7 @@ MUTATIONS = {
     "a table is missing": ("DROP TABLE settings", "table settings is missing"),
     "a table too many": ("CREATE TABLE more (a)", "table more is not part"),
     "a column too many": ("ALTER TABLE blobs ADD COLUMN note TEXT", "column blobs.note is not"),
-    "an index is missing": ("DROP INDEX ix_events_key", "index ix_events_key is missing"),
+    "an index is missing": ("DROP INDEX ix_events_entry_id", "index ix_events_entry_id is missing"),
     "an index too many": ("CREATE INDEX more ON blobs (size)", "index more is not part"),
     "a view is missing": ("DROP VIEW holders", "view holders is missing"),
     "a view too many": ("CREATE VIEW more AS SELECT 1 AS a", "view more is not part"),

@@ -154,9 +154,10 @@ def test_a_page_of_models_ends_early_rather_than_count_without_bound(
             WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 5)
             INSERT INTO entries SELECT i, 'm-' || i, '_base', 'a',
                 (SELECT checksum FROM empty), 0, 1, 0, 0 FROM n;
-            INSERT INTO events (id, at, kind, namespace, component, endpoint, instance_id,
-                lora_slug, slug, suffix, filename, checksum)
-            SELECT o.id * 10 + e.id, 0, 'registered', 'n', 'c', 'e', o.id, '', e.slug, '_base',
+            INSERT INTO events (id, at, kind, owner_id, entry_id, namespace, component, endpoint,
+                instance_id, lora_slug, slug, suffix, filename, checksum)
+            SELECT o.id * 10 + e.id, 0, 'registered', o.id, e.id, 'n', 'c', 'e', o.id, '', e.slug,
+                '_base',
                 'a', e.checksum FROM owners o, entries e;
             INSERT INTO owner_refs SELECT o.id, e.id, (SELECT checksum FROM empty), NULL, NULL,
                 'ok', 0, 0, o.id * 10 + e.id FROM owners o, entries e;
@@ -257,6 +258,18 @@ def long_journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]
                 CASE i % 4 WHEN 0 THEN 'popular' ELSE 'model-' || i % 1999 END, '_base', 'a.json',
                 'blake3:' || printf('%064d', 0)
             FROM n;
+            INSERT INTO owners (namespace, component, endpoint, instance_id, state, registered_at,
+                renewed_at)
+            SELECT DISTINCT namespace, component, endpoint, instance_id, 'active', 0, 0 FROM events;
+            INSERT INTO entries (slug, suffix, filename, checksum, size, generation, created_at,
+                updated_at)
+            SELECT DISTINCT slug, suffix, filename, checksum, 0, 1, 0, 0 FROM events;
+            UPDATE events SET
+                owner_id = (SELECT id FROM owners o WHERE o.namespace = 'ns'
+                    AND o.component = 'backend' AND o.endpoint = 'generate'
+                    AND o.instance_id = events.instance_id),
+                entry_id = (SELECT id FROM entries e WHERE e.slug = events.slug
+                    AND e.suffix = '_base' AND e.filename = 'a.json');
             COMMIT;
         """)
     database = Database(f"sqlite:///{path}")

@@ -296,19 +296,13 @@ _HELD = """
     WHERE v.kind IN ('registered', 'replaced')
         AND NOT EXISTS (
             SELECT 1 FROM events s
-            WHERE s.namespace = v.namespace AND s.component = v.component
-                AND s.endpoint = v.endpoint AND s.instance_id = v.instance_id
-                AND s.lora_slug = v.lora_slug AND s.slug = v.slug
-                -- Not by the index of keys: of one key there may be a whole fleet's.
-                AND s.suffix || '' = v.suffix AND s.filename || '' = v.filename AND s.id > v.id
+            WHERE s.owner_id = v.owner_id AND s.entry_id = v.entry_id AND s.id > v.id
                 AND s.kind IN ('registered', 'replaced', 'released'))
         AND NOT EXISTS (
-            SELECT 1 FROM owners o JOIN owner_refs r ON r.owner_id = o.id
+            SELECT 1 FROM owner_refs r
+            JOIN owners o ON o.id = r.owner_id
             JOIN entries e ON e.id = r.entry_id
-            WHERE o.namespace = v.namespace AND o.component = v.component
-                AND o.endpoint = v.endpoint AND o.instance_id = v.instance_id
-                AND o.lora_slug = v.lora_slug AND e.slug = v.slug AND e.suffix = v.suffix
-                AND e.filename = v.filename)
+            WHERE r.owner_id = v.owner_id AND r.entry_id = v.entry_id)
 """
 
 

@@ -55,6 +55,8 @@ SQLITE_MIN_VERSION = (3, 38, 0)
 LOCK_PAUSE_S = (0.0002, 0.002)
 JOURNAL_SIZE_LIMIT_BYTES = 64 << 20
 CACHE_KIB = 16 << 10
+CHECKPOINT_PAGES = 4000
+"""The log is folded into the database after 16 MiB: pages that change often are written once."""
 REPLACEMENTS_MAX = 3
 REOPEN_TIMEOUT_S = 0.25
 """How long a database that was replaced may be locked when it is opened, also in an event loop."""
@@ -64,6 +66,7 @@ WRITE_PRAGMAS = (
     "PRAGMA synchronous = FULL",
     f"PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT_BYTES}",
     f"PRAGMA cache_size = -{CACHE_KIB}",
+    f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}",
     "PRAGMA temp_store = MEMORY",
 )
 _READ_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA temp_store = MEMORY")

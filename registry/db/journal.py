@@ -6,79 +6,83 @@ are there: events name owners and keys by value, taken from those rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import and_, bindparam, exists, func, insert, literal_column, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Subquery,
+    Text,
+    and_,
+    bindparam,
+    insert,
+    literal_column,
+    select,
+    text,
+    union_all,
+)
 
 from registry.db.engine import Connection, Statement, as_rows, json_rows, one_of
-from registry.db.tables import entries, events, owners
+from registry.db.tables import ABOUT_OWNERS, entries, events, owners
+from registry.db.views import UNRESOLVED
 from registry.records import Owner
 
 CONFLICT_MS = 3_600_000
 """How long a refusal is a conflict that somebody should look at; the view `leaks` has the same."""
 
+ALIKE_MIN = 32
+"""From so many events on, of which the same is said, that is not repeated for each of them."""
+
 
 class EventRow(NamedTuple):
     """One event of an operation, by the ids of the owner and the entry that it is about.
 
-    `checksum` None stands for the entry's own.
+    The journal takes their names, and the entry's checksum, from their rows.
     """
 
     id: int
     kind: str
     owner_id: int | None
     entry_id: int | None
-    checksum: str | None = None
     previous_checksum: str | None = None
     reason: str | None = None
     actor: str | None = None
     request_id: str | None = None
 
 
-_rows = json_rows(
-    "rows",
-    id=int,
-    kind=str,
-    owner_id=int,
-    entry_id=int,
-    checksum=str,
-    previous_checksum=str,
-    reason=str,
-    actor=str,
-    request_id=str,
+_NAMES = (
+    *("namespace", "component", "endpoint", "instance_id", "lora_slug"),
+    *("slug", "suffix", "filename"),
 )
-_INSERT = Statement(
-    insert(events).from_select(
-        [
-            *("id", "at", "kind"),
-            *("namespace", "component", "endpoint", "instance_id", "lora_slug"),
-            *("slug", "suffix", "filename", "checksum", "previous_checksum"),
-            *("reason", "actor", "request_id"),
-        ],
-        select(
-            _rows.c.id,
-            bindparam("now"),
-            _rows.c.kind,
-            owners.c.namespace,
-            owners.c.component,
-            owners.c.endpoint,
-            owners.c.instance_id,
-            owners.c.lora_slug,
-            entries.c.slug,
-            entries.c.suffix,
-            entries.c.filename,
-            func.coalesce(_rows.c.checksum, entries.c.checksum),
-            _rows.c.previous_checksum,
-            _rows.c.reason,
-            _rows.c.actor,
-            _rows.c.request_id,
-        ).select_from(
-            _rows.outerjoin(owners, owners.c.id == _rows.c.owner_id).outerjoin(
-                entries, entries.c.id == _rows.c.entry_id
-            )
-        ),
+_SAID = ("previous_checksum", "reason", "actor", "request_id")
+
+
+def _insert(rows: Subquery, said: Iterable[ColumnElement[str]]) -> Statement:
+    """Insert events of rows, and what is said of each."""
+    return Statement(
+        insert(events).from_select(
+            ["id", "kind", "owner_id", "entry_id", "at", *_NAMES, "checksum", *_SAID],
+            select(
+                *(rows.c[name] for name in ("id", "kind", "owner_id", "entry_id")),
+                bindparam("now"),
+                *(owners.c[name] for name in _NAMES[:5]),
+                *(entries.c[name] for name in _NAMES[5:]),
+                entries.c.checksum,
+                *said,
+            ).select_from(
+                rows.outerjoin(owners, owners.c.id == rows.c.owner_id).outerjoin(
+                    entries, entries.c.id == rows.c.entry_id
+                )
+            ),
+        )
     )
+
+
+_rows = json_rows("rows", id=int, kind=str, owner_id=int, entry_id=int, **dict.fromkeys(_SAID, str))
+_INSERT = _insert(_rows, [_rows.c[name] for name in _SAID])
+_INSERT_ALIKE = _insert(
+    json_rows("rows", id=int, kind=str, owner_id=int, entry_id=int),
+    [bindparam(name, type_=Text) for name in _SAID],
 )
 
 _refusals = json_rows(
@@ -92,6 +96,7 @@ _refusals = json_rows(
     slug=str,
     suffix=str,
     filename=str,
+    entry_id=int,
     checksum=str,
     previous_checksum=str,
     reason=str,
@@ -105,34 +110,59 @@ _INSERT_REFUSALS = Statement(
     )
 )
 
-_NAMES = (
-    *("namespace", "component", "endpoint", "instance_id", "lora_slug"),
-    *("slug", "suffix", "filename"),
+_of_owner = and_(
+    *(events.c[name] == bindparam(name) for name in _NAMES[:5]), text(f"({ABOUT_OWNERS})")
 )
-_last = events.alias("last_of_key")
-_LAST_OF = Statement(
-    select(events.c.kind, events.c.checksum, events.c.previous_checksum)
-    .where(*(events.c[name] == bindparam(name) for name in _NAMES))
+_LAST_REFUSAL = Statement(
+    select(events.c.id, events.c.checksum, events.c.previous_checksum)
+    .where(
+        _of_owner,
+        events.c.kind == literal_column("'refused'"),
+        *(events.c[name] == bindparam(name) for name in _NAMES[5:]),
+    )
     .order_by(events.c.id.desc())
     .limit(1)
 )
 _LEFT_SINCE = Statement(
-    select(events.c.id).where(
-        *(events.c[name] == bindparam(name) for name in _NAMES[:5]),
-        events.c.slug.is_(None),
+    select(events.c.id)
+    .where(
+        _of_owner,
         one_of(events.c.kind, "detached", "expired", "superseded"),
-        events.c.id
-        > select(func.max(_last.c.id))
-        .where(*(_last.c[name] == bindparam(name) for name in _NAMES))
-        .scalar_subquery(),
+        events.c.id > bindparam("refusal_id"),
     )
+    .limit(1)
+)
+_removed = events.alias("removed")
+_ids_of_key = union_all(
+    select(entries.c.id).where(*(entries.c[name] == bindparam(name) for name in _NAMES[5:])),
+    select(_removed.c.entry_id).where(
+        *(_removed.c[name] == bindparam(name) for name in _NAMES[5:]),
+        _removed.c.kind == literal_column("'removed'"),
+        _removed.c.id > bindparam("refusal_id"),
+    ),
+)
+_CHANGED_SINCE = Statement(
+    select(events.c.id)
+    .select_from(events.join(owners, owners.c.id == events.c.owner_id))
+    .where(
+        *(owners.c[name] == bindparam(name) for name in _NAMES[:5]),
+        events.c.id > bindparam("refusal_id"),
+        events.c.entry_id.in_(_ids_of_key),
+    )
+    .limit(1)
 )
 
 
 def write_events(conn: Connection, now: int, rows: Sequence[EventRow]) -> None:
     """Append events. The rows that they name by id must still be there."""
-    if rows:
+    groups: dict[tuple[str | None, ...], list[tuple[object, ...]]] = {}
+    for row in rows:
+        groups.setdefault(row[4:], []).append(row[:4])
+    if len(rows) < ALIKE_MIN * len(groups):
         conn.run(_INSERT, now=now, rows=as_rows(rows))
+        return
+    for said, alike in groups.items():
+        conn.run(_INSERT_ALIKE, now=now, rows=as_rows(alike), **dict(zip(_SAID, said, strict=True)))
 
 
 class Refusal(NamedTuple):
@@ -142,6 +172,7 @@ class Refusal(NamedTuple):
     slug: str
     suffix: str
     filename: str
+    entry_id: int
     offered: str
     registered: str
     reason: str
@@ -168,55 +199,34 @@ def write_refusals(
         )
         key = (refusal.slug, refusal.suffix, refusal.filename)
         about = dict(zip(_NAMES, (*who, *key), strict=True))
-        last = conn.run(_LAST_OF, **about)
-        is_repeat = last == [("refused", refusal.offered, refusal.registered)]
-        if not is_repeat or conn.run(_LEFT_SINCE, **about):
+        if not _is_repeat(conn, refusal, about):
             event_id = last_event_id + len(rows) + 1
             rows.append((event_id, *who, *key, *refusal[4:]))
     if rows:
         conn.run(_INSERT_REFUSALS, now=now, kind="refused", rows=as_rows(rows))
 
 
-_later = events.alias("later")
-_UNRESOLVED = Statement(
-    select(
-        events.c.namespace,
-        events.c.component,
-        events.c.endpoint,
-        events.c.instance_id,
-        events.c.lora_slug,
-        events.c.slug,
-        events.c.suffix,
-        events.c.filename,
-    ).where(
-        # Spelled out, so that SQLite can use the partial index of refusals.
-        events.c.kind == literal_column("'refused'"),
-        events.c.at > bindparam("since"),
-        ~exists().where(
-            _later.c.namespace == events.c.namespace,
-            _later.c.component == events.c.component,
-            _later.c.endpoint == events.c.endpoint,
-            _later.c.instance_id == events.c.instance_id,
-            _later.c.lora_slug == events.c.lora_slug,
-            _later.c.id > events.c.id,
-            or_(
-                one_of(_later.c.kind, "detached", "expired", "superseded"),
-                and_(
-                    one_of(_later.c.kind, "registered", "replaced", "refused"),
-                    _later.c.slug == events.c.slug,
-                    _later.c.suffix == events.c.suffix,
-                    _later.c.filename == events.c.filename,
-                ),
-            ),
-        ),
-    )
-)
+def _is_repeat(conn: Connection, refusal: Refusal, about: Mapping[str, str]) -> bool:
+    """Whether the last word on an owner's key is a refusal of the same."""
+    last = conn.run(_LAST_REFUSAL, **about)
+    if not last or last[0][1:] != (refusal.offered, refusal.registered):
+        return False
+    since = {"refusal_id": last[0][0]}
+    left = conn.run(_LEFT_SINCE, **since, **{name: about[name] for name in _NAMES[:5]})
+    return not left and not conn.run(_CHANGED_SINCE, **since, **about)
+
+
+_FIND_UNRESOLVED = f"""
+    SELECT {", ".join("v." + name for name in _NAMES)}
+    FROM events v
+    WHERE v.at > :since AND {UNRESOLVED}
+"""
 
 
 def find_unresolved(conn: Connection, now: int) -> set[tuple[str, ...]]:
     """The owners and keys (eight names each) that were refused within the last hour, and neither
     succeeded nor left since: the conflicts that the view `leaks` shows."""
-    return set(conn.run(_UNRESOLVED, since=now - CONFLICT_MS))
+    return set(conn.run_text(_FIND_UNRESOLVED, {"since": now - CONFLICT_MS}))
 
 
 def write_departure(
@@ -233,7 +243,7 @@ def write_departure(
     finds nobody leaving who was not there.
     """
     for step, (kind, reason) in enumerate((("attached", "refused"), ("detached", "unregistered"))):
-        row = (last_event_id + 1 + step, *who, *[None] * 5, reason, actor, request_id)
+        row = (last_event_id + 1 + step, *who, *[None] * 6, reason, actor, request_id)
         conn.run(_INSERT_REFUSALS, now=now, kind=kind, rows=as_rows([row]))
 
 

@@ -95,7 +95,7 @@ def drain(conn: Connection, now: int, items: Sequence[Drain]) -> list[Drained | 
             item = items[index]
             event_id += 1
             about = (f"within {item.deadline_ms / 1000:g} s", item.actor, item.request_id)
-            events.append(EventRow(event_id, "drained", owner_id, None, None, None, *about))
+            events.append(EventRow(event_id, "drained", owner_id, None, None, *about))
             outcomes[index] = Drained(item.owner, now + item.deadline_ms)
         write_events(conn, now, events)
     return outcomes

@@ -9,17 +9,21 @@ from typing import Any
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
+    CompoundSelect,
     Select,
     bindparam,
     exists,
     func,
     literal,
+    literal_column,
     select,
+    text,
     tuple_,
+    union_all,
 )
 
 from registry.db.engine import Connection, Row, Statement, as_rows, json_rows
-from registry.db.tables import entries, events, owner_refs, owners
+from registry.db.tables import ABOUT_OWNERS, entries, events, owner_refs, owners
 from registry.records import (
     ArtifactKey,
     Entry,
@@ -47,13 +51,9 @@ EVENTS_LOOKED_UP = 5_000
 REFS_COUNTED = 100_000
 """A page of models ends where this many owner refs were counted for it."""
 
-_identity = (
-    owners.c.namespace,
-    owners.c.component,
-    owners.c.endpoint,
-    owners.c.instance_id,
-    owners.c.lora_slug,
-)
+OWNER_NAMES = ("namespace", "component", "endpoint", "instance_id", "lora_slug")
+
+_identity = tuple(owners.c[name] for name in OWNER_NAMES)
 _holder_count = (
     select(func.count())
     .where(owner_refs.c.entry_id == entries.c.id)
@@ -136,12 +136,20 @@ _FIND_ENTRY = Statement(
         entries.c.filename == bindparam("filename"),
     )
 )
-_EVENTS_OF_KEY = Statement(
-    _event.where(
-        events.c.slug == bindparam("slug"),
-        events.c.suffix == bindparam("suffix"),
-        events.c.filename == bindparam("filename"),
+_removed = events.alias("removed")
+_ENTRY_IDS_GONE = Statement(
+    select(_removed.c.entry_id)
+    .where(
+        _removed.c.slug == bindparam("slug"),
+        _removed.c.suffix == bindparam("suffix"),
+        _removed.c.filename == bindparam("filename"),
+        _removed.c.kind == literal_column("'removed'"),
     )
+    .order_by(_removed.c.id.desc())
+    .limit(bindparam("row_limit"))
+)
+_EVENTS_OF_ENTRY = Statement(
+    _event.where(events.c.entry_id == bindparam("entry_id"))
     .order_by(events.c.id.desc())
     .limit(bindparam("row_limit"))
 )
@@ -268,17 +276,25 @@ def explain(conn: Connection, key: ArtifactKey) -> Explanation:
     return Explanation(
         entry,
         holders_of(conn, entry.id, limit=EXPLAINED_HOLDERS) if entry else (),
-        tuple(
-            _event_record(row)
-            for row in conn.run(
-                _EVENTS_OF_KEY,
-                slug=key.slug,
-                suffix=key.suffix,
-                filename=key.filename,
-                row_limit=EXPLAINED_EVENTS,
-            )
-        ),
+        tuple(_last_events(conn, key, entry)),
     )
+
+
+def _last_events(conn: Connection, key: ArtifactKey, entry: Entry | None) -> list[Event]:
+    """The last events of a key: of the entry that is there, then of those that were before it."""
+    gone = conn.run(
+        _ENTRY_IDS_GONE,
+        slug=key.slug,
+        suffix=key.suffix,
+        filename=key.filename,
+        row_limit=EXPLAINED_EVENTS,
+    )
+    found: list[Event] = []
+    for entry_id in dict.fromkeys(([entry.id] if entry else []) + [row[0] for row in gone]):
+        missing = EXPLAINED_EVENTS - len(found)
+        rows = conn.run(_EVENTS_OF_ENTRY, entry_id=entry_id, row_limit=missing)
+        found += map(_event_record, rows)
+    return found
 
 
 def holders_of(
@@ -383,19 +399,22 @@ def _event_statements(names: tuple[str, ...], newest_first: bool) -> _EventState
 
 
 def _build_event_statements(names: tuple[str, ...], newest_first: bool) -> _EventStatements:
-    indexed = [events.c[name] == bindparam(name) for name in names if name != "kind"]
     is_wanted = [events.c[name] == bindparam(name) for name in names]
+    indexed = _found_by_name(names)
     # Not the bare id: with it SQLite may walk the whole table in its order instead of the index.
     number: ColumnElement[int] = events.c.id + 0
     window = _in_order(_event, events.c.id, newest_first).limit(bindparam("window")).subquery()
     window_order = window.c.id.desc() if newest_first else window.c.id
+    from_index = _event.where(*is_wanted)
+    if indexed is not None:
+        from_index = from_index.where(events.c.id.in_(indexed))
     return _EventStatements(
-        Statement(select(literal(1)).select_from(events).where(*indexed).limit(bindparam("window")))
-        if indexed
-        else None,
-        Statement(
-            _in_order(_event.where(*is_wanted), number, newest_first).limit(bindparam("row_limit"))
+        None
+        if indexed is None
+        else Statement(
+            select(literal(1)).select_from(indexed.subquery()).limit(bindparam("window"))
         ),
+        Statement(_in_order(from_index, number, newest_first).limit(bindparam("row_limit"))),
         Statement(
             select(window)
             .where(*(window.c[name] == bindparam(name) for name in names))
@@ -408,6 +427,39 @@ def _build_event_statements(names: tuple[str, ...], newest_first: bool) -> _Even
             .offset(bindparam("window") - 1)
         ),
     )
+
+
+def _found_by_name(names: tuple[str, ...]) -> CompoundSelect[tuple[int]] | None:
+    """The ids of the events of an owner, or of a slug, or of both; some of them more than once.
+
+    Names lead to the ids that they stand for or stood for, and those to the events.
+    """
+    is_slug = [events.c.slug == bindparam("slug")] if "slug" in names else []
+    if "namespace" in names:
+        is_owner = [events.c[name] == bindparam(name) for name in OWNER_NAMES]
+        is_about = text(f"({ABOUT_OWNERS})")
+        was_owner = select(_removed.c.owner_id).where(
+            *(_removed.c[name] == bindparam(name) for name in OWNER_NAMES),
+            is_about,
+        )
+        owner_ids = union_all(
+            select(owners.c.id).where(*(owners.c[name] == bindparam(name) for name in OWNER_NAMES)),
+            was_owner,
+        )
+        return union_all(
+            select(events.c.id).where(events.c.owner_id.in_(owner_ids), *is_slug),
+            select(events.c.id).where(*is_owner, is_about, *is_slug),
+        )
+    if is_slug:
+        is_there = select(entries.c.id).where(entries.c.slug == bindparam("slug"))
+        was_there = select(_removed.c.entry_id).where(
+            _removed.c.slug == bindparam("slug"), _removed.c.kind == literal_column("'removed'")
+        )
+        return union_all(
+            select(events.c.id).where(events.c.entry_id.in_(is_there)),
+            select(events.c.id).where(events.c.entry_id.in_(was_there)),
+        )
+    return None
 
 
 def _in_order(query: Select[Any], number: ColumnElement[int], newest_first: bool) -> Select[Any]:

@@ -1,21 +1,45 @@
 """Letting go: the one operation behind unregister, expiry, supersede and administrator's removal.
 
-A dead worker and a polite one leave the same rows (S7, S9).
+A dead worker and a polite one leave the same rows (S7, S9). It is done in SQL, a set at a time:
+
+    the journal is written      released, what ends the owner, removed: numbered as if the owners
+                                left one after the other
+    refs are deleted            of these owners
+    entries are deleted         those that the journal says are removed with their last ref
+    blobs are deleted           those that no ref names any more
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from sqlalchemy import bindparam, delete, exists, func, null, select, tuple_, update
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from registry.db.blobs import collect_blobs
 from registry.db.engine import Connection, Statement, as_rows, json_rows
 from registry.db.journal import EventRow, find_unresolved, write_departure, write_events
 from registry.db.sequences import last_ids
-from registry.db.tables import entries, owner_refs, owners
+from registry.db.tables import entries, events, owner_refs, owners
 from registry.records import (
     ArtifactKey,
     Kept,
@@ -27,27 +51,31 @@ from registry.records import (
 )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Release:
-    """Refs of one owner to let go, and the state that ends the owner, if it ends."""
+    """An owner that lets go of all that it holds, or of all of a model, and the state that ends
+    it, if it ends."""
 
     owner_id: int
     ended: OwnerState | None = None
     reason: str | None = None
     actor: str | None = None
     request_id: str | None = None
-    entry_ids: list[int] = field(default_factory=list)
-    removed_ids: list[int] = field(default_factory=list)
-    """Filled in by `release`: the entries for which this was the last holder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What was let go of: how many refs, since which event, and the content that they named."""
+
+    refs: int = 0
+    last_event_id: int = 0
+    contents: Set[str] = field(default_factory=frozenset)
 
 
 _ids = json_rows("rows", id=int)
-_pairs = json_rows("rows", owner_id=int, entry_id=int)
 _identities = json_rows(
     "rows", namespace=str, component=str, endpoint=str, instance_id=str, lora_slug=str
 )
-_ends = json_rows("rows", owner_id=int, state=str, reason=str)
-_models = json_rows("rows", slug=str, suffix=str)
 _held = exists().where(owner_refs.c.entry_id == entries.c.id)
 
 FIND_OWNERS = Statement(
@@ -69,57 +97,103 @@ FIND_OWNERS = Statement(
         & (owners.c.lora_slug == _identities.c.lora_slug),
     )
 )
-_REFS_OF_OWNERS = Statement(
-    select(owner_refs.c.owner_id, owner_refs.c.entry_id)
-    .where(owner_refs.c.owner_id.in_(select(_ids.c.id)))
-    .order_by(owner_refs.c.owner_id, owner_refs.c.entry_id)
+
+
+# What is let go of. With a slug and a suffix, it is only what is held of that model.
+
+_leaving = json_rows(
+    "rows", position=int, owner_id=int, state=str, reason=str, actor=str, request_id=str
 )
-_REFS_OF_MODELS = Statement(
-    select(owner_refs.c.owner_id, owner_refs.c.entry_id)
-    .select_from(
-        _models.join(
-            entries, (entries.c.slug == _models.c.slug) & (entries.c.suffix == _models.c.suffix)
-        ).join(owner_refs, owner_refs.c.entry_id == entries.c.id)
-    )
-    .order_by(owner_refs.c.owner_id, owner_refs.c.entry_id)
-)
-_ENTRIES_OF_MODELS = Statement(
-    select(entries.c.id, entries.c.slug, entries.c.suffix, entries.c.filename)
-    .select_from(
-        _models.join(
-            entries, (entries.c.slug == _models.c.slug) & (entries.c.suffix == _models.c.suffix)
+_slug, _suffix = bindparam("of_slug", type_=Text), bindparam("of_suffix", type_=Text)
+_of_model = select(entries.c.id).where(entries.c.slug == _slug, entries.c.suffix == _suffix)
+_goes = or_(_slug.is_(None), owner_refs.c.entry_id.in_(_of_model))
+
+
+def _lines(leaving: CTE, *, with_removals: bool) -> Select[tuple[int, str, int, int]]:
+    """The lines of the journal in their order, each with its number: of every owner that it lets
+    go of its refs, that it ends, and which entries go with their last ref."""
+    said = (leaving.c.reason, leaving.c.actor, leaving.c.request_id)
+    released = select(
+        leaving.c.position,
+        literal_column("0").label("step"),
+        literal_column("'released'").label("kind"),
+        leaving.c.owner_id,
+        owner_refs.c.entry_id,
+        *said,
+    ).where(owner_refs.c.owner_id == leaving.c.owner_id, _goes)
+    ended = select(
+        leaving.c.position,
+        literal_column("1"),
+        leaving.c.state,
+        leaving.c.owner_id,
+        cast(null(), BigInteger),
+        *said,
+    ).where(leaving.c.state.is_not(None))
+    parts = [released, ended]
+    if with_removals:
+        others = owner_refs.alias("others")
+        last = (
+            select(func.max(leaving.c.position).label("position"), owner_refs.c.entry_id)
+            .where(owner_refs.c.owner_id == leaving.c.owner_id, _goes)
+            # Not the bare id: to group by it SQLite would walk an index of everybody's refs.
+            .group_by(owner_refs.c.entry_id + 0)
+            .having(
+                func.count()
+                == select(func.count())
+                .select_from(others)
+                .where(others.c.entry_id == owner_refs.c.entry_id)
+                .scalar_subquery()
+            )
+            .subquery("last_holders")
+        )
+        removed = select(
+            leaving.c.position,
+            literal_column("2"),
+            literal_column("'removed'"),
+            leaving.c.owner_id,
+            last.c.entry_id,
+            *said,
+        ).where(last.c.position == leaving.c.position)
+        parts.append(removed)
+    steps = union_all(*parts).subquery("steps")
+    number = func.row_number().over(order_by=(steps.c.position, steps.c.step, steps.c.entry_id))
+    names = ("kind", "owner_id", "entry_id", "reason", "actor", "request_id")
+    return select(number.label("number"), *(steps.c[name] for name in names))
+
+
+def _journal(*, with_removals: bool) -> Statement:
+    leaving = select(_leaving).cte("leaving").prefix_with("MATERIALIZED")
+    lines = _lines(leaving, with_removals=with_removals).subquery("lines")
+    who = ("namespace", "component", "endpoint", "instance_id", "lora_slug")
+    what = ("slug", "suffix", "filename", "checksum")
+    why = ("reason", "actor", "request_id")
+    return Statement(
+        insert(events).from_select(
+            ["id", "at", "kind", "owner_id", "entry_id", *who, *what, *why],
+            select(
+                bindparam("last_event_id", type_=BigInteger) + lines.c.number,
+                bindparam("now"),
+                *(lines.c[name] for name in ("kind", "owner_id", "entry_id")),
+                *(owners.c[name] for name in who),
+                *(entries.c[name] for name in what),
+                *(lines.c[name] for name in why),
+            ).select_from(
+                lines.outerjoin(owners, owners.c.id == lines.c.owner_id).outerjoin(
+                    entries, entries.c.id == lines.c.entry_id
+                )
+            ),
         )
     )
-    .order_by(entries.c.id)
-)
-_KEYS = Statement(
-    select(entries.c.id, entries.c.slug, entries.c.suffix, entries.c.filename).where(
-        entries.c.id.in_(select(_ids.c.id))
-    )
-)
-_HOLDERS = Statement(
-    select(owner_refs.c.entry_id, func.count())
-    .where(owner_refs.c.entry_id.in_(select(_ids.c.id)))
-    .group_by(owner_refs.c.entry_id)
-)
-_BLOBS_OF_REFS = Statement(
-    select(owner_refs.c.blob_checksum)
-    .join(
-        _pairs,
-        (owner_refs.c.owner_id == _pairs.c.owner_id) & (owner_refs.c.entry_id == _pairs.c.entry_id),
-    )
-    .where(owner_refs.c.blob_checksum.is_not(None))
-    .distinct()
-)
+
+
+_JOURNAL = _journal(with_removals=True)
+_JOURNAL_BUT_REMOVALS = _journal(with_removals=False)
 _DELETE_REFS = Statement(
-    delete(owner_refs).where(
-        tuple_(owner_refs.c.owner_id, owner_refs.c.entry_id).in_(
-            select(_pairs.c.owner_id, _pairs.c.entry_id)
-        )
-    )
+    delete(owner_refs)
+    .where(owner_refs.c.owner_id.in_(select(_ids.c.id)), _goes)
+    .returning(owner_refs.c.blob_checksum)
 )
-_UNHELD = Statement(select(entries.c.id).where(entries.c.id.in_(select(_ids.c.id)), ~_held))
-_DELETE_ENTRIES = Statement(delete(entries).where(entries.c.id.in_(select(_ids.c.id))))
+_ends = json_rows("rows", owner_id=int, state=str, reason=str)
 _END_OWNERS = Statement(
     update(owners)
     .values(
@@ -132,6 +206,91 @@ _END_OWNERS = Statement(
     )
     .where(owners.c.id == _ends.c.owner_id)
 )
+_since = events.c.id > bindparam("last_event_id")
+_removed = select(events.c.entry_id).where(_since, events.c.kind == literal("removed"))
+_DELETE_ENTRIES = Statement(delete(entries).where(entries.c.id.in_(_removed)))
+
+# Of each entry, the last release that let go of it.
+_last_release = events.alias("last_release")
+_names = (
+    *("owner_id", "entry_id", "namespace", "component", "endpoint", "instance_id", "lora_slug"),
+    *("slug", "suffix", "filename", "checksum", "reason", "actor", "request_id"),
+)
+_JOURNAL_REMOVALS = Statement(
+    insert(events).from_select(
+        ["id", "at", "kind", *_names],
+        select(
+            bindparam("next_event_id", type_=BigInteger)
+            + func.row_number().over(order_by=_last_release.c.id),
+            bindparam("now"),
+            literal_column("'removed'"),
+            *(_last_release.c[name] for name in _names),
+        ).where(
+            _last_release.c.id.in_(
+                select(func.max(events.c.id))
+                .where(_since, events.c.kind == literal("released"))
+                .group_by(events.c.entry_id + 0)
+            ),
+            ~exists().where(owner_refs.c.entry_id == _last_release.c.entry_id),
+        ),
+    )
+)
+
+
+def release(
+    conn: Connection, now: int, releases: Sequence[Release], *, model: tuple[str, str] | None = None
+) -> Freed:
+    """Let go of the owners' refs, of all of them or of those of a model (slug, suffix); remove the
+    entries left without any; journal; end the owners (S1, S7).
+
+    Rows come out as if the releases ran one at a time in their order.
+    """
+    freed = _let_go(conn, now, releases, _JOURNAL, model)
+    if freed.refs:
+        conn.run(_DELETE_ENTRIES, last_event_id=freed.last_event_id)
+        collect_blobs(conn, now, freed.contents)
+    return freed
+
+
+def let_go(conn: Connection, now: int, releases: Sequence[Release]) -> Freed:
+    """As `release`, but what the refs leave behind is still there, until `collect`."""
+    return _let_go(conn, now, releases, _JOURNAL_BUT_REMOVALS, None)
+
+
+def collect(conn: Connection, now: int, freed: Freed) -> None:
+    """Remove what was let go of and nobody holds by now, and journal it."""
+    since = {"last_event_id": freed.last_event_id}
+    conn.run(_JOURNAL_REMOVALS, now=now, next_event_id=last_ids(conn)["events"], **since)
+    conn.run(_DELETE_ENTRIES, **since)
+    collect_blobs(conn, now, freed.contents)
+
+
+def _let_go(
+    conn: Connection,
+    now: int,
+    releases: Sequence[Release],
+    journal: Statement,
+    model: tuple[str, str] | None,
+) -> Freed:
+    if not releases:
+        return Freed()
+    last_event_id = last_ids(conn).get("events", 0)
+    slug, suffix = model or (None, None)
+    of = {"of_slug": slug, "of_suffix": suffix}
+    leaving = [
+        (index, each.owner_id, each.ended, each.reason, each.actor, each.request_id)
+        for index, each in enumerate(releases)
+    ]
+    conn.run(journal, now=now, last_event_id=last_event_id, rows=as_rows(leaving), **of)
+    gone = conn.run(_DELETE_REFS, rows=as_rows([[each.owner_id] for each in releases]), **of)
+    ends = [(each.owner_id, each.ended, each.reason) for each in releases if each.ended]
+    if ends:
+        conn.run(_END_OWNERS, now=now, rows=as_rows(ends))
+    contents = {row[0] for row in gone} - {None}
+    return Freed(len(gone), last_event_id, contents)
+
+
+# Unregister
 
 
 def identity(owner: Owner) -> tuple[str, str, str, str, str]:
@@ -166,166 +325,59 @@ def unregister(conn: Connection, now: int, items: Sequence[Unregistration]) -> l
         if owner_id is not None:
             state = None if ended else OwnerState.DETACHED
             releases[index] = Release(owner_id, state, "unregistered", item.actor, item.request_id)
-    load_refs(conn, list(releases.values()))
-    keys = _keys(conn, [entry for release in releases.values() for entry in release.entry_ids])
-    release(conn, now, list(releases.values()))
-    left = _holders_after(conn, list(releases.values()))
-    receipts = [Receipt(item.owner) for item in items]
-    for index, done in reversed(releases.items()):
-        removed = set(done.removed_ids)
-        kept = [entry_id for entry_id in done.entry_ids if entry_id not in removed]
-        receipts[index] = Receipt(
-            items[index].owner,
-            len(done.entry_ids),
-            tuple(keys[entry_id] for entry_id in done.removed_ids),
+    freed = release(conn, now, list(releases.values()))
+    told = _receipts(conn, freed, {each.owner_id: index for index, each in releases.items()}, items)
+    return [told.get(index) or Receipt(item.owner) for index, item in enumerate(items)]
+
+
+_LINES = Statement(
+    select(
+        events.c.owner_id,
+        events.c.kind,
+        events.c.entry_id,
+        events.c.slug,
+        events.c.suffix,
+        events.c.filename,
+    )
+    .where(_since, events.c.entry_id.is_not(None))
+    .order_by(events.c.id)
+)
+_HOLDERS = Statement(
+    select(owner_refs.c.entry_id, func.count())
+    .where(owner_refs.c.entry_id.in_(select(_ids.c.id)))
+    .group_by(owner_refs.c.entry_id)
+)
+
+
+def _receipts(
+    conn: Connection, freed: Freed, places: dict[int, int], items: Sequence[Unregistration]
+) -> dict[int, Receipt]:
+    """The receipts of the owners that held something, by the places of their items: what the
+    journal has just been told of them."""
+    if not freed.refs:
+        return {}
+    released: dict[int, dict[int, ArtifactKey]] = {}
+    removed: set[tuple[int, int]] = set()
+    for owner_id, kind, entry_id, *key in conn.run(_LINES, last_event_id=freed.last_event_id):
+        if kind == "removed":
+            removed.add((owner_id, entry_id))
+        else:
+            released.setdefault(owner_id, {})[entry_id] = ArtifactKey(*key)
+    touched = {entry_id for keys in released.values() for entry_id in keys}
+    rows = conn.run(_HOLDERS, rows=as_rows([[entry_id] for entry_id in touched]))
+    left: Counter[int] = Counter(dict(rows))
+    receipts: dict[int, Receipt] = {}
+    for owner_id, keys in reversed(released.items()):
+        gone = [entry_id for entry_id in keys if (owner_id, entry_id) in removed]
+        kept = [entry_id for entry_id in keys if (owner_id, entry_id) not in removed]
+        receipts[places[owner_id]] = Receipt(
+            items[places[owner_id]].owner,
+            len(keys),
+            tuple(keys[entry_id] for entry_id in gone),
             tuple(Kept(keys[entry_id], left[entry_id]) for entry_id in kept),
         )
-        left.update(done.entry_ids)
+        left.update(list(keys))
     return receipts
-
-
-def remove(conn: Connection, now: int, items: Sequence[Removal]) -> list[Receipt]:
-    """Administrator's removal: drop the entries of each model, whoever holds them."""
-    return [_remove(conn, now, item) for item in items]
-
-
-def _remove(conn: Connection, now: int, item: Removal) -> Receipt:
-    model = as_rows([[item.slug, item.suffix]])
-    keys = {row[0]: ArtifactKey(*row[1:]) for row in conn.run(_ENTRIES_OF_MODELS, rows=model)}
-    releases: dict[int, Release] = {}
-    for owner_id, entry_id in conn.run(_REFS_OF_MODELS, rows=model):
-        if owner_id not in releases:
-            releases[owner_id] = Release(
-                owner_id,
-                reason="administrator",
-                actor=item.actor,
-                request_id=item.request_id,
-            )
-        releases[owner_id].entry_ids.append(entry_id)
-    release(conn, now, list(releases.values()))
-    _delete_orphans(
-        conn, now, item, keys.keys() - {e for r in releases.values() for e in r.entry_ids}
-    )
-    released = sum(len(each.entry_ids) for each in releases.values())
-    return Receipt(None, released, tuple(keys.values()))
-
-
-def _delete_orphans(conn: Connection, now: int, item: Removal, entry_ids: Set[int]) -> None:
-    """Entries that nobody held: there should be none, and an administrator may clear them."""
-    if entry_ids:
-        first = last_ids(conn).get("events", 0) + 1
-        about = (None, None, "administrator", item.actor, item.request_id)
-        rows = [
-            EventRow(first + index, "removed", None, entry_id, *about)
-            for index, entry_id in enumerate(sorted(entry_ids))
-        ]
-        write_events(conn, now, rows)
-        conn.run(_DELETE_ENTRIES, rows=as_rows([[entry_id] for entry_id in entry_ids]))
-
-
-def load_refs(conn: Connection, releases: Sequence[Release]) -> None:
-    """Put every ref of their owners into the releases."""
-    by_owner = {each.owner_id: each for each in releases}
-    if by_owner:
-        wanted = as_rows([[owner_id] for owner_id in by_owner])
-        for owner_id, entry_id in conn.run(_REFS_OF_OWNERS, rows=wanted):
-            by_owner[owner_id].entry_ids.append(entry_id)
-
-
-@dataclass(slots=True)
-class Freed:
-    """What releases let go of and may have left behind."""
-
-    last_holder: dict[int, Release] = field(default_factory=dict)
-    """The release that was the last to hold each entry."""
-    contents: list[str] = field(default_factory=list)
-
-    def releases(self) -> list[Release]:
-        """Those releases that were the last to hold something, in their order."""
-        return list({id(each): each for each in self.last_holder.values()}.values())
-
-
-def release(conn: Connection, now: int, releases: Sequence[Release]) -> None:
-    """Let go of the refs, remove the entries left without any, journal, end the owners (S1, S7).
-
-    Rows come out as if the releases ran one at a time in their order.
-    """
-    if releases:
-        freed = let_go(conn, releases)
-        unheld = find_unheld(conn, freed)
-        write_events(conn, now, events_of(releases, last_ids(conn).get("events", 0)))
-        end_owners(conn, now, releases)
-        delete_unheld(conn, now, unheld, freed)
-
-
-def let_go(conn: Connection, releases: Sequence[Release]) -> Freed:
-    """Delete the refs. What they leave behind is still there."""
-    freed = Freed({entry: each for each in releases for entry in each.entry_ids})
-    pairs = [(each.owner_id, entry) for each in releases for entry in each.entry_ids]
-    if pairs:
-        refs = as_rows(pairs)
-        freed.contents = [row[0] for row in conn.run(_BLOBS_OF_REFS, rows=refs)]
-        conn.run(_DELETE_REFS, rows=refs)
-    return freed
-
-
-def find_unheld(conn: Connection, freed: Freed) -> list[int]:
-    """The entries that nobody holds any more, noted in the release that was the last to."""
-    if not freed.last_holder:
-        return []
-    touched = as_rows([[entry_id] for entry_id in freed.last_holder])
-    unheld = sorted(row[0] for row in conn.run(_UNHELD, rows=touched))
-    for entry_id in unheld:
-        freed.last_holder[entry_id].removed_ids.append(entry_id)
-    return unheld
-
-
-def delete_unheld(conn: Connection, now: int, unheld: Sequence[int], freed: Freed) -> None:
-    """Delete the entries, and the content that nothing names any more."""
-    if unheld:
-        conn.run(_DELETE_ENTRIES, rows=as_rows([[entry_id] for entry_id in unheld]))
-    collect_blobs(conn, now, freed.contents)
-
-
-def collect(conn: Connection, now: int, freed: Freed) -> None:
-    """Remove what releases left behind and nobody holds by now, and journal it."""
-    unheld = find_unheld(conn, freed)
-    leavings = [replace(each, entry_ids=[], ended=None) for each in freed.releases()]
-    write_events(conn, now, events_of(leavings, last_ids(conn).get("events", 0)))
-    delete_unheld(conn, now, unheld, freed)
-
-
-def end_owners(conn: Connection, now: int, releases: Sequence[Release]) -> None:
-    """Make tombstones of the owners that end."""
-    ends = [[each.owner_id, each.ended, each.reason] for each in releases if each.ended]
-    if ends:
-        conn.run(_END_OWNERS, now=now, rows=as_rows(ends))
-
-
-def events_of(releases: Sequence[Release], event_id: int) -> list[EventRow]:
-    """What the journal says of releases, in their order; ids go on behind `event_id`."""
-    rows: list[EventRow] = []
-    for each in releases:
-        about = (None, None, each.reason, each.actor, each.request_id)
-        steps: list[tuple[str, int | None]] = [("released", entry) for entry in each.entry_ids]
-        if each.ended:
-            steps.append((each.ended, None))
-        steps += [("removed", entry) for entry in each.removed_ids]
-        for kind, entry_id in steps:
-            event_id += 1
-            rows.append(EventRow(event_id, kind, each.owner_id, entry_id, *about))
-    return rows
-
-
-def _keys(conn: Connection, entry_ids: Sequence[int]) -> dict[int, ArtifactKey]:
-    wanted = as_rows([[entry_id] for entry_id in set(entry_ids)])
-    return {row[0]: ArtifactKey(*row[1:]) for row in conn.run(_KEYS, rows=wanted)}
-
-
-def _holders_after(conn: Connection, releases: Sequence[Release]) -> Counter[int]:
-    touched = {entry_id for each in releases for entry_id in each.entry_ids}
-    rows = conn.run(_HOLDERS, rows=as_rows([[entry_id] for entry_id in touched]))
-    return Counter(dict(rows))
 
 
 def _ended(state: str) -> bool:
@@ -346,3 +398,60 @@ def _refused_of(
 ) -> Set[tuple[str, ...]]:
     """Those who were refused within the last hour, and neither succeeded nor left since."""
     return {row[:5] for row in find_unresolved(conn, now)} & set(gone) if gone else set()
+
+
+# Remove
+
+_model_keys = (entries.c.slug == bindparam("slug"), entries.c.suffix == bindparam("suffix"))
+_ENTRIES_OF_MODEL = Statement(
+    select(entries.c.id, entries.c.slug, entries.c.suffix, entries.c.filename)
+    .where(*_model_keys)
+    .order_by(entries.c.id)
+)
+_OWNERS_OF_MODEL = Statement(
+    select(owner_refs.c.owner_id)
+    .join(entries, entries.c.id == owner_refs.c.entry_id)
+    .where(*_model_keys)
+    .distinct()
+    .order_by(owner_refs.c.owner_id)
+)
+_DELETE_ORPHANS = Statement(delete(entries).where(entries.c.id.in_(select(_ids.c.id)), ~_held))
+
+
+def remove(conn: Connection, now: int, items: Sequence[Removal]) -> list[Receipt]:
+    """Administrator's removal: drop the entries of each model, whoever holds them."""
+    return [_remove(conn, now, item) for item in items]
+
+
+def _remove(conn: Connection, now: int, item: Removal) -> Receipt:
+    model = {"slug": item.slug, "suffix": item.suffix}
+    keys = {row[0]: ArtifactKey(*row[1:]) for row in conn.run(_ENTRIES_OF_MODEL, **model)}
+    releases = [
+        Release(row[0], None, "administrator", item.actor, item.request_id)
+        for row in conn.run(_OWNERS_OF_MODEL, **model)
+    ]
+    freed = release(conn, now, releases, model=(item.slug, item.suffix))
+    orphans = [row[0] for row in conn.run(_ENTRIES_OF_MODEL, **model)]
+    _delete_orphans(conn, now, item, orphans)
+    return Receipt(None, freed.refs, tuple(keys.values()))
+
+
+def _delete_orphans(conn: Connection, now: int, item: Removal, entry_ids: Sequence[int]) -> None:
+    """Entries that nobody held: there should be none, and an administrator may clear them."""
+    if entry_ids:
+        first = last_ids(conn).get("events", 0) + 1
+        rows = [
+            EventRow(
+                first + index,
+                "removed",
+                None,
+                entry_id,
+                None,
+                "administrator",
+                item.actor,
+                item.request_id,
+            )
+            for index, entry_id in enumerate(entry_ids)
+        ]
+        write_events(conn, now, rows)
+        conn.run(_DELETE_ORPHANS, rows=as_rows([[entry_id] for entry_id in entry_ids]))

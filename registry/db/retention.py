@@ -23,7 +23,7 @@ from sqlalchemy import (
 from registry.db.blobs import collect_blobs
 from registry.db.engine import Connection, Statement, as_rows, json_rows, one_of
 from registry.db.superseding import UNREPLACED
-from registry.db.tables import blobs, entries, events, owner_refs, owners
+from registry.db.tables import blobs, events, owner_refs, owners
 from registry.db.variables import policy_of, read_variables, write_variables
 
 EVENTS_PER_PRUNE = 5_000
@@ -140,16 +140,8 @@ _explains_a_ref = and_(
     one_of(events.c.kind, "registered", "replaced"),
     exists()
     .where(
-        owners.c.namespace == events.c.namespace,
-        owners.c.component == events.c.component,
-        owners.c.endpoint == events.c.endpoint,
-        owners.c.instance_id == events.c.instance_id,
-        owners.c.lora_slug == events.c.lora_slug,
-        entries.c.slug == events.c.slug,
-        entries.c.suffix == events.c.suffix,
-        entries.c.filename == events.c.filename,
-        owner_refs.c.owner_id == owners.c.id,
-        owner_refs.c.entry_id == entries.c.id,
+        owner_refs.c.owner_id == events.c.owner_id,
+        owner_refs.c.entry_id == events.c.entry_id,
         owner_refs.c.event_id == events.c.id,
     )
     .correlate(events),
@@ -166,15 +158,8 @@ _DELETE_RELEASED = Statement(
                 _release.join(
                     _registration,
                     and_(
-                        _registration.c.namespace == _release.c.namespace,
-                        _registration.c.component == _release.c.component,
-                        _registration.c.endpoint == _release.c.endpoint,
-                        _registration.c.instance_id == _release.c.instance_id,
-                        _registration.c.lora_slug == _release.c.lora_slug,
-                        _registration.c.slug == _release.c.slug,
-                        # Not by the index of keys: of one key there may be a whole fleet's.
-                        _registration.c.suffix + "" == _release.c.suffix,
-                        _registration.c.filename + "" == _release.c.filename,
+                        _registration.c.owner_id == _release.c.owner_id,
+                        _registration.c.entry_id == _release.c.entry_id,
                         _registration.c.id < _release.c.id,
                     ),
                 )

@@ -250,6 +250,7 @@ class _Batch:
                     conflict.key.slug,
                     conflict.key.suffix,
                     conflict.key.filename,
+                    self.entries[conflict.key].id,
                     conflict.offered,
                     conflict.registered,
                     f"held by {conflict.holders[0].owner}",
@@ -298,7 +299,7 @@ class _Batch:
                 self._next("entries"), artifact.checksum, self._size(artifact), is_new=True
             )
             self.entries[artifact.key] = entry
-            self._journal(item, owner, entry, "created", artifact.checksum)
+            self._journal(item, owner, entry, "created")
             outcome = Outcome.CREATED
         elif entry.checksum != artifact.checksum:
             kind, previous, outcome = "replaced", entry.checksum, Outcome.REPLACED
@@ -313,7 +314,7 @@ class _Batch:
             if same_place and self._was_refused(item, artifact):
                 kind, reason = "registered", "again"
         if kind:
-            self._journal(item, owner, entry, kind, artifact.checksum, previous, reason)
+            self._journal(item, owner, entry, kind, previous, reason)
         self._set_ref(item, owner, entry, artifact, ref, journalled=bool(kind))
         return RegisteredArtifact(artifact.key, entry.checksum, entry.size, outcome)
 
@@ -349,7 +350,7 @@ class _Batch:
         if journalled:
             ref.event_id = self.last["events"]
         if ref.status != RefStatus.OK:
-            self._journal(item, owner, entry, "restored", artifact.checksum)
+            self._journal(item, owner, entry, "restored")
         ref.blob_checksum, ref.path = blob_checksum, artifact.path
         ref.file_identity, ref.status = artifact.file_identity, RefStatus.OK
         self.touched_refs[owner.id, entry.id] = ref
@@ -360,7 +361,6 @@ class _Batch:
         owner: _OwnerRow,
         entry: _EntryRow | None,
         kind: str,
-        checksum: str | None = None,
         previous: str | None = None,
         reason: str | None = None,
     ) -> None:
@@ -370,7 +370,6 @@ class _Batch:
                 kind,
                 owner.id,
                 entry.id if entry else None,
-                checksum,
                 previous,
                 reason,
                 item.actor,

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, exists, literal, literal_column, select, update
 
 from registry.db.engine import Connection, Statement, as_rows, json_rows, one_of
-from registry.db.journal import write_events
-from registry.db.releasing import Freed, Release, end_owners, events_of, let_go, load_refs
-from registry.db.sequences import last_ids
+from registry.db.releasing import Freed, Release, let_go
 from registry.db.tables import owners
 from registry.records import Owner, OwnerState, Registration
 
@@ -156,10 +154,7 @@ def supersede(conn: Connection, now: int, item: Registration, owner_ids: list[in
         Release(owner_id, OwnerState.SUPERSEDED, reason, item.actor, item.request_id)
         for owner_id in owner_ids
     ]
-    load_refs(conn, releases)
-    freed = let_go(conn, releases)
-    write_events(conn, now, events_of(releases, last_ids(conn).get("events", 0)))
-    end_owners(conn, now, releases)
+    freed = let_go(conn, now, releases)
     conn.run(
         _NAME,
         new_worker_name=item.worker_name,

@@ -39,7 +39,7 @@ from sqlalchemy import (
 
 from registry.db.engine import Connection, Row, Statement, one_of
 from registry.db.journal import write_service_event
-from registry.db.releasing import Release, load_refs, release
+from registry.db.releasing import Release, release
 from registry.db.tables import owner_refs, owners
 from registry.db.variables import Policy, policy_of, read_variables, write_variables
 from registry.records import LEASE_MAX_MS, Owner, OwnerState
@@ -229,9 +229,7 @@ def _sweep(conn: Connection, now: int, item: Sweep) -> Swept:
     due += [(row, OwnerState.EXPIRED, "expired") for row in expired]
     taken = due if item.dry_run else _within_bounds(due)
     if not item.dry_run:
-        releases = [Release(row[0], end, reason) for row, end, reason in taken]
-        load_refs(conn, releases)
-        release(conn, now, releases)
+        release(conn, now, [Release(row[0], end, reason) for row, end, reason in taken])
         _write_state(conn, state, now)
     ended = tuple(Ending(_owner_of(row), end, reason) for row, end, reason in taken)
     return Swept(

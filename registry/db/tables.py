@@ -8,7 +8,8 @@
                       blob_checksum ───────────n────1─────── (copied)
                       event_id ─ ─ ─ ┐
                                      ▼ explains the ref
-    settings  name, value         events   append-only journal; names owners and keys by value
+    settings  name, value         events   append-only journal; names owners and keys by value,
+                                           and by ids that are never used twice
 
 An entry has at least one owner ref, an owner ref has exactly one source of bytes (a file at `path`
 or a row of `blobs`), and an ended owner holds nothing. Times are UTC in integer milliseconds.
@@ -37,7 +38,7 @@ from sqlalchemy.types import TypeEngine
 
 from registry.db.views import LEAKS, OWNER_FOOTPRINT
 
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 """The newest revision in migrations/versions; this program reads and writes that schema."""
 
 APPLICATION_ID = 0x4D524547
@@ -179,12 +180,27 @@ owner_refs = Table(
     sqlite_with_rowid=False,
 )
 
+KINDS = (
+    *("released", "registered", "created", "removed"),
+    *("attached", "drained", "detached", "expired", "superseded"),
+    *("replaced", "refused", "drifted", "missing", "restored"),
+    *("expiry_paused", "expiry_resumed", "upgraded"),
+)
+"""What events are of, the most frequent first: so they are looked for."""
+
+# Each event is in the two short indexes of ids. What leads from a name to the ids that it had is in
+# the tables as long as the owner or the entry is there, and in the partial indexes afterwards.
+ABOUT_OWNERS = "slug IS NULL OR kind = 'refused'"
+"""The events that are found by the name of their owner: `ix_events_owner` has them."""
+
 events = Table(
     "events",
     metadata,
     Column("id", _integer, primary_key=True),
     Column("at", _integer, nullable=False),
     Column("kind", _text, nullable=False),
+    Column("owner_id", _integer),
+    Column("entry_id", _integer),
     Column("namespace", _text),
     Column("component", _text),
     Column("endpoint", _text),
@@ -198,16 +214,22 @@ events = Table(
     Column("reason", _text),
     Column("actor", _text),
     Column("request_id", _text),
-    CheckConstraint(
-        "kind IN ('attached', 'drained', 'detached', 'expired', 'superseded', 'registered', "
-        "'replaced', 'refused', 'released', 'drifted', 'missing', 'restored', 'created', "
-        "'removed', 'expiry_paused', 'expiry_resumed', 'upgraded')",
-        name="kind",
+    # Not IN: SQLite would build its list anew for every row.
+    CheckConstraint(" OR ".join(f"kind = '{kind}'" for kind in KINDS), name="kind"),
+    Index("ix_events_owner_id", "owner_id", "entry_id"),
+    Index("ix_events_entry_id", "entry_id"),
+    Index(
+        "ix_events_owner",
+        *("namespace", "component", "endpoint", "instance_id", "lora_slug"),
+        sqlite_where=text(ABOUT_OWNERS),
+        postgresql_where=text(ABOUT_OWNERS),
     ),
     Index(
-        "ix_events_owner", "namespace", "component", "endpoint", "instance_id", "lora_slug", "slug"
+        "ix_events_removed",
+        *("slug", "suffix", "filename"),
+        sqlite_where=text("kind = 'removed'"),
+        postgresql_where=text("kind = 'removed'"),
     ),
-    Index("ix_events_key", "slug", "suffix", "filename"),
     Index(
         "ix_events_refused",
         "at",

@@ -25,7 +25,33 @@ LEFT JOIN entries e ON e.id = r.entry_id
 GROUP BY o.id
 """
 
-LEAKS = """
+UNRESOLVED = """v.kind = 'refused'
+        AND NOT EXISTS (
+            SELECT 1 FROM events s
+            WHERE s.namespace = v.namespace AND s.component = v.component
+                AND s.endpoint = v.endpoint AND s.instance_id = v.instance_id
+                AND s.lora_slug = v.lora_slug AND (s.slug IS NULL OR s.kind = 'refused')
+                AND s.id > v.id
+                AND (s.kind IN ('detached', 'expired', 'superseded')
+                    OR s.kind = 'refused' AND s.slug = v.slug
+                        AND s.suffix = v.suffix AND s.filename = v.filename))
+        AND NOT EXISTS (
+            SELECT 1 FROM owners o JOIN events s ON s.owner_id = o.id
+            WHERE o.namespace = v.namespace AND o.component = v.component
+                AND o.endpoint = v.endpoint AND o.instance_id = v.instance_id
+                AND o.lora_slug = v.lora_slug
+                AND s.id > v.id AND s.kind IN ('registered', 'replaced')
+                AND s.entry_id IN (
+                    SELECT e.id FROM entries e
+                    WHERE e.slug = v.slug AND e.suffix = v.suffix AND e.filename = v.filename
+                    UNION ALL
+                    SELECT g.entry_id FROM events g
+                    WHERE g.slug = v.slug AND g.suffix = v.suffix AND g.filename = v.filename
+                        AND g.kind = 'removed' AND g.id > v.id))"""
+"""Of an event `v`: it is a refusal, and its owner has neither left since, nor got the key, nor was
+it refused the key again."""
+
+LEAKS = f"""
 CREATE VIEW leaks AS
 WITH policy AS (
     SELECT (SELECT now_ms FROM clock) AS now,
@@ -36,26 +62,40 @@ WITH policy AS (
         COALESCE((SELECT CAST(value AS INTEGER) FROM settings
             WHERE name = 'scrub_period_ms'), 86400000) AS scrub_period
 ),
+/* The refs with anything wrong: whatever can be said of a ref is looked for in one pass. */
+wrong AS MATERIALIZED (
+    SELECT r.owner_id, r.entry_id, r.path, r.blob_checksum, r.status, r.verified_at, r.created_at,
+        r.event_id, o.id AS owner, e.id AS entry, b.checksum AS blob, v.id AS event,
+        r.status = 'ok' AND (r.path IS NOT NULL OR b.checksum IS e.checksum) AS has_bytes,
+        v.owner_id IS r.owner_id AND v.entry_id IS r.entry_id AND v.checksum IS e.checksum
+            AND v.kind IN ('registered', 'replaced') AS is_explained
+    FROM owner_refs r
+    LEFT JOIN owners o ON o.id = r.owner_id
+    LEFT JOIN entries e ON e.id = r.entry_id
+    LEFT JOIN blobs b ON b.checksum = r.blob_checksum
+    LEFT JOIN events v ON v.id = r.event_id
+    WHERE NOT has_bytes OR NOT is_explained OR o.id IS NULL OR e.id IS NULL
+),
 found (class, severity, owner_id, entry_id, owner, entry, since_ms, detail) AS (
     SELECT 'orphan_entry', 'leak', NULL, e.id, NULL, NULL, e.updated_at,
         'nobody holds it: remove it with an administrator''s delete'
     FROM entries e
-    WHERE NOT EXISTS (SELECT 1 FROM owner_refs r WHERE r.entry_id = e.id)
+    WHERE e.id IN (
+        SELECT n.id FROM entries n
+        WHERE NOT EXISTS (SELECT 1 FROM owner_refs r WHERE r.entry_id = n.id))
     UNION ALL
     SELECT 'ref_of_ended_owner', 'leak', o.id, r.entry_id, NULL, NULL, o.ended_at,
         'the owner is ' || o.state || ' and still holds it: unregister the owner'
     FROM owners o JOIN owner_refs r ON r.owner_id = o.id
     WHERE o.state IN ('detached', 'expired', 'superseded')
     UNION ALL
-    SELECT 'dangling_ref', 'corruption', r.owner_id, r.entry_id,
-        CASE WHEN o.id IS NULL THEN 'owner ' || r.owner_id END,
-        CASE WHEN e.id IS NULL THEN 'entry ' || r.entry_id END, r.created_at,
-        'its ' || CASE WHEN o.id IS NULL THEN 'owner' ELSE 'entry' END
+    SELECT 'dangling_ref', 'corruption', w.owner_id, w.entry_id,
+        CASE WHEN w.owner IS NULL THEN 'owner ' || w.owner_id END,
+        CASE WHEN w.entry IS NULL THEN 'entry ' || w.entry_id END, w.created_at,
+        'its ' || CASE WHEN w.owner IS NULL THEN 'owner' ELSE 'entry' END
             || ' is not there: somebody wrote with foreign keys off; restore a backup'
-    FROM owner_refs r
-    LEFT JOIN owners o ON o.id = r.owner_id
-    LEFT JOIN entries e ON e.id = r.entry_id
-    WHERE o.id IS NULL OR e.id IS NULL
+    FROM wrong w
+    WHERE w.owner IS NULL OR w.entry IS NULL
     UNION ALL
     SELECT 'lapsed_lease', 'leak', o.id, NULL, NULL, NULL, o.lease_expires_at,
         'its lease lapsed longer ago than the grace period: sweep'
@@ -100,27 +140,21 @@ found (class, severity, owner_id, entry_id, owner, entry, since_ms, detail) AS (
     UNION ALL
     SELECT 'unserveable_entry', 'fault', NULL, e.id, NULL, NULL, e.updated_at,
         'no holder has bytes with ' || e.checksum || ': tell the holders'
-    FROM entries e
-    WHERE EXISTS (SELECT 1 FROM owner_refs r WHERE r.entry_id = e.id)
-        AND NOT EXISTS (
-            SELECT 1 FROM owner_refs r
-            WHERE r.entry_id = e.id AND r.status = 'ok'
-                AND (r.path IS NOT NULL OR EXISTS (
-                    SELECT 1 FROM blobs b
-                    WHERE b.checksum = r.blob_checksum AND b.checksum = e.checksum)))
+    FROM (SELECT entry_id, COUNT(*) AS refs FROM wrong WHERE NOT has_bytes GROUP BY entry_id) w
+    JOIN entries e ON e.id = w.entry_id
+    WHERE w.refs = (SELECT COUNT(*) FROM owner_refs r WHERE r.entry_id = e.id)
     UNION ALL
-    SELECT CASE r.status WHEN 'missing' THEN 'missing_file' ELSE 'drifted_ref' END, 'fault',
-        r.owner_id, r.entry_id, NULL, NULL, r.verified_at,
-        CASE r.status WHEN 'missing' THEN r.path || ' is gone or cannot be read'
-            ELSE r.path || ' holds other bytes than were registered' END || ': tell the owner'
-    FROM owner_refs r
-    WHERE r.status <> 'ok'
+    SELECT CASE w.status WHEN 'missing' THEN 'missing_file' ELSE 'drifted_ref' END, 'fault',
+        w.owner_id, w.entry_id, NULL, NULL, w.verified_at,
+        CASE w.status WHEN 'missing' THEN w.path || ' is gone or cannot be read'
+            ELSE w.path || ' holds other bytes than were registered' END || ': tell the owner'
+    FROM wrong w
+    WHERE w.status <> 'ok'
     UNION ALL
-    SELECT 'missing_blob', 'corruption', r.owner_id, r.entry_id, NULL, NULL, r.created_at,
-        'its content ' || r.blob_checksum || ' is not there: upload it again, or restore a backup'
-    FROM owner_refs r
-    WHERE r.blob_checksum IS NOT NULL
-        AND NOT EXISTS (SELECT 1 FROM blobs b WHERE b.checksum = r.blob_checksum)
+    SELECT 'missing_blob', 'corruption', w.owner_id, w.entry_id, NULL, NULL, w.created_at,
+        'its content ' || w.blob_checksum || ' is not there: upload it again, or restore a backup'
+    FROM wrong w
+    WHERE w.blob_checksum IS NOT NULL AND w.blob IS NULL
     UNION ALL
     SELECT 'unverified_ref', 'note', r.owner_id, r.entry_id, NULL, NULL, r.verified_at,
         r.path || ' was not hashed for longer than the scrub period'
@@ -128,18 +162,11 @@ found (class, severity, owner_id, entry_id, owner, entry, since_ms, detail) AS (
     WHERE r.path IS NOT NULL
         AND r.verified_at < (SELECT now - scrub_period FROM policy WHERE scrub_period > 0)
     UNION ALL
-    SELECT 'journal_says_gone', 'corruption', r.owner_id, r.entry_id, NULL, NULL, r.created_at,
-        'event ' || r.event_id || CASE WHEN v.id IS NULL THEN ' is not in the journal'
+    SELECT 'journal_says_gone', 'corruption', w.owner_id, w.entry_id, NULL, NULL, w.created_at,
+        'event ' || w.event_id || CASE WHEN w.event IS NULL THEN ' is not in the journal'
             ELSE ' is not its registration' END || ': somebody wrote past the registry'
-    FROM owner_refs r
-    JOIN owners o ON o.id = r.owner_id
-    JOIN entries e ON e.id = r.entry_id
-    LEFT JOIN events v ON v.id = r.event_id
-    WHERE v.id IS NULL OR v.kind NOT IN ('registered', 'replaced')
-        OR v.slug <> e.slug OR v.suffix <> e.suffix OR v.filename <> e.filename
-        OR v.checksum <> e.checksum
-        OR v.namespace <> o.namespace OR v.component <> o.component OR v.endpoint <> o.endpoint
-        OR v.instance_id <> o.instance_id OR v.lora_slug <> o.lora_slug
+    FROM wrong w
+    WHERE NOT w.is_explained AND w.owner IS NOT NULL AND w.entry IS NOT NULL
     UNION ALL
     SELECT 'unresolved_conflict', 'fault', NULL, NULL,
         v.namespace || '/' || v.component || '/' || v.endpoint || '/' || v.instance_id || '/'
@@ -147,15 +174,8 @@ found (class, severity, owner_id, entry_id, owner, entry, since_ms, detail) AS (
         v.slug || '/' || v.suffix || '/' || v.filename, v.at,
         'refused ' || v.checksum || ' for it, ' || v.reason || ': which bytes are right?'
     FROM events v
-    WHERE v.kind = 'refused' AND v.at > (SELECT now - 3600000 FROM policy)
-        AND NOT EXISTS (
-            SELECT 1 FROM events s
-            WHERE s.namespace = v.namespace AND s.component = v.component
-                AND s.endpoint = v.endpoint AND s.instance_id = v.instance_id
-                AND s.lora_slug = v.lora_slug AND s.id > v.id
-                AND (s.kind IN ('detached', 'expired', 'superseded')
-                    OR s.kind IN ('registered', 'replaced', 'refused') AND s.slug = v.slug
-                        AND s.suffix = v.suffix AND s.filename = v.filename))
+    WHERE v.at > (SELECT now - 3600000 FROM policy)
+        AND {UNRESOLVED}
 )
 SELECT f.class, f.severity,
     COALESCE(f.owner, o.namespace || '/' || o.component || '/' || o.endpoint || '/'
