@@ -48,7 +48,7 @@ def story(world: World) -> dict[str, Any]:
 
 def without_upgrades(told: dict[str, Any]) -> dict[str, Any]:
     pages = {
-        name: [e for e in page if e.kind != "upgraded"] for name, page in told["pages"].items()
+        name: tuple(e for e in page if e.kind != "upgraded") for name, page in told["pages"].items()
     }
     return {**told, "pages": pages}
 
