@@ -169,7 +169,9 @@ def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
         hasher = blake3()
         parts: list[bytes] = []
         size = 0
-        while part := _read(descriptor, path):
+        # What is kept comes in one piece: joined from several it would be in memory twice.
+        at_once = before.st_size + 1 if keep else READ_BYTES
+        while part := _read(descriptor, path, at_once):
             size += len(part)
             if size > before.st_size:
                 break
@@ -190,9 +192,9 @@ def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
     )
 
 
-def _read(descriptor: int, path: str) -> bytes:
+def _read(descriptor: int, path: str, length: int) -> bytes:
     try:
-        return os.read(descriptor, READ_BYTES)
+        return os.read(descriptor, length)
     except OSError as error:
         raise _unreadable(path, error) from error
 

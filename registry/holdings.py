@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from registry import files
 from registry.contents import LARGE_BYTES, Body, ContentCache
-from registry.db.blobs import find_chunk, find_content
+from registry.db.blobs import find_chunk
 from registry.db.engine import Database
 from registry.db.locator import Location
 from registry.db.observing import Observation
@@ -267,7 +267,8 @@ class Holdings:
 
     def _read_copy(self, location: Location) -> bytes | None:
         with self._database.read() as conn:
-            content = find_content(conn, location.checksum)
+            # As a part: a whole value SQLite would put together in memory of its own first.
+            content = find_chunk(conn, location.checksum, 0, location.size)
         if content is None or files.checksum_of(content) != location.checksum:
             return None
         return content

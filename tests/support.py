@@ -77,7 +77,7 @@ class Server:
 
     `flags` are options of `serve`: `lease_grace_s=1` is `--lease-grace-s 1`, a list repeats the
     option, True is a switch. `token` is sent by the client; `trust` tells whose certificates it
-    believes. `before_start` runs in the new process.
+    believes. `before_start` runs in the new process; `program` is what Python is to run.
     """
 
     def __init__(
@@ -87,11 +87,12 @@ class Server:
         token: str | None = None,
         trust: ssl.SSLContext | None = None,
         before_start: Callable[[], None] | None = None,
+        program: Sequence[str] = ("-m", "registry"),
         **flags: Any,
     ) -> None:
         self.database = database
         self.log = ""
-        command = [sys.executable, "-m", "registry", "serve", "--port", "0"]
+        command = [sys.executable, *program, "serve", "--port", "0"]
         command += ["--database-url", f"sqlite:///{database}"]
         for name, value in flags.items():
             option = f"--{name.replace('_', '-')}"

@@ -181,12 +181,33 @@ def test_who_says_nothing_is_cut_off(shared: Server) -> None:
         assert closes(line) == b""
 
 
-def test_a_kept_connection_may_be_silent_for_longer(shared: Server) -> None:
+@pytest.mark.parametrize("path", [f"/v1/metadata/{KEY}", "/live"])
+def test_a_kept_connection_may_be_silent_for_longer(shared: Server, path: str) -> None:
     with Line(shared) as line:
         for _ in range(2):
-            line.ask("/live")
+            line.ask(path)
             assert line.read_answer().status_code == 200
             time.sleep(4)
+
+
+SOON = (
+    "from registry import cli; from registry.api import server; server.KEEP_ALIVE_S = 1; cli.main()"
+)
+
+
+@pytest.mark.parametrize("path", [f"/v1/metadata/{KEY}", "/live"])
+def test_a_kept_connection_is_closed_in_the_end_however_it_was_answered(
+    serve: Callable[..., Server], path: str
+) -> None:
+    """What is in memory is answered without a timer for each request."""
+    server = serve(program=("-c", SOON))
+    server.register_copies(OWNER, {KEY: b"{}"})
+    assert server.fetch(KEY).status_code == 200
+    with server.connect() as connection:
+        for _ in range(3):
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        assert connection.recv(4096) == b""
 
 
 def test_a_reader_that_takes_nothing_is_cut_off(shared: Server) -> None:

@@ -10,7 +10,7 @@ limits cost a request that keeps to them is next to nothing, and no timer is set
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ BODY_MIN_BYTES_PER_S = 16 << 10
 LOOK_EVERY_S = 1.0
 LINGER_S = 2.0
 """How long what a refused peer still sends is taken in, so that it can read why it was refused."""
+
+
+Headers = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,16 @@ class Watch:
         self.limits = limits
         self._connections: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._default_headers: Headers = []
+        self._head = b""
+
+    def head(self, default_headers: Headers) -> bytes:
+        """The first lines of a 200, put together once for headers that change every second."""
+        if default_headers is not self._default_headers:
+            lines = [name + b": " + value + b"\r\n" for name, value in default_headers]
+            self._default_headers = default_headers
+            self._head = b"".join((b"HTTP/1.1 200 OK\r\n", *lines))
+        return self._head
 
     def admit(self, connection: Connection) -> bool:
         """Take a connection in, if there is room for it."""
@@ -100,9 +113,9 @@ class Flow(FlowControl):
             super().resume_reading()
 
 
-AtOnce = Callable[[Any], tuple[bytes, bytes] | None]
-"""What an application may have beside itself: for the scope of a GET without a body, the headers
-and the bytes of a 200 that takes no waiting. None: the application is to be called."""
+AtOnce = Callable[[bytes, Headers, Mapping[str, Any]], tuple[bytes, bytes] | None]
+"""What an application may have beside itself: for the target, the headers and the state of a GET,
+the headers and the bytes of a 200 that takes no waiting. None: the application is to be called."""
 
 
 class Connection(HttpToolsProtocol):
@@ -122,6 +135,10 @@ class Connection(HttpToolsProtocol):
         """Received, but not parsed before the requests in front of it are answered."""
         self._answering: RequestResponseCycle | None = None
         self._answered = 0
+        self._is_idle = False
+        """Whether the last request was answered at once, and nothing came since."""
+        self._is_answered = False
+        """Whether the request that is being parsed was answered at its head."""
         self._refusal: bytes | None = None
         self._lingers = False
         self._body_bytes = 0
@@ -150,6 +167,7 @@ class Connection(HttpToolsProtocol):
     # What comes in
 
     def data_received(self, data: bytes) -> None:
+        self._is_idle = False
         self._unset_keepalive_if_required()
         if self._refusal is not None:
             return
@@ -200,31 +218,53 @@ class Connection(HttpToolsProtocol):
             ):
                 self._refuse(errors.HeadersTooLarge())
 
+    def on_message_begin(self) -> None:
+        # The scope is made when the application is called, which it mostly is not.
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
     def on_headers_complete(self) -> None:
         self._unframed_bytes = 0
         if len(self.headers) > HEADERS_MAX:
             raise errors.HeadersTooLarge
+        if self._at_once is not None and self._answer_at_once(self._at_once):
+            return
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
         super().on_headers_complete()
 
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """Answer at once what takes no waiting; everything else gets a task of its own."""
-        answer = None
-        is_first = cycle.more_body  # Those behind it have been taken in, and wait for their turn.
-        can_write = not self.flow.write_paused and not self.transport.is_closing()
-        if self._at_once and is_first and cycle.keep_alive and can_write:
-            answer = self._at_once(cycle.scope)
+    def _answer_at_once(self, at_once: AtOnce) -> bool:
+        """Answer what takes no waiting: no task, no scope, and no timer (see `look`)."""
+        parser, cycle = self.parser, self.cycle
+        if (
+            (cycle is not None and not cycle.response_complete)
+            or self.pipeline
+            or self.flow.write_paused
+            or self.transport.is_closing()
+            or parser.get_method() != b"GET"
+            or parser.get_http_version() != "1.1"
+            or not parser.should_keep_alive()
+        ):
+            return False
+        answer = at_once(self.url, self.headers, self.app_state)
         if answer is None:
-            task = self.loop.create_task(self._answer(cycle, app))
-            task.add_done_callback(self.tasks.discard)
-            self.tasks.add(task)
-            return
-        cycle.response_started = cycle.response_complete = True
-        cycle.more_body = False
-        head = [b"HTTP/1.1 200 OK\r\n"]
-        for name, value in cycle.default_headers:
-            head += (name, b": ", value, b"\r\n")
-        self.transport.write(b"".join((*head, *answer)))
-        cycle.on_response()
+            return False
+        headers, content = answer
+        self.transport.write(
+            self._watch.head(self.server_state.default_headers) + headers + content
+        )
+        self.server_state.total_requests += 1
+        self._answered += 1
+        self._is_answered = self._is_idle = True
+        return True
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        task = self.loop.create_task(self._answer(cycle, app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def on_body(self, body: bytes) -> None:
         self._unframed_bytes = 0
@@ -233,7 +273,10 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unframed_bytes = 0
-        super().on_message_complete()
+        if self._is_answered:
+            self._is_answered = False
+        else:
+            super().on_message_complete()
 
     async def _answer(self, cycle: RequestResponseCycle, app: Any) -> None:
         # The connection may have broken with the answer before; this is told a moment later.
@@ -314,6 +357,8 @@ class Connection(HttpToolsProtocol):
             return ("reader", self.transport.get_write_buffer_size()), timeout_s
         if self.timeout_keep_alive_task is not None:
             return ("request",), None
+        if self._is_idle:
+            return ("request", self._answered), self.timeout_keep_alive
         if cycle is None or (cycle.response_complete and not cycle.more_body):
             return ("head", id(cycle)), timeout_s
         if not cycle.more_body or self.flow.read_paused:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 
-from registry import logs, tokens
+from registry import logs, memory, tokens
 from registry.api.access import is_loopback
 from registry.api.connections import Config, Limits
 from registry.api.workers import METRICS_VARIABLE, Workers, shared_metrics, stop_with_parent
@@ -138,11 +138,13 @@ def app_of_worker() -> Serving:
 
 
 def _settle() -> None:
-    """Keep what is there now, modules above all, out of the garbage collector's rounds.
+    """Let freed memory go, and keep what is there now, modules above all, out of the garbage
+    collector's rounds.
 
     It stays until the end, and going through it again and again took a fifth of the time of
     small requests.
     """
+    memory.give_back()
     gc.collect()
     gc.freeze()
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -117,20 +117,22 @@ class Serving:
             if isinstance(send, _Sent):
                 tell(scope, _route_of(scope), send.status, None, level=logging.DEBUG)
 
-    def at_once(self, scope: Scope) -> tuple[bytes, bytes] | None:
-        """The plain 200 of a small file that is in memory: its headers and the bytes.
+    def at_once(
+        self, target: bytes, headers: Headers, state: Mapping[str, Any]
+    ) -> tuple[bytes, bytes] | None:
+        """The plain 200 to a GET of a small file that is in memory: its headers and the bytes.
 
         None: the answer takes more than that, and is given by a call. This is the way of nearly
         every read, so it is short: a look whether anything was committed since, an `lstat` if
         the file is in place, and headers that were put together before.
         """
-        path = self._paths.get(scope["raw_path"])
-        if path is None or scope["method"] != "GET" or not _is_plain(scope["headers"]):
+        path = self._paths.get(target)
+        if path is None or not _is_plain(headers):
             return None
         if self._admit is not None or self._tells_all:
             return None
         key, content_type, route = path
-        registry: Registry = scope["state"]["registry"]
+        registry: Registry = state["registry"]
         try:
             location = registry.find(key)
         except errors.RegistryError:
