@@ -7,6 +7,7 @@ no entry serveable.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 
 LARGE_BYTES = 1 << 20
@@ -16,7 +17,7 @@ LARGE_BYTES = 1 << 20
 class Body:
     """The bytes of one content. While it is pinned it stays in memory and in the budget."""
 
-    __slots__ = ("checksum", "content", "headers", "pins", "size")
+    __slots__ = ("__weakref__", "checksum", "content", "headers", "pins", "size")
 
     def __init__(self, checksum: str, content: bytes) -> None:
         self.checksum = checksum
@@ -37,7 +38,7 @@ class ContentCache:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes held or reserved."""
+        """Bytes held or reserved. What was pushed out counts until nobody has it any more."""
         return self._used_bytes
 
     def find(self, checksum: str) -> Body | None:
@@ -59,7 +60,7 @@ class ContentCache:
         return True
 
     def release(self, size: int) -> None:
-        """Give room back that was reserved and not filled."""
+        """Give room back that was reserved and not filled, or whose content is gone."""
         self._used_bytes -= size
 
     def fill(self, checksum: str, content: bytes) -> Body:
@@ -69,6 +70,7 @@ class ContentCache:
             self._used_bytes -= len(content)
             return self._bodies[checksum]
         self._bodies[checksum] = body
+        weakref.finalize(body, self.release, len(content)).atexit = False
         return body
 
     def _evict(self, needed: int) -> None:
@@ -77,5 +79,4 @@ class ContentCache:
                 break
             if not body.pins:
                 del self._bodies[checksum]
-                self._used_bytes -= len(body.content)
                 needed -= len(body.content)

@@ -1,0 +1,58 @@
+"""Content in memory stays within its budget, whoever still has what was pushed out of it."""
+
+from __future__ import annotations
+
+from registry.contents import ContentCache
+
+
+def kept(cache: ContentCache, name: str, size: int) -> object:
+    assert cache.reserve(size)
+    return cache.fill(name, bytes(size))
+
+
+def test_what_was_used_last_stays_and_the_oldest_makes_room() -> None:
+    cache = ContentCache(30)
+    for name in ("a", "b", "c"):
+        kept(cache, name, 10)
+    assert cache.find("a") is not None
+    kept(cache, "d", 10)
+    assert [name for name in "abcd" if cache.find(name)] == ["a", "c", "d"]
+    assert cache.used_bytes == 30
+
+
+def test_content_that_was_pushed_out_counts_until_nobody_has_it() -> None:
+    """Else its readers and what took its place would be in memory together."""
+    cache = ContentCache(30)
+    held = kept(cache, "a", 20)
+    assert not cache.reserve(20)
+    assert (cache.find("a"), cache.used_bytes) == (None, 20)
+    del held
+    assert cache.used_bytes == 0
+    assert cache.reserve(20)
+
+
+def test_pinned_content_is_not_pushed_out() -> None:
+    cache = ContentCache(30)
+    kept(cache, "a", 20)
+    body = cache.find("a")
+    assert body is not None
+    body.pins += 1
+    del body
+    assert not cache.reserve(20)
+    assert cache.find("a") is not None
+
+
+def test_content_that_came_twice_counts_once() -> None:
+    cache = ContentCache(30)
+    first = kept(cache, "a", 10)
+    assert kept(cache, "a", 10) is first
+    assert cache.used_bytes == 10
+
+
+def test_room_that_was_not_filled_is_given_back() -> None:
+    cache = ContentCache(30)
+    assert cache.reserve(30)
+    assert not cache.reserve(1)
+    cache.release(30)
+    assert cache.reserve(30)
+    assert not cache.reserve(31)
