@@ -10,6 +10,7 @@ content of a file is ever given to the log.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
@@ -70,8 +71,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def _at(record: logging.LogRecord) -> str:
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    return f"{moment}.{int(record.msecs):03}Z"
+    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+
+
+@functools.lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -6,6 +6,7 @@ that an older client can talk to a newer service. Times are RFC 3339 in UTC with
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Sequence
@@ -61,10 +62,15 @@ encode = msgspec.json.Encoder().encode
 def format_time(at: int) -> str:
     """Milliseconds since the epoch as RFC 3339: `2026-01-31T12:00:00.000Z`."""
     seconds, milliseconds = divmod(at, 1000)
+    return f"{_format_second(seconds)}.{milliseconds:03}Z"
+
+
+@functools.lru_cache(maxsize=256)
+def _format_second(seconds: int) -> str:
     moment = time.gmtime(seconds)
     return (
         f"{moment.tm_year:04}-{moment.tm_mon:02}-{moment.tm_mday:02}"
-        f"T{moment.tm_hour:02}:{moment.tm_min:02}:{moment.tm_sec:02}.{milliseconds:03}Z"
+        f"T{moment.tm_hour:02}:{moment.tm_min:02}:{moment.tm_sec:02}"
     )
 
 

@@ -118,6 +118,40 @@ AtOnce = Callable[[bytes, Headers, Mapping[str, Any]], tuple[bytes, bytes] | Non
 the headers and the bytes of a 200 that takes no waiting. None: the application is to be called."""
 
 
+class Corked:
+    """A transport that holds the head of an answer back until its body comes: both leave together,
+    in one packet and one call of the system."""
+
+    __slots__ = ("_cycle", "_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        self._transport = transport
+        self._cycle = cycle
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            self._transport.writelines((self._head, data))
+            self._head = b""
+        elif self._head is None and self._cycle.response_started:
+            self._head = data
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Let a head go that no body follows."""
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
 class Connection(HttpToolsProtocol):
     """One connection, from its first byte to its last."""
 
@@ -134,6 +168,7 @@ class Connection(HttpToolsProtocol):
         self._held = b""
         """Received, but not parsed before the requests in front of it are answered."""
         self._answering: RequestResponseCycle | None = None
+        self._corked: Corked | None = None
         self._answered = 0
         self._is_idle = False
         """Whether the last request was answered at once, and nothing came since."""
@@ -262,6 +297,7 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._corked = cycle.transport = Corked(self.transport, cycle)
         task = self.loop.create_task(self._answer(cycle, app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
@@ -287,6 +323,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         was_last = not self.pipeline
         self._answered += 1
+        if self._corked is not None:
+            self._corked.flush()
         super().on_response_complete()
         if self.transport.is_closing():
             return
@@ -322,6 +360,8 @@ class Connection(HttpToolsProtocol):
         """Say the last words, and close when the peer has had time to read them."""
         if self.transport.is_closing():
             return
+        if self._corked is not None:
+            self._corked.flush()
         self._unset_keepalive_if_required()
         if not last_words or not self.transport.can_write_eof():
             self.transport.write(last_words)

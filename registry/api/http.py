@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
-import secrets
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, cast
 
@@ -192,12 +192,16 @@ class RequestIds:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        # Nobody is kept out by an id, so none has to be hard to guess. Asking the system for each
+        # took as long as a tenth of a registration.
+        self._random = random.Random()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = scope["request_id"] = _request_id(scope)
+        request_id = _find_request_id(scope) or f"{self._random.getrandbits(64):016x}"
+        scope["request_id"] = request_id
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -232,8 +236,8 @@ def _stopping() -> errors.RegistryError:
     )
 
 
-def _request_id(scope: Scope) -> str:
+def _find_request_id(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _is_request_id(value):
             return cast(bytes, value).decode("ascii")
-    return secrets.token_hex(8)
+    return None

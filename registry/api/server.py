@@ -33,6 +33,9 @@ BACKLOG = 2048
 KEEP_ALIVE_S = 75
 SHUTDOWN_S = 20
 WORKERS_STOP_S = SHUTDOWN_S + 15
+YOUNG_MAX = 10_000
+"""Objects that may be made before the garbage collector looks for cycles among them: those of some
+twenty requests at once, of which nearly all are gone by then."""
 OTHER_DESCRIPTORS = 512
 """Open files of a process beside its connections: database, files that are read, threads."""
 
@@ -147,6 +150,7 @@ def _settle() -> None:
     memory.give_back()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(YOUNG_MAX, *gc.get_threshold()[1:])
 
 
 def uvicorn_options() -> dict[str, Any]:

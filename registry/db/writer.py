@@ -1,6 +1,7 @@
 """One thread that writes: it commits whatever arrived during the last commit, all at once.
 
-A lone caller waits for nothing but its own commit; many callers share one. There is no timer.
+A lone caller waits for nothing but its own commit; many callers share one. There is no timer: the
+thread is handed what came in as soon as an event loop has gone round once without more coming.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ BATCH_ROWS = 20_000
 BATCH_BYTES = 64 << 20
 WAITING_ROWS_MAX = 500_000
 """Bounds the memory of what waits: about 1 KiB for a row."""
+GATHERED_MAX = 64
+GATHERED_FOR_S = 0.005
+"""What comes in without a break is handed over after so many items, or so much time."""
 
 log = logging.getLogger("registry.db")
 
@@ -89,6 +93,8 @@ class Writer:
         self._queue_max = queue_max
         self._on_batch = on_batch
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._coming: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+        """What each event loop is about to hand over."""
         self._thread = threading.Thread(target=self._work, name="registry-writer", daemon=True)
         self._closed = False
         self._waiting_rows = 0
@@ -107,8 +113,8 @@ class Writer:
 
     @property
     def waiting(self) -> int:
-        """Items in the queue."""
-        return self._queue.qsize()
+        """Items that the thread has not begun with."""
+        return self._queue.qsize() + sum(map(len, self._coming.values()))
 
     async def submit(
         self,
@@ -133,18 +139,37 @@ class Writer:
         with self._closing:
             if self._closed:
                 raise Busy("The registry is stopping; nothing was written. Try again shortly.")
-            if self._queue.qsize() >= self._queue_max or (
+            if self.waiting >= self._queue_max or (
                 self._waiting_rows and self._waiting_rows + rows > WAITING_ROWS_MAX
             ):
                 raise Busy("Too many writes are waiting; nothing was written. Try again shortly.")
             self._waiting_rows += rows
-            self._queue.put(_Job(operation, item, rows, size, loop, future))
+            coming = self._coming.setdefault(loop, [])
+            coming.append(_Job(operation, item, rows, size, loop, future))
+            if len(coming) == 1:
+                loop.call_soon(self._hand_over, loop, 1, loop.time() + GATHERED_FOR_S)
         return await future
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, seen: int, until: float) -> None:
+        """Queue what came in, unless more has come since `seen` items were seen: of callers that
+        come together, a few singles would each take a commit of their own."""
+        with self._closing:
+            coming = self._coming.get(loop, [])
+            if seen < len(coming) < GATHERED_MAX and loop.time() < until:
+                loop.call_soon(self._hand_over, loop, len(coming), until)
+                return
+            self._coming.pop(loop, None)
+            for job in coming:
+                self._queue.put(job)
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Write what was accepted, then stop."""
         with self._closing:
             self._closed = True
+            for coming in self._coming.values():
+                for job in coming:
+                    self._queue.put(job)
+            self._coming.clear()
             self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
