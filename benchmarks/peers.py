@@ -16,6 +16,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -83,7 +84,9 @@ def mlflow(binaries: Path) -> Iterator[Program]:
 
 
 def _running(command: list[str], port: int, health: str) -> Iterator[Program]:
-    with programs.started(command) as (process, _):
+    with programs.started(command) as (process, output):
+        # What it prints is taken in, or it would stop as soon as the pipe is full.
+        threading.Thread(target=output.read, daemon=True).start()
         program = Program(process.pid, "127.0.0.1", port)
         deadline = time.monotonic() + START_S
         while not _answers(program, health):
