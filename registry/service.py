@@ -109,6 +109,8 @@ class Registry:
             database, self.roots, self._cache, self._run, self._run_on_files, self._note
         )
         self._observing: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._latest: dict[tuple[int, int], Observation] = {}
+        """What was observed of a ref while an observation of it was on its way."""
         self._pending = _PendingUploads()
         self._uploads = Uploads(
             max_blob_bytes=settings.max_blob_bytes, max_bytes=settings.pending_upload_bytes
@@ -478,12 +480,25 @@ class Registry:
     def _note(self, observation: Observation) -> None:
         """Put down what a look at a file found, behind the answer that it was made for."""
         name = (observation.owner_id, observation.entry_id)
-        if name not in self._observing and len(self._observing) < OBSERVATIONS_MAX:
-            task = asyncio.create_task(self._write_down(observation))
-            self._observing[name] = task
-            task.add_done_callback(lambda _: self._observing.pop(name, None))
+        if name in self._observing:
+            self._latest[name] = observation
+        elif len(self._observing) < OBSERVATIONS_MAX:
+            self._observing[name] = asyncio.create_task(self._write_down(name, observation))
 
-    async def _write_down(self, observation: Observation) -> None:
+    async def _write_down(self, name: tuple[int, int], observation: Observation) -> None:
+        """Write down an observation, and then the last of those that came meanwhile, as long as
+        it says something else."""
+        written: Observation | None = None
+        try:
+            while observation != written:
+                await self._submit_observation(observation)
+                written, observation = observation, self._latest.pop(name, observation)
+        finally:
+            # Not in a callback of the task: what came before that was called would be lost.
+            self._latest.pop(name, None)
+            del self._observing[name]
+
+    async def _submit_observation(self, observation: Observation) -> None:
         try:
             await self.writer.submit(observe, observation)
         except RegistryError as error:

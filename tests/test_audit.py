@@ -302,9 +302,9 @@ PLANTS = {
     "a refusal that stands": Plant(
         "unresolved_conflict",
         f"""
-        INSERT INTO events (at, kind, namespace, component, endpoint, instance_id, lora_slug,
-            slug, suffix, filename, checksum, previous_checksum, reason)
-        VALUES ({{now}} - 60000, 'refused', 'dynamo', 'backend', 'generate', '9', '',
+        INSERT INTO events (at, kind, entry_id, namespace, component, endpoint, instance_id,
+            lora_slug, slug, suffix, filename, checksum, previous_checksum, reason)
+        VALUES ({{now}} - 60000, 'refused', 1, 'dynamo', 'backend', 'generate', '9', '',
             'tiny', '_base', 'config.json', '{checksum(b"1")}', '{checksum(b"{}")}', 'held')
         """,
         worker(9),

@@ -301,7 +301,8 @@ def with_writer(
 async def begin(writer: Writer, operation: Operation, item: Any) -> asyncio.Task[Any]:
     """Submit, and go on once the item is in the queue."""
     task = asyncio.create_task(writer.submit(operation, item))
-    await asyncio.sleep(0)
+    for _ in range(3):  # It is handed over when a round of the loop brought no more.
+        await asyncio.sleep(0)
     return task
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     {
         *("registry.wire", "registry.slugs", "registry.files", "registry.config"),
         *("registry.metrics", "registry.tokens", "registry.shapes", "registry.logs"),
-        "registry.room",
+        *("registry.room", "registry.memory"),
     },
     {"registry.db"},
     {

@@ -6,6 +6,8 @@ import sqlite3
 from contextlib import closing
 from typing import Any
 
+import pytest
+
 from registry.db import queries, schema
 from registry.db.audit import verify
 from registry.db.journal import find_unresolved
@@ -140,3 +142,16 @@ def test_an_owner_that_was_forgotten_is_found_by_its_name(world: World) -> None:
     assert [each.kind for each in last][:2] == ["registered", "created"]
     assert [each.kind for each in last].count("removed") == 1
     world.unregister(REFUSED)
+
+
+def test_a_program_that_knows_no_ids_writes_nothing(world: World) -> None:
+    """It may still run when another has upgraded its database."""
+    with (
+        pytest.raises(sqlite3.IntegrityError, match="ck_events_entry"),
+        world.database.write() as c,
+    ):
+        c.run_text(
+            "INSERT INTO events (at, kind, namespace, component, endpoint, instance_id, lora_slug,"
+            " slug, suffix, filename)"
+            " VALUES (1, 'created', 'n', 'c', 'e', '1', '', 's', '_base', 'f')"
+        )

@@ -250,26 +250,27 @@ def long_journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]
         connection.executescript(f"""
             PRAGMA synchronous = OFF;
             BEGIN;
+            CREATE TEMP TABLE told AS
             WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < {LENGTH})
-            INSERT INTO events (id, at, kind, namespace, component, endpoint, instance_id,
-                lora_slug, slug, suffix, filename, checksum)
-            SELECT i, i, CASE i % {LENGTH // 4} WHEN 7 THEN 'superseded' ELSE 'registered' END,
-                'ns', 'backend', 'generate', CASE i % 2 WHEN 0 THEN 1 ELSE 10 + i % 999 END, '',
-                CASE i % 4 WHEN 0 THEN 'popular' ELSE 'model-' || i % 1999 END, '_base', 'a.json',
-                'blake3:' || printf('%064d', 0)
+            SELECT i AS id,
+                CASE i % {LENGTH // 4} WHEN 7 THEN 'superseded' ELSE 'registered' END AS kind,
+                CAST(CASE i % 2 WHEN 0 THEN 1 ELSE 10 + i % 999 END AS TEXT) AS instance_id,
+                CASE i % 4 WHEN 0 THEN 'popular' ELSE 'model-' || i % 1999 END AS slug
             FROM n;
             INSERT INTO owners (namespace, component, endpoint, instance_id, state, registered_at,
                 renewed_at)
-            SELECT DISTINCT namespace, component, endpoint, instance_id, 'active', 0, 0 FROM events;
+            SELECT DISTINCT 'ns', 'backend', 'generate', instance_id, 'active', 0, 0 FROM told;
             INSERT INTO entries (slug, suffix, filename, checksum, size, generation, created_at,
                 updated_at)
-            SELECT DISTINCT slug, suffix, filename, checksum, 0, 1, 0, 0 FROM events;
-            UPDATE events SET
-                owner_id = (SELECT id FROM owners o WHERE o.namespace = 'ns'
-                    AND o.component = 'backend' AND o.endpoint = 'generate'
-                    AND o.instance_id = events.instance_id),
-                entry_id = (SELECT id FROM entries e WHERE e.slug = events.slug
-                    AND e.suffix = '_base' AND e.filename = 'a.json');
+            SELECT DISTINCT slug, '_base', 'a.json', 'blake3:' || printf('%064d', 0), 0, 1, 0, 0
+            FROM told;
+            INSERT INTO events (id, at, kind, owner_id, entry_id, namespace, component, endpoint,
+                instance_id, lora_slug, slug, suffix, filename, checksum)
+            SELECT t.id, t.id, t.kind, o.id, e.id, 'ns', 'backend', 'generate', t.instance_id, '',
+                t.slug, '_base', 'a.json', e.checksum
+            FROM told t JOIN owners o ON o.instance_id = t.instance_id
+            JOIN entries e ON e.slug = t.slug AND e.suffix = '_base' AND e.filename = 'a.json'
+            ORDER BY t.id;
             COMMIT;
         """)
     database = Database(f"sqlite:///{path}")

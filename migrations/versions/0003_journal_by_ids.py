@@ -5,7 +5,8 @@ Ids are never used twice, so they stand for an owner or a key also after it is g
 before this revision get the ids of what is there; where it is gone, a negative number that all
 events of that owner or key have in common.
 
-An older program would write events without ids, so this revision asks for a program that knows it.
+An older program would write events without ids, so this revision asks for a program that knows it;
+what one that still runs would write is refused.
 
 Frozen: it spells its DDL out and imports nothing of `registry`.
 """
@@ -28,6 +29,8 @@ KIND = """
     kind = 'missing' OR kind = 'restored' OR kind = 'expiry_paused' OR kind = 'expiry_resumed' OR
     kind = 'upgraded'
 """.strip()
+
+ENTRY = "(slug IS NULL) = (entry_id IS NULL)"
 
 KIND_BEFORE = """
     kind IN (
@@ -398,7 +401,7 @@ LEFT JOIN entries e ON e.id = f.entry_id
 def upgrade() -> None:
     if on_sqlite():
         op.execute("DROP VIEW leaks")
-        rebuild((*IDS, *NAMES), KIND, WITH_IDS)
+        rebuild((*IDS, *NAMES), {"kind": KIND, "entry": ENTRY}, WITH_IDS)
         run((*INDEXES, REFUSED, LEAKS))
     else:
         for column in IDS:
@@ -411,6 +414,7 @@ def upgrade() -> None:
                 "DROP INDEX ix_events_key",
                 "ALTER TABLE events DROP CONSTRAINT ck_events_kind",
                 f"ALTER TABLE events ADD CONSTRAINT ck_events_kind CHECK ({KIND})",
+                f"ALTER TABLE events ADD CONSTRAINT ck_events_entry CHECK ({ENTRY})",
                 *INDEXES,
             )
         )
@@ -420,11 +424,12 @@ def upgrade() -> None:
 def downgrade() -> None:
     if on_sqlite():
         op.execute("DROP VIEW leaks")
-        rebuild(NAMES, KIND_BEFORE, WITHOUT_IDS)
+        rebuild(NAMES, {"kind": KIND_BEFORE}, WITHOUT_IDS)
         run((*INDEXES_BEFORE, REFUSED, LEAKS_BEFORE))
     else:
         for index in ("owner_id", "entry_id", "owner", "removed"):
             op.execute(f"DROP INDEX ix_events_{index}")
+        op.execute("ALTER TABLE events DROP CONSTRAINT ck_events_entry")
         for column in IDS:
             op.execute(f"ALTER TABLE events DROP COLUMN {column}")
         op.execute("ALTER TABLE events DROP CONSTRAINT ck_events_kind")
@@ -433,17 +438,18 @@ def downgrade() -> None:
     ask_for("0001")
 
 
-def rebuild(columns: tuple[str, ...], kind: str, rows: str) -> None:
+def rebuild(columns: tuple[str, ...], checks: dict[str, str], rows: str) -> None:
     """Make the table anew on SQLite. Its ids go on where they were."""
     types = dict.fromkeys(IDS, "INTEGER")
-    lines = ",\n".join(f"    {name} {types.get(name, 'TEXT')}" for name in columns)
+    parts = [f"    {name} {types.get(name, 'TEXT')}" for name in columns]
+    parts += [f"    CONSTRAINT ck_events_{name} CHECK ({rule})" for name, rule in checks.items()]
+    lines = ",\n".join(parts)
     table = f"""
 CREATE TABLE events_made_anew (
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     at INTEGER NOT NULL,
     kind TEXT NOT NULL,
-{lines},
-    CONSTRAINT ck_events_kind CHECK ({kind})
+{lines}
 ) STRICT
 """
     sequence = """

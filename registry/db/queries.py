@@ -14,7 +14,6 @@ from sqlalchemy import (
     bindparam,
     exists,
     func,
-    literal,
     literal_column,
     select,
     text,
@@ -46,7 +45,7 @@ EXPLAINED_EVENTS = 20
 EXPLAINED_HOLDERS = 1000
 EVENTS_LOOKED_AT = 10_000
 """Most rows of the journal that are read for one page of it, in a row."""
-EVENTS_LOOKED_UP = 5_000
+EVENTS_LOOKED_UP = 4_000
 """Most rows of the journal that are looked up for one page of it, wherever they are."""
 REFS_COUNTED = 100_000
 """A page of models ends where this many owner refs were counted for it."""
@@ -409,11 +408,7 @@ def _build_event_statements(names: tuple[str, ...], newest_first: bool) -> _Even
     if indexed is not None:
         from_index = from_index.where(events.c.id.in_(indexed))
     return _EventStatements(
-        None
-        if indexed is None
-        else Statement(
-            select(literal(1)).select_from(indexed.subquery()).limit(bindparam("window"))
-        ),
+        None if indexed is None else Statement(indexed.limit(bindparam("window"))),
         Statement(_in_order(from_index, number, newest_first).limit(bindparam("row_limit"))),
         Statement(
             select(window)

@@ -216,6 +216,8 @@ events = Table(
     Column("request_id", _text),
     # Not IN: SQLite would build its list anew for every row.
     CheckConstraint(" OR ".join(f"kind = '{kind}'" for kind in KINDS), name="kind"),
+    # What an older program would write, and nobody would find.
+    CheckConstraint("(slug IS NULL) = (entry_id IS NULL)", name="entry"),
     Index("ix_events_owner_id", "owner_id", "entry_id"),
     Index("ix_events_entry_id", "entry_id"),
     Index(

@@ -1,0 +1,46 @@
+"""Looks at files in place are put down in the order in which they were made."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from registry.config import Settings
+from registry.db import store
+from registry.db.engine import Database
+from registry.db.observing import Observation
+from registry.records import Artifact, ArtifactKey, Owner, RefStatus, Registration
+from registry.service import Registry
+from tests.exchanges import journal
+from tests.support import checksum
+
+KEY = ArtifactKey("tiny", "_base", "a.json")
+
+
+def test_what_is_seen_while_a_look_is_put_down_is_put_down_behind_it(
+    database: Database, tmp_path: Path
+) -> None:
+    """The file was away for a moment, and its only reader since came before that was committed."""
+    file = tmp_path / "a.json"
+    file.touch()
+
+    async def scenario() -> None:
+        url = f"sqlite:///{database.path}"
+        registry = Registry(Settings(database_url=url), Database(url))
+        await registry.start()
+        try:
+            for status in (RefStatus.MISSING, RefStatus.OK, RefStatus.OK):
+                registry._note(Observation(1, 1, str(file), checksum(b""), status))
+            while registry._observing:
+                await asyncio.gather(*registry._observing.values())
+            assert registry._latest == {}
+        finally:
+            await registry.close()
+
+    with database.write() as conn:
+        artifact = Artifact(KEY, checksum(b""), 0, str(file))
+        item = Registration(Owner("n", "c", "e", 1), (artifact,), None)
+        store.register(conn, conn.now, [item])
+    asyncio.run(scenario())
+    told = [event["kind"] for event in journal(Path(database.path), "missing", "restored")]
+    assert told == ["missing", "restored"]
