@@ -165,6 +165,15 @@ def test_a_head_that_does_not_end_is_cut_off(shared: Server, start: bytes) -> No
         assert closes(line) == b""
 
 
+def test_a_head_that_does_not_end_behind_one_that_was_answered_is_cut_off(shared: Server) -> None:
+    whole = f"GET /v1/metadata/{KEY} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with Line(shared) as line:
+        for sent in (whole, whole + b"GET /live HTTP/1.1\r\nA: "):
+            line.send(sent)
+            assert line.read_answer().status_code == 200
+        assert closes(line) == b""
+
+
 def test_a_head_that_comes_a_byte_at_a_time_is_cut_off(shared: Server) -> None:
     with Line(shared) as line:
         line.send(b"GET /live HTTP/1.1\r\nA: ")

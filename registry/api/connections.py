@@ -171,7 +171,7 @@ class Connection(HttpToolsProtocol):
         self._corked: Corked | None = None
         self._answered = 0
         self._is_idle = False
-        """Whether the last request was answered at once, and nothing came since."""
+        """Whether the last request was answered at once, and no other has begun."""
         self._is_answered = False
         """Whether the request that is being parsed was answered at its head."""
         self._refusal: bytes | None = None
@@ -202,7 +202,6 @@ class Connection(HttpToolsProtocol):
     # What comes in
 
     def data_received(self, data: bytes) -> None:
-        self._is_idle = False
         self._unset_keepalive_if_required()
         if self._refusal is not None:
             return
@@ -255,6 +254,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         # The scope is made when the application is called, which it mostly is not.
+        self._is_idle = False
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
