@@ -661,6 +661,19 @@ def test_a_model_that_could_not_be_withdrawn_is_renewed_until_it_is(stage: Stage
     assert stage.end() == NOTHING
 
 
+def test_while_withdrawing_takes_long_the_files_stay_and_the_lease_is_renewed(stage: Stage) -> None:
+    stage.attach()
+
+    def wait() -> None:
+        renewals = stage.proxy.count("POST", OWNERS)
+        wait_for(lambda: stage.proxy.count("POST", OWNERS) >= renewals + 3)
+        assert stage.held == KEPT
+
+    stage.store.before["withdraw"] = wait
+    stage.worker.detach()
+    assert stage.end() == NOTHING
+
+
 def test_a_model_that_could_not_be_released_is_not_renewed_and_goes_with_its_lease(
     stage: Stage,
 ) -> None:
