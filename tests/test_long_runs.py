@@ -184,7 +184,7 @@ class LongRun(RuleBasedStateMachine):
         """Some renew, some are silent, and a sweep comes every minute."""
         for _ in range(passed // MINUTE):
             self.pass_time(MINUTE)
-            for owner in sorted(renewing & self.alive.keys()):
+            for owner in sorted(renewing & self.alive.keys(), key=str):
                 self.renew(owner)
             self.sweep()
 
