@@ -135,16 +135,16 @@ _FIND_ENTRY = Statement(
         entries.c.filename == bindparam("filename"),
     )
 )
-_removed = events.alias("removed")
+_earlier = events.alias("earlier")
 _ENTRY_IDS_GONE = Statement(
-    select(_removed.c.entry_id)
+    select(_earlier.c.entry_id)
     .where(
-        _removed.c.slug == bindparam("slug"),
-        _removed.c.suffix == bindparam("suffix"),
-        _removed.c.filename == bindparam("filename"),
-        _removed.c.kind == literal_column("'removed'"),
+        _earlier.c.slug == bindparam("slug"),
+        _earlier.c.suffix == bindparam("suffix"),
+        _earlier.c.filename == bindparam("filename"),
+        _earlier.c.kind == literal_column("'removed'"),
     )
-    .order_by(_removed.c.id.desc())
+    .order_by(_earlier.c.id.desc())
     .limit(bindparam("row_limit"))
 )
 _EVENTS_OF_ENTRY = Statement(
@@ -291,6 +291,8 @@ def _last_events(conn: Connection, key: ArtifactKey, entry: Entry | None) -> lis
     found: list[Event] = []
     for entry_id in dict.fromkeys(([entry.id] if entry else []) + [row[0] for row in gone]):
         missing = EXPLAINED_EVENTS - len(found)
+        if not missing:
+            break
         rows = conn.run(_EVENTS_OF_ENTRY, entry_id=entry_id, row_limit=missing)
         found += map(_event_record, rows)
     return found
@@ -433,8 +435,8 @@ def _found_by_name(names: tuple[str, ...]) -> CompoundSelect[tuple[int]] | None:
     if "namespace" in names:
         is_owner = [events.c[name] == bindparam(name) for name in OWNER_NAMES]
         is_about = text(f"({ABOUT_OWNERS})")
-        was_owner = select(_removed.c.owner_id).where(
-            *(_removed.c[name] == bindparam(name) for name in OWNER_NAMES),
+        was_owner = select(_earlier.c.owner_id).where(
+            *(_earlier.c[name] == bindparam(name) for name in OWNER_NAMES),
             is_about,
         )
         owner_ids = union_all(
@@ -447,8 +449,8 @@ def _found_by_name(names: tuple[str, ...]) -> CompoundSelect[tuple[int]] | None:
         )
     if is_slug:
         is_there = select(entries.c.id).where(entries.c.slug == bindparam("slug"))
-        was_there = select(_removed.c.entry_id).where(
-            _removed.c.slug == bindparam("slug"), _removed.c.kind == literal_column("'removed'")
+        was_there = select(_earlier.c.entry_id).where(
+            _earlier.c.slug == bindparam("slug"), _earlier.c.kind == literal_column("'removed'")
         )
         return union_all(
             select(events.c.id).where(events.c.entry_id.in_(is_there)),
