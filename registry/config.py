@@ -94,6 +94,14 @@ class Settings:
     token_file: str | None = _text(None, "File with the access tokens; none: no tokens are asked.")
     require_read_token: bool = _switch("Ask for a token on reads as well.")
     insecure: bool = _switch("Allow an address other than loopback without a token file.")
+    allowed_hosts: tuple[str, ...] = _field(
+        (),
+        Rule(
+            Kind.TEXTS,
+            "Name that requests may be sent to beside loopback's, as behind a proxy on this "
+            "machine; others are refused.",
+        ),
+    )
     tls_certificate: str | None = _text(
         None, "PEM file with the certificate chain to serve HTTPS with; none: plain HTTP."
     )

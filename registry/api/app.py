@@ -67,13 +67,13 @@ def create_app(settings: Settings) -> Serving:
 
     app = Starlette(
         routes=guarded(ROUTES, access),
-        middleware=[Middleware(Observed, metrics), Middleware(RequestIds)],
+        middleware=[Middleware(Observed, metrics), Middleware(RequestIds, access.check_host)],
         exception_handlers={HTTPException: _not_here},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     direct = Direct(app, ROUTES, access, metrics)
-    return Serving(direct, metrics, access.admit_reader if access.readers_need_token else None)
+    return Serving(direct, metrics, access)
 
 
 async def _not_here(request: Request, error: Exception) -> Response:

@@ -11,14 +11,16 @@ class Corked:
     """A transport that holds the head of an answer back until its body comes: both leave together,
     in one packet and one call of the system."""
 
-    __slots__ = ("_cycle", "_head", "_transport")
+    __slots__ = ("_cycle", "_head", "_transport", "written_bytes")
 
     def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
         self._transport = transport
         self._cycle = cycle
         self._head: bytes | None = None
+        self.written_bytes = 0
 
     def write(self, data: bytes) -> None:
+        self.written_bytes += len(data)
         if self._head:
             self._transport.writelines((self._head, data))
             self._head = b""

@@ -90,6 +90,14 @@ def tell(
     )
 
 
+def tell_refused(error: RegistryError, status: int, request_id: str) -> None:
+    """Write the access line of what no application was asked for."""
+    level = _level(UNMATCHED, status)
+    if log.isEnabledFor(level):
+        more = fields(status=status, **_fields_of(error, status), request_id=request_id)
+        log.log(level, "refused", extra=more)
+
+
 def _level(route: str, status: int) -> int:
     if status >= 500:
         return logging.WARNING

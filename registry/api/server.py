@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import uvicorn
 
 from registry import logs, memory, tokens
-from registry.api.access import is_loopback
-from registry.api.connections import Config, Limits
+from registry.api.connections import Config
+from registry.api.hosts import is_loopback
+from registry.api.watching import Limits
 from registry.api.workers import METRICS_VARIABLE, Workers, shared_metrics, stop_with_parent
 from registry.config import RESOLVED_VARIABLE, Settings
 from registry.db import schema

@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry import errors
-from registry.api.http import problem
+from registry.api.access import Access
+from registry.api.http import ClientGone, Headers, problem, problem_for, request_id_for
 from registry.api.observing import log as access_log
-from registry.api.observing import tell
+from registry.api.observing import tell, tell_refused
 from registry.api.ranges import Range, find_ranges
 from registry.contents import Body
 from registry.db.locator import Location
@@ -48,8 +49,6 @@ OCTET_STREAM = "application/octet-stream"
 
 log = logging.getLogger("registry.http")
 
-Headers = list[tuple[bytes, bytes]]
-
 Key = tuple[str, ...]
 """(slug, suffix, filename), or the same behind (namespace, component, endpoint)."""
 
@@ -71,17 +70,14 @@ OUTCOMES = {"not_registered": "not_registered", "unserveable": "unserveable", "i
 
 
 class Serving:
-    """Answers GET and HEAD below /v1/metadata/, and passes everything else on.
+    """Answers GET and HEAD below /v1/metadata/, and passes everything else on."""
 
-    `admit` raises what a reader is to be answered who may not read; None: everybody may.
-    """
-
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, admit: Callable[[Scope], object] | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access: Access) -> None:
         self._app = app
         self._tally = metrics.tally
-        self._admit = admit
+        self._access = access
+        self._asks_all = access.readers_need_token
+        self.takes_host = access.hosts.takes
         self._paths: dict[bytes, Path] = {}
         self._tells_all = access_log.isEnabledFor(logging.DEBUG)
 
@@ -92,27 +88,27 @@ class Serving:
         if self._tells_all:
             send = _Sent(send)
         try:
-            if self._admit is not None:
-                self._admit(scope)
+            self._access.check_host(scope)
+            if self._asks_all:
+                self._access.admit_reader(scope)
             registry: Registry = scope["state"]["registry"]
             method = scope["method"]
             if method not in READING:
                 raise _not_allowed(method)
+            if scope["query_string"]:
+                raise _no_query()
             path = self._paths.get(scope["raw_path"]) or self._remember(scope["raw_path"])
             location = registry.find(path[0])
             if location is None:
                 raise _not_registered(path[0])
             body = registry.ready(location)
             await self._answer_with_care(path, location, body, scope, receive, send)
-        except errors.RegistryError as error:
-            await self._answer(error, scope, receive, send)
         except ClientGone:
             pass
         except Interrupted as interrupted:
             log.warning("cut off %s: %s", scope["path"], interrupted)
-        except Exception:
-            log.exception("GET of %s failed", scope["path"])
-            await self._answer(errors.Internal(), scope, receive, send)
+        except (Exception, asyncio.CancelledError) as error:
+            await self._fail(error, scope, receive, send)
         else:
             if isinstance(send, _Sent):
                 tell(scope, _route_of(scope), send.status, None, level=logging.DEBUG)
@@ -129,7 +125,7 @@ class Serving:
         path = self._paths.get(target)
         if path is None or not _is_plain(headers):
             return None
-        if self._admit is not None or self._tells_all:
+        if self._asks_all or self._tells_all:
             return None
         key, content_type, route = path
         registry: Registry = state["registry"]
@@ -176,14 +172,21 @@ class Serving:
             if sent.status:
                 self._tally.read(route, scope["method"], sent.status, sent.outcome, sent.size)
 
-    async def _answer(
-        self, error: errors.RegistryError, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        response, route = problem(error), _route_of(scope)
-        outcome = OUTCOMES.get(error.code, "refused")
+    async def _fail(self, error: BaseException, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a problem, under the request's id."""
+        request_id = scope["request_id"] = request_id_for(scope["headers"])
+        ours = problem_for(error, request_id)
+        response, route = problem(ours, request_id), _route_of(scope)
+        outcome = OUTCOMES.get(ours.code, "refused")
         self._tally.read(route, method_label(scope["method"]), response.status_code, outcome, 0)
-        tell(scope, route, response.status_code, None, error=error)
+        tell(scope, route, response.status_code, None, error=ours)
+        response.headers["X-Request-Id"] = request_id
         await response(scope, receive, send)
+
+    def refused(self, error: errors.RegistryError, status: int, request_id: str) -> None:
+        """Count and log what the connection refused."""
+        self._tally.requests[UNMATCHED, "other", status] += 1
+        tell_refused(error, status, request_id)
 
 
 def _route_of(scope: Scope) -> str:
@@ -214,16 +217,16 @@ class Interrupted(Exception):
     the connection, so that nobody takes what was sent for the whole."""
 
 
-class ClientGone(Exception):
-    """Nobody is there any more to take the rest of the answer."""
-
-
 def _not_allowed(method: str) -> errors.MethodNotAllowed:
     return errors.MethodNotAllowed(
         f"Metadata files are read with GET and HEAD, not {method}. Register them with "
         "POST /v1/registrations.",
         allowed=READING,
     )
+
+
+def _no_query() -> errors.Invalid:
+    return errors.Invalid("A metadata file has no query parameters. Ask for its path alone.")
 
 
 def _not_registered(key: Key) -> errors.NotRegistered:
