@@ -200,7 +200,8 @@ def test_a_kept_connection_may_be_silent_for_longer(shared: Server, path: str) -
 
 
 SOON = (
-    "from registry import cli; from registry.api import server; server.KEEP_ALIVE_S = 1; cli.main()"
+    "from registry import cli; from registry.server import process; "
+    "process.KEEP_ALIVE_S = 1; cli.main()"
 )
 
 

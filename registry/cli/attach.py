@@ -195,7 +195,7 @@ def _print_attached(url: str, attached: Attached, in_place: bool) -> None:
 
 def _print_held(owner: Owner, card: Card, as_json: bool) -> None:
     if as_json:
-        print_json({"owner": wire.OwnerRequest.of(owner), "card": dict(card.content)})
+        print_json({"owner": wire.OwnerIdentity.of(owner), "card": dict(card.content)})
     else:
         columns = [Column("SIZE", right=True), Column("URL")]
         print_table(columns, [(shown_size(file.size), file.url) for file in card.files])

@@ -229,7 +229,7 @@ def _print_swept(swept: Swept, dry_run: bool, as_json: bool) -> None:
 
     if as_json:
         ended = [
-            wire.EndedResponse(wire.OwnerRequest.of(each.owner), each.state, each.reason)
+            wire.EndedResponse(wire.OwnerIdentity.of(each.owner), each.state, each.reason)
             for each in swept.ended
         ]
         print_json(wire.SweptResponse(ended, swept.released, swept.waiting, swept.paused))

@@ -126,8 +126,8 @@ def register(
 ) -> Call[Registered]:
     """Register a manifest for an owner; None is no lease."""
     body = wire.RegisterRequest(
-        wire.OwnerRequest.of(owner),
-        [wire.OfferRequest.of(offer) for offer in offers],
+        wire.OwnerIdentity.of(owner),
+        [wire.ArtifactOffer.of(offer) for offer in offers],
         lease_ttl_s,
         worker_name,
     )

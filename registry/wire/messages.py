@@ -121,7 +121,7 @@ def _parse_time_or_none(text: str | None) -> int | None:
 # What the service takes
 
 
-class OwnerRequest(msgspec.Struct, forbid_unknown_fields=True):
+class OwnerIdentity(msgspec.Struct, forbid_unknown_fields=True):
     """An owner. `instance_id` is always a string in answers."""
 
     namespace: types.Name
@@ -141,7 +141,7 @@ class OwnerRequest(msgspec.Struct, forbid_unknown_fields=True):
         )
 
     @classmethod
-    def of(cls, owner: Owner) -> OwnerRequest:
+    def of(cls, owner: Owner) -> OwnerIdentity:
         return cls(
             owner.namespace,
             owner.component,
@@ -151,11 +151,11 @@ class OwnerRequest(msgspec.Struct, forbid_unknown_fields=True):
         )
 
 
-def _owner_or_none(owner: Owner | None) -> OwnerRequest | None:
-    return None if owner is None else OwnerRequest.of(owner)
+def _owner_or_none(owner: Owner | None) -> OwnerIdentity | None:
+    return None if owner is None else OwnerIdentity.of(owner)
 
 
-class OfferRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class ArtifactOffer(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One line of a manifest: in place with `path`, else a copy that `checksum` names."""
 
     slug: types.Slug
@@ -171,7 +171,7 @@ class OfferRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
         return Offer(key, self.path, self.checksum, self.size)
 
     @classmethod
-    def of(cls, offer: Offer) -> OfferRequest:
+    def of(cls, offer: Offer) -> ArtifactOffer:
         key = offer.key
         return cls(key.slug, key.suffix, key.filename, offer.path, offer.checksum, offer.size)
 
@@ -179,8 +179,8 @@ class OfferRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
 class RegisterRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A manifest. `lease_ttl_s` left out is 60; null is no lease."""
 
-    owner: OwnerRequest
-    artifacts: list[OfferRequest]
+    owner: OwnerIdentity
+    artifacts: list[ArtifactOffer]
     lease_ttl_s: types.Seconds | None = LEASE_DEFAULT_S
     worker_name: types.Name | None = None
 
@@ -284,14 +284,14 @@ class RegisteredArtifactResponse(msgspec.Struct):
 
 
 class RegisteredResponse(msgspec.Struct):
-    owner: OwnerRequest
+    owner: OwnerIdentity
     lease: LeaseResponse | None
     artifacts: list[RegisteredArtifactResponse]
 
     @classmethod
     def of(cls, registered: Registered) -> RegisteredResponse:
         return cls(
-            OwnerRequest.of(registered.owner),
+            OwnerIdentity.of(registered.owner),
             LeaseResponse.of(registered.lease),
             [RegisteredArtifactResponse.of(artifact) for artifact in registered.artifacts],
         )
@@ -307,13 +307,13 @@ class RegisteredResponse(msgspec.Struct):
 class RenewedResponse(msgspec.Struct):
     """A renewed lease. `refs` counts what the owner holds, for the worker to compare."""
 
-    owner: OwnerRequest
+    owner: OwnerIdentity
     lease: LeaseResponse | None
     refs: types.Count
 
     @classmethod
     def of(cls, renewed: Renewed) -> RenewedResponse:
-        return cls(OwnerRequest.of(renewed.owner), LeaseResponse.of(renewed.lease), renewed.refs)
+        return cls(OwnerIdentity.of(renewed.owner), LeaseResponse.of(renewed.lease), renewed.refs)
 
     def record(self) -> Renewed:
         return Renewed(
@@ -322,14 +322,14 @@ class RenewedResponse(msgspec.Struct):
 
 
 class DrainedResponse(msgspec.Struct):
-    owner: OwnerRequest
+    owner: OwnerIdentity
     state: OwnerState
     drain_deadline_at: types.Time
 
     @classmethod
     def of(cls, drained: Drained) -> DrainedResponse:
         return cls(
-            OwnerRequest.of(drained.owner), OwnerState.DRAINING, format_time(drained.deadline_at)
+            OwnerIdentity.of(drained.owner), OwnerState.DRAINING, format_time(drained.deadline_at)
         )
 
     def record(self) -> Drained:
@@ -358,7 +358,7 @@ class KeptResponse(msgspec.Struct):
 
 
 class ReceiptResponse(msgspec.Struct):
-    owner: OwnerRequest | None
+    owner: OwnerIdentity | None
     released: types.Count
     removed: list[KeyResponse]
     kept: list[KeptResponse]
@@ -382,7 +382,7 @@ class ReceiptResponse(msgspec.Struct):
 
 
 class HolderResponse(msgspec.Struct):
-    owner: OwnerRequest
+    owner: OwnerIdentity
     state: OwnerState
     lease_expires_at: types.Time | None
     source: Source
@@ -393,7 +393,7 @@ class HolderResponse(msgspec.Struct):
     @classmethod
     def of(cls, holder: Holder) -> HolderResponse:
         return cls(
-            OwnerRequest.of(holder.owner),
+            OwnerIdentity.of(holder.owner),
             holder.state,
             _time_or_none(holder.lease_expires_at),
             holder.source,
@@ -552,7 +552,7 @@ class HeldResponse(msgspec.Struct):
 
 
 class OwnerSummaryResponse(msgspec.Struct):
-    owner: OwnerRequest
+    owner: OwnerIdentity
     state: OwnerState
     worker_name: types.Name | None
     lease: LeaseResponse | None
@@ -600,7 +600,7 @@ def owner_answer(record: OwnerRecord, entries: Sequence[HeldEntry | Entry]) -> O
 
 def _owner_fields(record: OwnerRecord) -> dict[str, Any]:
     return {
-        "owner": OwnerRequest.of(record.owner),
+        "owner": OwnerIdentity.of(record.owner),
         "state": record.state,
         "worker_name": record.worker_name,
         "lease": LeaseResponse.of(record.lease),
@@ -617,7 +617,7 @@ class EventResponse(msgspec.Struct):
     id: int
     at: types.Time
     kind: str
-    owner: OwnerRequest | None
+    owner: OwnerIdentity | None
     slug: types.Slug | None
     suffix: types.Suffix | None
     filename: types.Filename | None
@@ -819,7 +819,7 @@ class SweptResponse(msgspec.Struct):
 
 
 class EndedResponse(msgspec.Struct):
-    owner: OwnerRequest
+    owner: OwnerIdentity
     state: OwnerState
     reason: str
 
