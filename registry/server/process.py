@@ -22,7 +22,7 @@ from registry.errors import SettingsError
 from registry.server import logs, tokens
 from registry.server.hosts import is_loopback
 from registry.server.http1.protocol import Config
-from registry.server.watching import Limits
+from registry.server.http1.watch import Limits
 from registry.server.workers import METRICS_VARIABLE, Workers, shared_metrics, stop_with_parent
 from registry.store.sqlite import migrate
 

@@ -22,8 +22,8 @@ from registry import errors
 from registry.server.hosts import TWO_HOSTS, target_of
 from registry.server.http import Headers, request_id_for
 from registry.server.http1.head_buffer import Corked
-from registry.server.refusing import cause_of, raw_answer
-from registry.server.watching import Limits, Watch
+from registry.server.http1.refusals import cause_of, raw_answer
+from registry.server.http1.watch import Limits, Watch
 
 HEADERS_MAX = 128
 SLICE_BYTES = 4 << 10
