@@ -38,10 +38,10 @@ def find_authority(value: bytes) -> Authority | None:
     if port is not None and port > PORT_MAX:
         return None
     if found[1] is not None:
-        address = found[1].decode()
-        return (address.lower(), port) if _find_address(address) is not None else None
+        address = found[1].decode().lower()
+        return (address, port) if ":" in address and _find_address(address) is not None else None
     name = found[2].decode().lower().removesuffix(".")
-    return (name, port) if name else None
+    return (name, port) if all(name.split(".")) else None
 
 
 def target_of(url: bytes, host: bytes | None, version: str) -> tuple[bytes, bytes | None]:

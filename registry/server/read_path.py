@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from registry import errors
 from registry.content.cache import Body
 from registry.content.sources import Hasher, Stream
+from registry.core.memo import Memo
+from registry.core.records import ArtifactKey, Owner
 from registry.server.access_log import log as access_log
 from registry.server.access_log import tell, tell_refused
 from registry.server.auth import Access
@@ -56,8 +58,8 @@ Path = tuple[Key, str, str]
 """What a raw path names: the key, its Content-Type, and the route."""
 
 READING = ("GET", "HEAD")
-REMEMBERED_PATHS = 16_384
-REMEMBERED_PATH_BYTES = 256
+REMEMBERED_BYTES = 8 << 20
+"""Memory for the paths that files were asked for under."""
 
 ROUTES = {
     3: "/v1/metadata/{slug}/{suffix}/{filename}",
@@ -78,7 +80,7 @@ class Serving:
         self._access = access
         self._asks_all = access.readers_need_token
         self.takes_host = access.hosts.takes
-        self._paths: dict[bytes, Path] = {}
+        self._paths: Memo[bytes, Path] = Memo(REMEMBERED_BYTES)
         self._tells_all = access_log.isEnabledFor(logging.DEBUG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,10 +99,13 @@ class Serving:
                 raise _not_allowed(method)
             if scope["query_string"]:
                 raise _no_query()
-            path = self._paths.get(scope["raw_path"]) or self._remember(scope["raw_path"])
+            raw_path = scope["raw_path"]
+            path = self._paths.get(raw_path) or path_of(raw_path)
             location = registry.find(path[0])
             if location is None:
                 raise _not_registered(path[0])
+            if raw_path not in self._paths:
+                self._paths.keep(raw_path, path, path[0], *path[0])
             body = registry.ready(location)
             await self._answer_with_care(path, location, body, scope, receive, send)
         except ClientGone:
@@ -138,16 +143,6 @@ class Serving:
             return None
         self._tally.read(route, "GET", 200, "memory", body.size)
         return plain_headers(body, content_type), body.content
-
-    def _remember(self, raw_path: bytes) -> Path:
-        """What a raw path names. The last ones asked for are kept, as long as they are short."""
-        key = split(raw_path)
-        path = key, media_type(key[-1]), ROUTES[len(key)]
-        if len(raw_path) <= REMEMBERED_PATH_BYTES:
-            if len(self._paths) >= REMEMBERED_PATHS:
-                self._paths.clear()
-            self._paths[raw_path] = path
-        return path
 
     async def _answer_with_care(
         self,
@@ -235,6 +230,16 @@ def _not_registered(key: Key) -> errors.NotRegistered:
     )
 
 
+def path_of(raw_path: bytes) -> Path:
+    """What a raw path names.
+
+    Raises:
+        NotRegistered: no key can look like this.
+    """
+    key = split(raw_path)
+    return key, media_type(key[-1]), ROUTES[len(key)]
+
+
 def split(raw_path: bytes) -> Key:
     """The key in a raw path: 3 segments, or 6 with the endpoint in front.
 
@@ -251,9 +256,15 @@ def split(raw_path: bytes) -> Key:
     try:
         if b"%" in rest:
             segments = [unquote_to_bytes(segment) for segment in segments]
-        return tuple(segment.decode() for segment in segments)
+        key = tuple(segment.decode() for segment in segments)
+        ArtifactKey(*key[-3:])
+        if len(key) > 3:
+            Owner(key[0], key[1], key[2], 0)
     except UnicodeDecodeError as error:
         raise errors.NotRegistered("The path is not UTF-8, as every key is.") from error
+    except errors.Invalid as error:
+        raise errors.NotRegistered(f"Nothing can be registered under this: {error}") from error
+    return key
 
 
 def media_type(filename: str) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from enum import Enum
+from typing import Any
 
 import httptools
 import uvicorn
@@ -69,6 +70,14 @@ Refused = Callable[[errors.RegistryError, int, str], None]
 status and the request's id."""
 
 
+class Part(Enum):
+    """What of a request is being parsed."""
+
+    BETWEEN = "none: the next has not begun"
+    HEAD = "its head"
+    BODY = "what follows a head that was taken"
+
+
 class Connection(HttpToolsProtocol):
     """One connection, from its first byte to its last."""
 
@@ -102,9 +111,8 @@ class Connection(HttpToolsProtocol):
         """Whether the last request was answered at once, and no other has begun."""
         self._is_answered = False
         """Whether the request that is being parsed was answered at its head."""
-        self._is_in_body = False
-        """Whether the head of the request that is being parsed was taken, and its end did not
-        come."""
+        self._part = Part.BETWEEN
+        """What is being parsed."""
         self._is_half_closed = False
         """Whether the peer has said that nothing more comes."""
         self._refusal: errors.RegistryError | None = None
@@ -117,7 +125,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if not self._watch.admit(self):
             self.transport = transport
-            self._say(errors.Busy(_TOO_MANY_CONNECTIONS), [])
+            self._say(errors.Busy(_TOO_MANY_CONNECTIONS))
             transport.close()
             return
         super().connection_made(transport)
@@ -187,6 +195,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         # The scope is made when the application is called, which it mostly is not.
         self._begun += 1
+        self._part = Part.HEAD
         self._is_idle = False
         self._host = None
         self.url = b""
@@ -217,7 +226,7 @@ class Connection(HttpToolsProtocol):
         # come past every proxy that looks at headers. Nobody is told of them.
         self.url, self.headers, self.expect_100_continue = url, [], expects
         self.scope["headers"] = headers
-        self._is_in_body = True
+        self._part = Part.BODY
         super().on_headers_complete()
 
     def _check_target(self) -> None:
@@ -270,7 +279,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unframed_bytes = 0
-        self._is_in_body = False
+        self._part = Part.BETWEEN
         if self._is_answered:
             self._is_answered = False
         else:
@@ -313,13 +322,10 @@ class Connection(HttpToolsProtocol):
         """End a connection on which nothing more comes, once all is answered."""
         if not self._is_half_closed or self._refusal is not None or self.transport.is_closing():
             return
-        cycle = self.cycle
-        answered = cycle is None or cycle.response_complete
         if self._held or self.pipeline:
             return
-        if self._is_in_body and answered:
-            self._end()
-        elif self._is_in_body or self._unframed_bytes:
+        answered = self.cycle is None or self.cycle.response_complete
+        if self._part is Part.HEAD or (self._part is Part.BODY and not answered):
             self._refuse(errors.Malformed("The connection ended before the request was complete."))
         elif answered:
             self._end()
@@ -352,7 +358,7 @@ class Connection(HttpToolsProtocol):
             self._corked.flush()
         self._unset_keepalive_if_required()
         if refusal is not None:
-            self._say(refusal, self._headers_now())
+            self._say(refusal)
         if refusal is None or self._is_half_closed or not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -361,16 +367,16 @@ class Connection(HttpToolsProtocol):
         self.flow.held = False
         self.flow.resume_reading()
 
-    def _headers_now(self) -> Headers:
-        """The headers that came of the request that is being parsed."""
-        if self._is_in_body:
-            return list(self.cycle.scope["headers"])
-        return [] if self._is_idle else self.headers or []
+    def _request_id(self) -> str:
+        """The id of the request that is being parsed."""
+        if self._part is Part.BODY:
+            scope: Any = self.cycle.scope
+            return scope.get("request_id") or request_id_for(scope["headers"])
+        return request_id_for(self.headers if self._part is Part.HEAD else [])
 
-    def _say(self, error: errors.RegistryError, headers: Headers) -> None:
+    def _say(self, error: errors.RegistryError) -> None:
         """Answer with a problem, where no application does."""
-        asked = self.cycle.scope.get("request_id") if self._is_in_body else None
-        request_id = cast("str | None", asked) or request_id_for(headers)
+        request_id = self._request_id()
         is_head = bool(self.url) and self.parser.get_method() == b"HEAD"
         status, answer = raw_answer(
             error, request_id, self.server_state.default_headers, with_body=not is_head
@@ -425,7 +431,7 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
             case "body":
                 self._refuse(errors.RequestTimeout())
-            case "head" if self._unframed_bytes:
+            case "head" if self._part is Part.HEAD:
                 self._refuse(errors.RequestTimeout())
             case _:
                 self.transport.close()

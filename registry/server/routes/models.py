@@ -17,7 +17,7 @@ from registry.core.records import (
     shown,
 )
 from registry.errors import Invalid
-from registry.server.http import answer, check_query, page_limit, registry_of
+from registry.server.http import answer, page_limit, registry_of
 from registry.server.routes.artifacts import cursor
 from registry.wire import messages as wire
 
@@ -26,7 +26,6 @@ _is_model = re.compile(f"({SLUG_PATTERN})/(_base|{SLUG_PATTERN})").fullmatch
 
 async def list_models(request: Request) -> Response:
     """`GET /v1/models`: a page of models in the order of slug and suffix."""
-    check_query(request, "after", "limit")
     limit = page_limit(request)
     models, following = await registry_of(request).models(_model_cursor(request), limit)
     return answer(
@@ -39,7 +38,6 @@ async def list_models(request: Request) -> Response:
 
 async def list_events(request: Request) -> Response:
     """`GET /v1/events`: a page of the journal, by id."""
-    check_query(request, "owner", "slug", "kind", "order", "after", "limit")
     limit = page_limit(request)
     order = _order(request)
     after = cursor(request) if "after" in request.query_params else None

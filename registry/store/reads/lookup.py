@@ -11,20 +11,20 @@ import sqlite3
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from sqlalchemy import bindparam, exists, select
 
+from registry.core.memo import Memo
 from registry.core.records import ArtifactKey
 from registry.errors import Busy, StorageUnavailable
 from registry.store.sqlite.engine import Connection, Database, Row, Statement
 from registry.store.sqlite.errors import Trouble, translate
 from registry.store.tables import entries, owner_refs, owners
 
-REMEMBERED_KEYS = 16_384
+REMEMBERED_BYTES = 16 << 20
 LOOK_EVERY_S = 0.5
 """How long reads may go on from a file that was deleted or replaced."""
-_UNKNOWN: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Locator:
         self._look_again_at = 0.0
         database.presence.on_change.append(self.close)
         self._trouble = Trouble("look-ups of files")
-        self._found: dict[tuple[str, ...], Location | None] = {}
+        self._found: Memo[tuple[str, ...], Location] = Memo(REMEMBERED_BYTES)
         self._by_length = {
             3: _LOCATE.compiled(database.dialect),
             6: _LOCATE_AT_ENDPOINT.compiled(database.dialect),
@@ -120,8 +120,8 @@ class Locator:
             raise Busy("The database is just being opened anew. Try again.")
         version: int = connection.execute("PRAGMA data_version").fetchall()[0][0]
         if version == self._version:
-            location: Location | None = self._found.get(key, _UNKNOWN)
-            if location is not _UNKNOWN:
+            location = self._found.get(key)
+            if location is not None:
                 return location
         else:
             self._found.clear()
@@ -129,10 +129,15 @@ class Locator:
         text, fixed = self._by_length[len(key)]
         parameters = dict(zip(_NAMES[-len(key) :], key, strict=True)) | fixed
         rows: list[Row] = connection.execute(text, parameters).fetchall()
-        if len(self._found) >= REMEMBERED_KEYS:
-            self._found.clear()
-        location = self._found[key] = Location(*rows[0]) if rows else None
+        if not rows:
+            return None  # There is no end of keys that nobody holds: none is remembered.
+        location = Location(*rows[0])
+        self._remember(key, location)
         return location
+
+    def _remember(self, key: tuple[str, ...], location: Location) -> None:
+        texts = location.checksum, location.path, location.file_identity
+        self._found.keep(key, location, *key, *texts)
 
     def _look_again(self) -> None:
         """See to it that the connection is to the file that is there now."""
@@ -171,7 +176,7 @@ class Locator:
         meanwhile is not overwritten with what was true before.
         """
         if self._found.get(key) is found:
-            self._found[key] = location
+            self._remember(key, location)
 
     def close(self) -> None:
         """Close the held connection; the next read opens another. Safe in any thread."""
