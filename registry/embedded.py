@@ -16,7 +16,14 @@ from registry.db.locator import Location, find_locations
 from registry.db.schema import acceptor
 from registry.db.schema import prepare as prepare_schema
 from registry.db.writer import Operation
-from registry.errors import FileUnreadable, NotRegistered, RegistryError, TooLarge, Unserveable
+from registry.errors import (
+    Busy,
+    FileUnreadable,
+    NotRegistered,
+    RegistryError,
+    TooLarge,
+    Unserveable,
+)
 from registry.files import ArtifactRoots, checksum_of, hash_file
 from registry.manifests import prepare
 from registry.records import (
@@ -113,10 +120,17 @@ class MetadataArtifactRegistry:
         key = ArtifactKey(slug, suffix, filename)
         locations = self._locations(key)
         while locations:
+            shortage: Busy | None = None
             for location in locations:
-                content = self._content(location)
+                try:
+                    content = self._content(location)
+                except Busy as error:
+                    shortage = error
+                    continue
                 if content is not None:
                     return content
+            if shortage is not None:
+                raise shortage
             tried, locations = locations, self._locations(key)
             if locations == tried:
                 raise Unserveable(

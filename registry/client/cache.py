@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from registry.errors import FileUnreadable, TooLarge
-from registry.files import FileContent, hash_file
+from registry.files import FileContent, hash_file, looking_at
 
 CACHE_MAX_BYTES = 10 << 30
 USED_LATELY_S = 3600.0
@@ -64,9 +64,10 @@ class BlobCache:
         """
         path = self.path_of(checksum)
         try:
-            _note_use(path)
+            with looking_at(str(path)):
+                _note_use(path)
             return hash_file(os.path.realpath(path), max_bytes=max_bytes)
-        except (OSError, FileUnreadable, TooLarge):
+        except (FileUnreadable, TooLarge):
             return None
 
     def try_claim(self, checksum: str) -> Claim | None:
