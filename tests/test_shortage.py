@@ -15,18 +15,18 @@ import pytest
 
 from registry.client.attach import hash_files
 from registry.client.cache import BlobCache as Cache
-from registry.client.exchange import Source
-from registry.client.harvest import find_broken_links, harvest
 from registry.client.lifecycle import Next, after_registration
-from registry.contents import Body
-from registry.db import store
-from registry.db.audit import check_files, verify
-from registry.embedded import MetadataArtifactRegistry
+from registry.client.model_files import find_broken_links, harvest
+from registry.client.transport import Source
+from registry.content.cache import Body
+from registry.core.hashing import ArtifactRoots, find_identity, hash_file
+from registry.core.records import Artifact, Offer, Owner, Registered, Registration
 from registry.errors import Busy, FileUnreadable, RegistryError, StorageUnavailable, Unserveable
-from registry.files import ArtifactRoots, find_identity, hash_file
-from registry.records import Artifact, Offer, Owner, Registered, Registration
-from registry.service import Registry
-from registry.sweeper import Sweeper
+from registry.service.embedded import MetadataArtifactRegistry
+from registry.service.registry import Registry
+from registry.service.sweeper import Sweeper
+from registry.store.ops import register
+from registry.store.reads.audit import check_files, verify
 from tests.fleet import DAY, Service, World, key, run_cli, worker
 from tests.support import checksum
 
@@ -81,7 +81,7 @@ def root(tmp_path: Path) -> Path:
 
 def hold(world: World, path: Path, owner: Owner = ONE) -> None:
     artifact = Artifact(KEY, checksum(CONTENT), len(CONTENT), str(path))
-    assert isinstance(world.do(store.register, Registration(owner, (artifact,))), Registered)
+    assert isinstance(world.do(register.register, Registration(owner, (artifact,))), Registered)
 
 
 def kinds(world: World) -> set[str]:
@@ -259,7 +259,7 @@ def test_the_scrub_passes_over_what_it_cannot_look_at(
     fine = root / "fine.json"
     fine.write_bytes(b"other")
     artifact = Artifact(key("fine.json"), checksum(CONTENT), len(CONTENT), str(fine))
-    world.do(store.register, Registration(TWO, (artifact,)))
+    world.do(register.register, Registration(TWO, (artifact,)))
     world.clock.now += DAY
 
     async def scenario(registry: Registry) -> None:
