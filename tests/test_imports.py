@@ -18,7 +18,7 @@ LAYERS = [
     {
         *("registry.wire", "registry.slugs", "registry.files", "registry.config"),
         *("registry.metrics", "registry.tokens", "registry.shapes", "registry.logs"),
-        *("registry.room", "registry.memory"),
+        *("registry.room", "registry.memory", "registry.regular"),
     },
     {"registry.db"},
     {
@@ -31,7 +31,7 @@ LAYERS = [
 CLIENT = {"registry.client", "registry.discovery"}
 CLIENT_MAY_IMPORT = {
     *("registry", "registry.records", "registry.errors", "registry.wire", "registry.files"),
-    *("registry.slugs", "registry.shapes", *CLIENT),
+    *("registry.slugs", "registry.shapes", "registry.regular", *CLIENT),
 }
 LAZY = {"registry"}
 """Names its public modules, and loads them when they are used."""
