@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from registry.client.resolver import files_of
+from registry.core.hashing import checksum_of
+from registry.core.records import Owner
 from registry.discovery import Kind, RecordKey, file, keeper, model_record, open_discovery
 from registry.discovery.cards import Card, CardFile, make_card
 from registry.discovery.file import RECORD_MAX_BYTES, TTL_S, FileDiscovery
 from registry.discovery.keeper import Keeper
 from registry.errors import DiscoveryUnavailable, Invalid, SettingsError
-from registry.files import checksum_of
-from registry.records import Owner
 from tests.support import wait_for
 
 GOOD = Owner("n", "c", "e", 0xABC)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from registry.core.records import check_checksum, check_filename, shown
+from registry.core.slugs import slugify
 from registry.errors import Invalid
-from registry.records import check_checksum, check_filename, shown
-from registry.slugs import slugify
 
 KV_CACHE_BLOCK_SIZE = 16
 SIZE_MAX = 2**63 - 1
