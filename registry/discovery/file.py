@@ -30,10 +30,10 @@ from urllib.parse import unquote
 import msgspec
 
 from registry.core.records import shown
+from registry.core.regular import ABSENT, NOT_FOR_US, open_regular, read_at_most
 from registry.discovery import Change, Kind, Record, RecordKey, check_content
 from registry.discovery.keeper import ANSWER_MAX_S, Keeper
 from registry.errors import DiscoveryUnavailable, Invalid
-from registry.core.regular import ABSENT, NOT_FOR_US, open_regular, read_at_most
 
 TTL_S = 10.0
 WATCH_EVERY_S = 0.5
