@@ -55,7 +55,7 @@ ODD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a socket": (_socket, "is not a regular file"),
     "an endless device": (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
     "a terminal": (lambda path: path.symlink_to("/dev/tty"), "is not a regular file"),
-    "a terabyte": (_sparse, "has more than 1048576 bytes"),
+    "a terabyte": (_sparse, "it has more than 1048576 bytes"),
     "a circle of links": (lambda path: path.symlink_to(path), "cannot be read: Too many levels"),
     "a file as folder": (
         lambda path: _linked(path, Path.touch, "/x"),

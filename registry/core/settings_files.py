@@ -5,12 +5,18 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from pathlib import Path
 
+from registry.core.regular import open_regular, read_at_most
 from registry.errors import SettingsError
 
 MAX_BYTES = 1 << 20
+
+_REASONS = {
+    errno.ENXIO: "it is not a regular file",
+    errno.EFBIG: f"it has more than {MAX_BYTES} bytes",
+    errno.EMFILE: "too many files are open; raise the limit of this process (ulimit -n)",
+}
 
 
 def read_file(path: Path, what: str, *, hint: str = "") -> tuple[bytes, os.stat_result]:
@@ -21,27 +27,17 @@ def read_file(path: Path, what: str, *, hint: str = "") -> tuple[bytes, os.stat_
         SettingsError: it is not there, no regular file, larger than 1 MiB, or cannot be read.
     """
     try:
-        # A device may do something when it is opened, and a FIFO waits for a writer.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise SettingsError(f"The {what} {path} is not a regular file.")
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise SettingsError(f"The {what} {path} is not a regular file.")
-            content = file.read(MAX_BYTES + 1)
+        descriptor = open_regular(path, follow=True)
+        try:
+            return read_at_most(descriptor, MAX_BYTES), os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
-        code = error.errno if isinstance(error, OSError) else errno.EINVAL
-        reason = os.strerror(code) if code else str(error)
-        if code == errno.EMFILE:
-            reason += "; raise the limit of this process (ulimit -n)"
-        raise SettingsError(
-            f"The {what} {path} cannot be read: {reason}."
-            + (f" {hint}" if hint and code == errno.ENOENT else "")
-        ) from error
-    if len(content) > MAX_BYTES:
-        raise SettingsError(f"The {what} {path} has more than {MAX_BYTES} bytes.")
-    return content, status
+        code = error.errno if isinstance(error, OSError) else None
+        reason = _REASONS.get(code or 0) or (os.strerror(code) if code else str(error))
+        if hint and code == errno.ENOENT:
+            reason += f". {hint.removesuffix('.')}"
+        raise SettingsError(f"The {what} {path} cannot be read: {reason}.") from error
 
 
 def read_toml_text(path: Path, what: str, *, hint: str = "") -> tuple[str, os.stat_result]:
