@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "token_file": None,
     "require_read_token": False,
     "insecure": False,
+    "allowed_hosts": (),
     "tls_certificate": None,
     "tls_key": None,
     "lease_grace_s": 300,

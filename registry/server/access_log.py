@@ -51,6 +51,8 @@ class Observed:
             route = route_of(scope)
             self._metrics.answered(route, scope["method"], status, seconds)
             tell(scope, route, status, seconds)
+            # It knows all that was asked, which knows it: both would stay for a while.
+            scope.pop("problem", None)
 
 
 def route_of(scope: Scope) -> str:

@@ -22,7 +22,9 @@ from registry.server.http import RequestIds, problem, request_id_of, room_for_bo
 from registry.server.metrics import Metrics
 from registry.server.metrics_endpoint import reporting
 from registry.server.read_path import Serving
+from registry.server.routes.operations import health_of
 from registry.server.routes.table import ROUTES
+from registry.service.lanes import Shared
 from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
 from registry.store.sqlite.engine import Database
@@ -59,6 +61,7 @@ def create_app(settings: Settings) -> Serving:
                     yield {
                         "registry": registry,
                         "report": report,
+                        "health": Shared(lambda: health_of(registry)),
                         "bodies": room_for_bodies(settings.max_body_bytes),
                     }
         finally:

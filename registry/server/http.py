@@ -7,8 +7,8 @@ import errno
 import logging
 import random
 import re
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, cast
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 from starlette.datastructures import MutableHeaders
@@ -66,6 +66,8 @@ PAGE_MAX = 1000
 _is_request_id = re.compile(rb"[\x21-\x7e]{1,%d}" % REQUEST_ID_MAX).fullmatch
 
 log = logging.getLogger("registry.http")
+
+T = TypeVar("T")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -163,6 +165,29 @@ async def body_parts(request: Request, limit: int, setting: str) -> AsyncIterato
             yield part
     except ClientDisconnect as error:
         raise errors.Invalid("The request ended before its body was complete.") from error
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work comes to. It is given up when the client hangs up.
+
+    Raises:
+        ClientGone: it did.
+    """
+    asked = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise ClientGone
+        return asked.result()
+    finally:
+        asked.cancel()
+        gone.cancel()
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def page_limit(request: Request) -> int:

@@ -267,7 +267,7 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._corked = cycle.transport = Corked(self.transport, cycle)
+        self._corked = cycle.transport = Corked(self.transport)
         task = self.loop.create_task(self._answer(cycle, app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)

@@ -16,6 +16,7 @@ from registry.server.http import (
     problem,
     registry_of,
     request_id_of,
+    while_there,
 )
 from registry.wire import messages as wire
 
@@ -39,7 +40,8 @@ async def list_artifacts(request: Request) -> Response:
     """`GET /v1/artifacts`: a page of entries in the order of their ids."""
     limit = page_limit(request)
     filters = {name: request.query_params[name] for name in FILTERS if name in request.query_params}
-    entries = await registry_of(request).artifacts(cursor(request), limit, filters)
+    page = registry_of(request).artifacts(cursor(request), limit, filters)
+    entries = await while_there(request, page)
     following = str(entries[-1].id) if len(entries) == limit else None
     return answer(
         wire.ArtifactsResponse([wire.EntryResponse.of(entry) for entry in entries], following)
@@ -50,7 +52,7 @@ async def explain(request: Request) -> Response:
     """`GET /v1/artifacts/{slug}/{suffix}/{filename}`: content, holders, last events."""
     names = ("slug", "suffix", "filename")
     key = ArtifactKey(*(request.path_params[name] for name in names))
-    explanation = await registry_of(request).explain(key)
+    explanation = await while_there(request, registry_of(request).explain(key))
     if explanation.entry is None:
         error = NotRegistered(
             f"{key} is not registered"

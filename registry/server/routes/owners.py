@@ -13,6 +13,7 @@ from registry.server.http import (
     read_optional_json_body,
     registry_of,
     request_id_of,
+    while_there,
 )
 from registry.wire import messages as wire
 
@@ -28,16 +29,16 @@ async def list_owners(request: Request) -> Response:
     """`GET /v1/owners`: a page of owners in the order of their identity."""
     limit = page_limit(request)
     after = request.query_params.get("after")
-    found = await registry_of(request).owners(
-        Owner.parse(after) if after is not None else None, limit
-    )
+    page = registry_of(request).owners(Owner.parse(after) if after is not None else None, limit)
+    found = await while_there(request, page)
     following = str(found[-1].owner) if len(found) == limit else None
     return answer(wire.OwnersResponse([wire.owner_summary(each) for each in found], following))
 
 
 async def show_owner(request: Request) -> Response:
     """`GET /v1/owners/{owner}`: an owner with what it holds."""
-    record, entries = await registry_of(request).owner(_owner(request))
+    found = registry_of(request).owner(_owner(request))
+    record, entries = await while_there(request, found)
     return answer(wire.owner_answer(record, entries))
 
 
