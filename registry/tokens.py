@@ -207,7 +207,7 @@ def _read(path: Path) -> tuple[str, int]:
     if len(content) > FILE_MAX_BYTES:
         raise SettingsError(f"The token file {path} has more than {FILE_MAX_BYTES} bytes.")
     try:
-        return content.decode(), mode
+        return content.decode("utf-8-sig"), mode
     except UnicodeDecodeError as error:
         raise SettingsError(f"The token file {path} is not TOML: {error}.") from error
 

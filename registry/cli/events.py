@@ -8,15 +8,23 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from registry import wire
 from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
 from registry.cli.output import print_json, shown_checksum
-from registry.cli.text import printable
+from registry.cli.streams import ReaderGone
+from registry.cli.text import json_line
 from registry.errors import Busy, ServiceUnreachable, StorageUnavailable
-from registry.records import Event, EventFilter, EventKind, EventOrder, EventPage, Owner
+from registry.records import (
+    Event,
+    EventFilter,
+    EventKind,
+    EventOrder,
+    EventPage,
+    Owner,
+    printable,
+)
 
 if TYPE_CHECKING:
     from registry.client.client import RegistryClient
@@ -130,7 +138,7 @@ def _wait_for_reader(pause_s: float) -> None:
     """Wait, unless whoever reads the output has gone.
 
     Raises:
-        BrokenPipeError: nobody reads any more.
+        ReaderGone: nobody reads any more.
     """
     try:
         descriptor = sys.stdout.fileno()
@@ -140,12 +148,12 @@ def _wait_for_reader(pause_s: float) -> None:
     poll = select.poll()
     poll.register(descriptor, 0)
     if poll.poll(round(pause_s * 1000)):
-        raise BrokenPipeError
+        raise ReaderGone
 
 
 def _print_json_lines(found: Iterable[Event]) -> None:
     for event in found:
-        print(msgspec.json.encode(wire.EventAnswer.of(event)).decode())
+        print(json_line(wire.EventAnswer.of(event)))
 
 
 def _print_lines(found: Iterable[Event]) -> None:
