@@ -13,7 +13,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 from registry import cli
-from registry.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Owner
 from tests.commands import run_here
 from tests.exchanges import running
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from registry.cli.failures import REFUSED
+from registry.cli.exit_codes import REFUSED
 from registry.cli.options import AsJson
 from registry.cli.output import Column, confirm, print_json, print_note, print_table
 from registry.cli.text import shown_size, without_password
@@ -41,11 +41,11 @@ def upgrade(
     as_json: AsJson = False,
 ) -> None:
     """Bring the schema up to date, after a backup beside the file; make it if there is none."""
-    from registry.db import schema
+    from registry.store.sqlite import migrate
 
-    before = schema.current(database_url)
-    schema.upgrade(database_url, revision, notify=print_note)
-    _print_changed(before, schema.current(database_url), as_json)
+    before = migrate.current(database_url)
+    migrate.upgrade(database_url, revision, notify=print_note)
+    _print_changed(before, migrate.current(database_url), as_json)
 
 
 @app.command()
@@ -62,17 +62,17 @@ def downgrade(
     Stop the service first. What only the newer schema can hold is lost, but for the backup. A
     service that starts brings the schema up to date again, unless it is of the older version.
     """
-    from registry.db import schema
+    from registry.store.sqlite import migrate
 
-    before = schema.current(database_url)
+    before = migrate.current(database_url)
     if not yes:
         confirm(
             f"Take the schema of {without_password(database_url)} back from revision "
             f"{before or 'none'} to {revision}? What only the newer one can hold is lost, but for "
             "the backup."
         )
-    schema.downgrade(database_url, revision, notify=print_note)
-    _print_changed(before, schema.current(database_url), as_json)
+    migrate.downgrade(database_url, revision, notify=print_note)
+    _print_changed(before, migrate.current(database_url), as_json)
 
 
 @app.command()
@@ -86,7 +86,7 @@ def backup(
     The copy holds what was committed at one moment. It is on the disk and was read back when this
     ends; until then it has another name. A file that is there is not overwritten.
     """
-    from registry.db.backups import back_up
+    from registry.store.sqlite.backup import back_up
 
     made = back_up(database_url, file)
     if as_json:
@@ -110,7 +110,7 @@ def restore(
     kept beside the new database, as a backup. An older schema is brought up to date when a
     service starts. The exit code is 1 if the backup or the database that is there forbid it.
     """
-    from registry.db.restoring import restore as restore_backup
+    from registry.store.sqlite.restore import restore as restore_backup
 
     restored = restore_backup(database_url, file, force=force)
     kept = None if restored.kept is None else str(restored.kept)
@@ -125,9 +125,10 @@ def restore(
 @app.command()
 def current(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show the schema revision of the database, and this program's."""
-    from registry.db import schema, tables
+    from registry.store import tables
+    from registry.store.sqlite import migrate
 
-    revision, head = schema.current(database_url), tables.HEAD_REVISION
+    revision, head = migrate.current(database_url), tables.HEAD_REVISION
     if as_json:
         print_json({"revision": revision, "head": head})
     else:
@@ -137,9 +138,9 @@ def current(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) ->
 @app.command()
 def history(as_json: AsJson = False) -> None:
     """List the schema revisions that this program knows, the newest last."""
-    from registry.db import schema
+    from registry.store.sqlite import migrate
 
-    revisions = schema.history()
+    revisions = migrate.history()
     if as_json:
         print_json([{"revision": each.revision, "title": each.title} for each in revisions])
     else:
@@ -151,9 +152,9 @@ def history(as_json: AsJson = False) -> None:
 @app.command()
 def check(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Compare the database with the schema of this program. Exit code 1 if they differ."""
-    from registry.db import schema
+    from registry.store.sqlite import migrate
 
-    differences = schema.check(database_url)
+    differences = migrate.check(database_url)
     if as_json:
         print_json({"differences": differences})
     else:

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry import wire
 from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
 from registry.cli.output import print_json, shown_checksum
 from registry.cli.streams import ReaderGone
 from registry.cli.text import json_line
-from registry.errors import Busy, ServiceUnreachable, StorageUnavailable
-from registry.records import (
+from registry.core.records import (
     Event,
     EventFilter,
     EventKind,
@@ -25,6 +23,8 @@ from registry.records import (
     Owner,
     printable,
 )
+from registry.errors import Busy, ServiceUnreachable, StorageUnavailable
+from registry.wire import messages as wire
 
 if TYPE_CHECKING:
     from registry.client.client import RegistryClient
@@ -100,13 +100,13 @@ def _behind(client: RegistryClient, wanted: EventFilter, after: int) -> Iterator
         following = page.next
 
 
-def _joined(pages: Iterable[EventPage]) -> wire.EventsAnswer:
+def _joined(pages: Iterable[EventPage]) -> wire.EventsResponse:
     found: list[Event] = []
     last = 0
     for page in pages:
         found += page.events
         last = page.last
-    return wire.EventsAnswer.of(EventPage(tuple(found), None, last))
+    return wire.EventsResponse.of(EventPage(tuple(found), None, last))
 
 
 def _print_following(
@@ -153,7 +153,7 @@ def _wait_for_reader(pause_s: float) -> None:
 
 def _print_json_lines(found: Iterable[Event]) -> None:
     for event in found:
-        print(json_line(wire.EventAnswer.of(event)))
+        print(json_line(wire.EventResponse.of(event)))
 
 
 def _print_lines(found: Iterable[Event]) -> None:

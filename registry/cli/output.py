@@ -18,8 +18,8 @@ import typer
 
 from registry.cli.streams import unscreened
 from registry.cli.text import json_plain, short_checksum
+from registry.core.records import printable
 from registry.errors import Usage
-from registry.records import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from registry import logs
 from registry.cli.environment import strangers_named
 from registry.cli.flags import takes_settings
 from registry.config import load
+from registry.server import logs
 
 
 @takes_settings
@@ -27,6 +27,6 @@ def serve(config: Path | None = None, **flags: Any) -> None:
     logs.set_up(settings.log_level, settings.log_format)
     if strangers is not None:
         logging.getLogger("registry").warning("variables %s", strangers)
-    from registry.api.server import run
+    from registry.server.process import run
 
     run(settings)

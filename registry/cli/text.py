@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from registry.records import is_plain
+from registry.core.records import is_plain
 
 
 def json_line(answer: object) -> str:

@@ -1,0 +1,93 @@
+"""How the service writes its log: a line for each record, to read or as JSON, on standard error.
+
+A record says what happened, and carries fields for programs:
+
+    log.info("registered", extra=fields(owner="ns/comp/ep/7/_base", files=3))
+
+What comes from outside is spelled out where it could break a line. No token, no header and no
+content of a file is ever given to the log.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+import textwrap
+import time
+
+from registry.core.records import printable
+
+_QUIET = ("alembic", "uvicorn")
+"""Libraries that tell of their normal course at `info`: heard from `debug` on only."""
+
+
+def set_up(level: str, form: str) -> None:
+    """Send this process's log to standard error, as `text` or as `json`, from a level on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    # No line names a source file, a thread or a process: they are not looked up for each.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    root.setLevel(level.upper())
+    for name in _QUIET:
+        loud = root.level <= logging.DEBUG or root.level > logging.WARNING
+        logging.getLogger(name).setLevel(root.level if loud else logging.WARNING)
+
+
+def fields(**values: object) -> dict[str, dict[str, object]]:
+    """Fields of a record, as `extra` takes them. Those that are None are left out."""
+    return {"fields": {name: value for name, value in values.items() if value is not None}}
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z INFO registry.http GET /v1/owners status=200`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        parts = [_at(record), record.levelname, record.name, printable(record.getMessage())]
+        parts += [f"{name}={printable(str(value))}" for name, value in _fields(record).items()]
+        line = " ".join(parts)
+        trace = _trace(self, record)
+        # Indented, so that no line of it looks like a record of its own.
+        return f"{line}\n{textwrap.indent(trace, '  ')}" if trace else line
+
+
+class JsonFormatter(logging.Formatter):
+    """`{"at": "2026-01-31T12:00:00.000Z", "level": "info", ...}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "at": _at(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        trace = _trace(self, record)
+        if trace:
+            line["trace"] = trace
+        return json.dumps(line, default=str)
+
+
+def _at(record: logging.LogRecord) -> str:
+    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+
+
+@functools.lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    found: dict[str, object] = getattr(record, "fields", {})
+    return found
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    text = formatter.formatException(record.exc_info) if record.exc_info else ""
+    return "\n".join(map(printable, text.split("\n")))
