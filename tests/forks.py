@@ -39,8 +39,11 @@ from registry import cli
 for home, _ in cli.COMMANDS.values():
     import_module(home.split(":")[0])
 # Whatever is imported later is imported here: another user may not be able to read it.
-for name in ("registry.client.attach", "registry.store.sqlite.restore", "rich.table", "rich.progress",
-             "registry.server.app", "concurrent.futures.thread", "logging.config"):
+for name in (
+    *("registry.client.attach", "registry.store.sqlite.restore", "registry.server.app"),
+    *("rich.table", "rich.progress", "concurrent.futures.thread", "logging.config"),
+    *("logging.handlers", "multiprocessing.spawn"),
+):
     import_module(name)
 NOWHERE = ("--url", "http://127.0.0.1:9", "--token", "t")
 for words in (["ls", *NOWHERE], ["fetch", "m", *NOWHERE], ["db", "history"], ["sql", "SELECT 1"]):
