@@ -64,7 +64,7 @@ def failures_in(directory: Path) -> Iterator[None]:
             # A deadline that is over is an OSError as well.
             raise
         where = error.filename2 or error.filename
-        named = "" if where is None else f" ({ascii(os.fsdecode(where))})"
+        named = "" if where is None else f" ({os.fsdecode(where)!a})"
         raise DirectoryUnusable(
             f"{directory} cannot be used: {os.strerror(error.errno)}{named}. Check who owns it, "
             "its rights and its space, or choose another directory."
