@@ -40,9 +40,9 @@ for home, _ in cli.COMMANDS.values():
     import_module(home.split(":")[0])
 # Whatever is imported later is imported here: another user may not be able to read it.
 for name in (
-    *("registry.client.attach", "registry.store.sqlite.restore", "registry.server.app"),
+    *("registry.client.attach", "registry.store.sqlite.restore", "registry.server.process"),
     *("rich.table", "rich.progress", "concurrent.futures.thread", "logging.config"),
-    *("logging.handlers", "multiprocessing.spawn"),
+
 ):
     import_module(name)
 NOWHERE = ("--url", "http://127.0.0.1:9", "--token", "t")
