@@ -24,7 +24,7 @@ from registry.core.records import (
     Model,
     Owner,
 )
-from registry.store.reads import queries
+from registry.store.reads import events, queries
 from registry.store.sqlite.engine import Database
 from tests.commands import Done, run_here
 from tests.support import Server, checksum, in_place, sql, wait_for
@@ -312,7 +312,7 @@ def test_no_page_of_a_long_journal_looks_at_more_than_a_bounded_part_of_it(
             connection: Any = conn._dbapi
             connection.set_progress_handler(count, 1000)
             try:
-                queries.list_events(conn, FILTERS[name], order, after, 100)
+                events.list_events(conn, FILTERS[name], order, after, 100)
             finally:
                 connection.set_progress_handler(None, 0)
         assert steps < 400, f"{steps} thousand steps"
@@ -339,7 +339,7 @@ def test_the_pages_of_a_long_journal_together_hold_every_event_that_is_wanted(
         pages = 0
         while pages == 0 or after is not None:
             with long_journal.read() as conn:
-                page: EventPage = queries.list_events(conn, wanted, order, after, 100)
+                page: EventPage = events.list_events(conn, wanted, order, after, 100)
             found += [event.id for event in page.events]
             assert page.last == LENGTH
             after, pages = page.next, pages + 1

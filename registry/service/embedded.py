@@ -25,7 +25,7 @@ from registry.core.records import (
 from registry.errors import FileUnreadable, NotRegistered, RegistryError, TooLarge, Unserveable
 from registry.store.group_commit import Operation
 from registry.store.ops import register as register_ops
-from registry.store.ops import release
+from registry.store.ops import unregister
 from registry.store.ops.blobs import find_content
 from registry.store.reads import queries
 from registry.store.reads.lookup import Location, find_locations
@@ -135,11 +135,11 @@ class MetadataArtifactRegistry:
 
     def unregister(self, slug: str, suffix: str) -> Receipt:
         """Drop the entries of a model, whoever holds them."""
-        return self._write(release.remove, Removal(slug, suffix, actor=ACTOR))
+        return self._write(unregister.remove, Removal(slug, suffix, actor=ACTOR))
 
     def unregister_for_owner(self, owner: Owner) -> Receipt:
         """Release all that an owner holds and end it, in one transaction (S7)."""
-        return self._write(release.unregister, Unregistration(owner, actor=ACTOR))
+        return self._write(unregister.unregister, Unregistration(owner, actor=ACTOR))
 
     def __len__(self) -> int:
         """How many entries there are."""

@@ -59,11 +59,11 @@ from registry.errors import (
     UploadsPending,
 )
 from registry.store.group_commit import Batch, Writer
-from registry.store.ops import blobs, leases, release
+from registry.store.ops import blobs, leases, unregister
 from registry.store.ops import register as register_ops
 from registry.store.ops.file_status import Observation, observe
 from registry.store.ops.settings_table import policy_of, read_variables, write_variables
-from registry.store.reads import queries
+from registry.store.reads import events, queries
 from registry.store.reads.audit import audit, check_classes
 from registry.store.reads.lookup import Location, Locator, locations_of
 from registry.store.reads.stats import free_bytes
@@ -246,7 +246,7 @@ class Registry:
             Busy, StorageUnavailable: nothing was changed.
         """
         item = Unregistration(owner, request_id, actor)
-        return await self.writer.submit(release.unregister, item, rows=16)
+        return await self.writer.submit(unregister.unregister, item, rows=16)
 
     async def remove(
         self,
@@ -263,7 +263,7 @@ class Registry:
             Busy, StorageUnavailable: nothing was changed.
         """
         item = Removal(slug, suffix, request_id, actor)
-        return await self.writer.submit(release.remove, item, rows=1000)
+        return await self.writer.submit(unregister.remove, item, rows=1000)
 
     async def upload(self, checksum: str, parts: AsyncIterator[bytes]) -> tuple[int, bool]:
         """Take in content; its size, and whether it is new.
@@ -381,7 +381,7 @@ class Registry:
         self, wanted: EventFilter, order: EventOrder, after: int | None, limit: int
     ) -> EventPage:
         """A page of the journal in an order of ids; `after` None begins at its start."""
-        return await self.read(queries.list_events, wanted, order, after, limit)
+        return await self.read(events.list_events, wanted, order, after, limit)
 
     async def explain(self, key: ArtifactKey) -> Explanation:
         """An entry with its holders and its last events."""

@@ -23,9 +23,10 @@ from registry.core.records import (
     shown,
 )
 from registry.errors import FileUnreadable, Invalid, StorageUnavailable, TooLarge
+from registry.store.engine import Connection, Engine
 from registry.store.ops.blobs import find_content
 from registry.store.ops.settings_table import read_variables
-from registry.store.sqlite.engine import Connection, Database, Row, Statement
+from registry.store.sql import Row, Statement
 from registry.store.tables import blobs, entries, events, owner_refs, owners
 from registry.wire import messages as wire
 
@@ -210,7 +211,7 @@ _STILL = Statement(
 )
 
 
-def check_files(database: Database, roots: hashing.ArtifactRoots | None) -> Iterator[Finding]:
+def check_files(database: Engine, roots: hashing.ArtifactRoots | None) -> Iterator[Finding]:
     """Look at every file that is held in place: is it there, unchanged, and below a root?
 
     Without roots every path is taken as allowed. Reads each file whose identity is not the one
@@ -226,12 +227,12 @@ def check_files(database: Database, roots: hashing.ArtifactRoots | None) -> Iter
                 yield finding
 
 
-def _in_place(database: Database, owner_id: int, entry_id: int) -> list[Row]:
+def _in_place(database: Engine, owner_id: int, entry_id: int) -> list[Row]:
     with database.read() as conn:
         return conn.run(_IN_PLACE, owner_id=owner_id, entry_id=entry_id, row_limit=PAGE_ROWS)
 
 
-def _is_still_held(database: Database, row: Row) -> bool:
+def _is_still_held(database: Engine, row: Row) -> bool:
     with database.read() as conn:
         names = {"owner_id": row[0], "entry_id": row[1], "path": row[2], "checksum": row[5]}
         return bool(conn.run(_STILL, **names))
@@ -307,7 +308,7 @@ _HELD = """
 """
 
 
-def verify(database: Database) -> Iterator[Finding]:
+def verify(database: Engine) -> Iterator[Finding]:
     """The database as a file and as a story: pages, references, content, the journal.
 
     Reads everything; a large database takes its time. What one look cannot read is a finding, and
@@ -349,7 +350,7 @@ def _verify_journal(conn: Connection) -> Iterator[Finding]:
         yield Finding("journal_says_held", Severity.CORRUPTION, owner, entry, since, detail)
 
 
-def _verify_blobs(database: Database) -> Iterator[Finding]:
+def _verify_blobs(database: Engine) -> Iterator[Finding]:
     """Hash every copy, each in a read of its own, so that the service's log can be folded in."""
     after: str | None = ""
     while after is not None:
@@ -366,7 +367,7 @@ def _verify_blobs(database: Database) -> Iterator[Finding]:
         after = names[-1][0] if names else None
 
 
-def _wrong_with_blob(database: Database, checksum: str) -> str | None:
+def _wrong_with_blob(database: Engine, checksum: str) -> str | None:
     try:
         with database.read() as conn:
             content = find_content(conn, checksum)

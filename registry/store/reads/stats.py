@@ -9,9 +9,10 @@ from math import nan
 from sqlalchemy import and_, bindparam, case, func, select
 
 from registry.core.records import OwnerState
+from registry.store.engine import Connection, Engine
 from registry.store.ops.settings_table import read_variables
 from registry.store.reads.audit import CLASSES, audit
-from registry.store.sqlite.engine import Connection, Database, Statement
+from registry.store.sql import Statement
 from registry.store.tables import blobs, entries, owner_refs, owners
 
 SUSPECT = "suspect"
@@ -53,12 +54,12 @@ def count_sizes(conn: Connection) -> Sizes:
     }
 
 
-def file_bytes(database: Database) -> tuple[int, int]:
+def file_bytes(database: Engine) -> tuple[int, int]:
     """The sizes of the database file and of its write-ahead log."""
     return _size(database.path), _size(f"{database.path}-wal")
 
 
-def free_bytes(database: Database) -> int | None:
+def free_bytes(database: Engine) -> int | None:
     """What this process may still write on the database's disk; None: it cannot be told."""
     try:
         disk = os.statvfs(os.path.dirname(database.path))

@@ -16,40 +16,25 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from typing import cast as typing_cast
 from urllib.parse import quote
 
-import msgspec
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    ColumnElement,
-    Subquery,
-    Text,
-    bindparam,
-    cast,
-    create_engine,
-    literal,
-    literal_column,
-)
-from sqlalchemy import select as sql_select
+from sqlalchemy import Column, column, create_engine, select, table
 from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
 from sqlalchemy.engine import Dialect, Engine, make_url
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
-from sqlalchemy.sql.elements import ClauseElement
-from sqlalchemy.sql.expression import FunctionElement
 
 from registry.errors import Busy, DatabaseRefused, StorageUnavailable
+from registry.store.sql import JsonItems, R, Row, Statement
 from registry.store.sqlite.errors import LOCKED, Trouble, primary_code, translated
 from registry.store.sqlite.file_guard import Presence
 
 T = TypeVar("T")
-Row = tuple[Any, ...]
 
 SQLITE_MIN_VERSION = (3, 38, 0)
 LOCK_PAUSE_S = (0.0002, 0.002)
@@ -72,71 +57,18 @@ WRITE_PRAGMAS = (
 _READ_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA temp_store = MEMORY")
 
 
-class Statement:
-    """A Core statement, compiled once and then run as text on the DBAPI connection.
-
-    Its parameters are named; those with a value in the expression need not be given.
-    """
-
-    def __init__(self, clause: ClauseElement) -> None:
-        self._clause = clause
-        self._compiled: dict[str, tuple[str, dict[str, Any]]] = {}
-
-    def compiled(self, dialect: Dialect) -> tuple[str, dict[str, Any]]:
-        """The SQL text for a dialect, and the values that the expression brings along."""
-        found = self._compiled.get(dialect.name)
-        if found is None:
-            compiled = self._clause.compile(
-                dialect=dialect, compile_kwargs={"render_postcompile": True}
-            )
-            fixed = {name: value for name, value in compiled.params.items() if value is not None}
-            found = self._compiled[dialect.name] = (str(compiled), fixed)
-        return found
-
-
-class _JsonItems(FunctionElement[str]):
-    """The elements of a JSON array, a row each, in the column `value`."""
-
-    name = "json_items"
-    inherit_cache = True
-
-
-@compiles(_JsonItems, "sqlite")
-def _json_items_sqlite(element: _JsonItems, compiler: Any, **options: Any) -> str:
+@compiles(JsonItems, "sqlite")
+def _json_items(element: JsonItems, compiler: Any, **options: Any) -> str:
     return f"json_each({compiler.process(element.clauses, **options)})"
 
 
-@compiles(_JsonItems, "postgresql")
-def _json_items_postgresql(element: _JsonItems, compiler: Any, **options: Any) -> str:
-    return f"json_array_elements(CAST({compiler.process(element.clauses, **options)} AS json))"
+class _LastId(NamedTuple):
+    name: str
+    seq: int
 
 
-def json_rows(parameter: str, **columns: type[str] | type[int]) -> Subquery:
-    """A list of lists as a table: one JSON parameter, so that the SQL text never changes.
-
-    `columns` names the items of each inner list in order, with their types.
-    """
-    items = _JsonItems(bindparam(parameter, type_=Text)).table_valued("value", name="item")
-    selected = []
-    for index, (name, kind) in enumerate(columns.items()):
-        column: Any = literal_column(f"item.value ->> {index}", Text)
-        if kind is int:
-            column = cast(column, BigInteger)
-        selected.append(column.label(name))
-    return sql_select(*selected).select_from(items).subquery(parameter)
-
-
-def as_rows(rows: Iterable[Any]) -> str:
-    """Lists as the JSON parameter that `json_rows` takes."""
-    return _encode(rows if isinstance(rows, list) else list(rows)).decode()
-
-
-_encode = msgspec.json.Encoder().encode
-
-
-def one_of(column: ColumnElement[str], *values: str) -> ColumnElement[bool]:
-    """`column IN (values)` with plain parameters, which a `Statement` can compile once."""
-    return column.in_([literal(value) for value in values])
+_sequence = table("sqlite_sequence", column("name"), column("seq"))
+_LAST_IDS = Statement(select(_sequence.c.name, _sequence.c.seq), _LastId)
 
 
 class Connection:
@@ -153,13 +85,18 @@ class Connection:
         self._dialect = dialect
         self.now = now
 
-    def run(self, statement: Statement, **parameters: Any) -> list[Row]:
+    def run(self, statement: Statement[R], **parameters: Any) -> list[R]:
         """Run a statement; every row it answers."""
         text, fixed = statement.compiled(self._dialect)
         rows: list[Row] = self._execute(
             text, {**fixed, **parameters} if fixed else parameters
         ).fetchall()
-        return rows
+        return statement.named(rows)
+
+    def last_ids(self) -> dict[str, int]:
+        """The last id ever given in each table. Under the write lock, the next ones are the
+        caller's to give. Ids are never reused, so cursors stay right."""
+        return {table.name: table.seq for table in self.run(_LAST_IDS)}
 
     def run_text(self, text: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> list[Row]:
         """Run SQL text; every row it answers."""
