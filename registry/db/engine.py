@@ -37,21 +37,21 @@ from sqlalchemy import (
 )
 from sqlalchemy import select as sql_select
 from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
-from sqlalchemy.engine import Dialect, Engine, make_url
+from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.expression import FunctionElement
 
+from registry.db.address import sqlite_path
 from registry.db.driver import LOCKED, Trouble, primary_code, translated
 from registry.db.presence import Presence
-from registry.errors import Busy, DatabaseRefused, StorageUnavailable
+from registry.errors import Busy, StorageUnavailable
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
 
-SQLITE_MIN_VERSION = (3, 38, 0)
 LOCK_PAUSE_S = (0.0002, 0.002)
 JOURNAL_SIZE_LIMIT_BYTES = 64 << 20
 CACHE_KIB = 16 << 10
@@ -245,13 +245,15 @@ class Database:
             Busy: they are just being replaced.
             StorageUnavailable: they are gone.
         """
-        connection = self.connect(mode, pragmas)
+        connection: sqlite3.Connection | None = None
         try:
+            connection = self.connect(mode, pragmas)
+        finally:
+            # First of all: SQLite may fail just because it mixed the files of two times.
             if not self.presence.holds(generation):
+                if connection is not None:
+                    connection.close()
                 raise Busy(f"The database {self.path} is just being replaced. Try again.")
-        except BaseException:
-            connection.close()
-            raise
         return connection
 
     def connect(
@@ -292,7 +294,7 @@ class Database:
             StorageUnavailable: the database cannot be written, or what was written went to a file
                 that is not the database any more.
         """
-        with _watched(self._writing), translated(), self._begun() as (dbapi, generation):
+        with _watched(self._writing), translated(self.path), self._begun() as (dbapi, generation):
             yield Connection(dbapi, self.dialect, self.clock())
             dbapi.execute("COMMIT")
             if not self.presence.holds(generation):
@@ -325,7 +327,7 @@ class Database:
         """
         with (
             _watched(self.reading),
-            translated(),
+            translated(self.path),
             self._borrowed(self._reads) as (dbapi, _),
             _rolled_back(dbapi),
         ):
@@ -407,25 +409,3 @@ def _rolled_back(dbapi: sqlite3.Connection) -> Iterator[None]:
 def system_clock() -> int:
     """UTC now in integer milliseconds."""
     return time.time_ns() // 1_000_000
-
-
-def sqlite_path(url: str) -> str:
-    """The path of the file in a `sqlite:///` URL.
-
-    Raises:
-        DatabaseRefused: it is another kind of URL, or names no file.
-    """
-    try:
-        parsed = make_url(url)
-    except Exception as error:
-        raise DatabaseRefused(f"{url!r} is no database URL. Use sqlite:///PATH.") from error
-    if parsed.get_backend_name() != "sqlite":
-        raise DatabaseRefused(
-            f"This version keeps its data in SQLite; {parsed.render_as_string()} is another "
-            "database. Use sqlite:///PATH."
-        )
-    if not parsed.database or parsed.database == ":memory:":
-        raise DatabaseRefused(
-            "An in-memory database would forget everything on restart. Use sqlite:///PATH."
-        )
-    return parsed.database

@@ -157,7 +157,7 @@ class Locator:
     def _fail(self, error: sqlite3.Error | StorageUnavailable) -> NoReturn:
         """Look at the file before anything is read again."""
         self.close()
-        ours = translate(error) if isinstance(error, sqlite3.Error) else error
+        ours = translate(error, self._database.path) if isinstance(error, sqlite3.Error) else error
         if isinstance(ours, StorageUnavailable):
             self._trouble.failed(ours)
         if ours is None or ours is error:
