@@ -35,7 +35,8 @@ from registry.store.ops import prune as prune_module
 from registry.store.ops.expire import Sweep, Swept
 from registry.store.ops.expire import sweep as sweep_operation
 from registry.store.ops.settings_table import Adoption, Policy, adopt
-from registry.store.reads.audit import CLASSES, audit, verify
+from registry.store.reads.audit import CLASSES, audit
+from registry.store.reads.verify import verify
 from registry.store.sqlite.engine import Connection, Database
 from registry.store.sqlite.migrate import prepare
 from tests.support import assert_sound, checksum, sql

@@ -13,7 +13,7 @@ from registry.errors import Conflict
 from registry.store.journal import find_unresolved
 from registry.store.ops.prune import Prune, prune
 from registry.store.reads import events, queries
-from registry.store.reads.audit import verify
+from registry.store.reads.verify import verify
 from registry.store.sqlite import migrate as migrate_module
 from tests.fleet import Hasty, World, key, worker
 

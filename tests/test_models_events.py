@@ -344,13 +344,13 @@ def test_the_pages_of_a_long_journal_together_hold_every_event_that_is_wanted(
             assert page.last == LENGTH
             after, pages = page.next, pages + 1
         assert found == (expected if order is EventOrder.OLDEST else expected[::-1])
-        assert pages <= LENGTH // queries.EVENTS_LOOKED_AT + 1
+        assert pages <= LENGTH // events.EVENTS_LOOKED_AT + 1
 
 
 @pytest.mark.parametrize("name", ["none", "rare kind", "busy owner", "other slug", "all three"])
 def test_every_look_at_the_journal_goes_by_an_index(long_journal: Database, name: str) -> None:
-    values = queries._event_values(FILTERS[name])
-    found = queries._event_statements(tuple(values), False)
+    values = events._event_values(FILTERS[name])
+    found = events._event_statements(tuple(values), False)
     statements = [found.from_window, found.window_end]
     statements += [found.few, found.from_index] if found.few else []
     with long_journal.read() as conn:

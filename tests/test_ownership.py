@@ -41,9 +41,8 @@ from registry.core.records import (
     Unregistration,
 )
 from registry.errors import Conflict, NotRegistered
-from registry.store.ops import blobs
+from registry.store.ops import blobs, unregister
 from registry.store.ops import register as register_ops
-from registry.store.ops import unregister
 from registry.store.sqlite.engine import Database
 from tests.support import assert_sound, checksum, sql
 

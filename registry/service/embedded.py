@@ -29,9 +29,7 @@ from registry.store.ops import unregister
 from registry.store.ops.blobs import find_content
 from registry.store.reads import queries
 from registry.store.reads.lookup import Location, find_locations
-from registry.store.sqlite.engine import Database
-from registry.store.sqlite.migrate import acceptor
-from registry.store.sqlite.migrate import prepare as prepare_schema
+from registry.store.opening import open_database, prepare
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
@@ -59,10 +57,8 @@ class MetadataArtifactRegistry:
         busy_timeout_s: float = _DEFAULTS.busy_timeout_s,
     ) -> None:
         self._roots = ArtifactRoots(artifact_roots)
-        prepare_schema(database_url)
-        self._database = Database(
-            database_url, busy_timeout_s=busy_timeout_s, accept=acceptor(database_url)
-        )
+        prepare(database_url)
+        self._database = open_database(database_url, busy_timeout_s=busy_timeout_s)
 
     def register(
         self,

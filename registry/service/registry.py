@@ -58,6 +58,7 @@ from registry.errors import (
     Unserveable,
     UploadsPending,
 )
+from registry.store.engine import Connection, Engine
 from registry.store.group_commit import Batch, Writer
 from registry.store.ops import blobs, leases, unregister
 from registry.store.ops import register as register_ops
@@ -66,9 +67,7 @@ from registry.store.ops.settings_table import policy_of, read_variables, write_v
 from registry.store.reads import events, queries
 from registry.store.reads.audit import audit, check_classes
 from registry.store.reads.lookup import Location, Locator, locations_of
-from registry.store.reads.stats import free_bytes
-from registry.store.sqlite.engine import Connection, Database
-from registry.store.sqlite.migrate import find_problem
+from registry.store.opening import find_problem
 from registry.wire import messages as wire
 
 T = TypeVar("T")
@@ -94,7 +93,7 @@ class Registry:
     def __init__(
         self,
         settings: Settings,
-        database: Database,
+        database: Engine,
         *,
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
@@ -125,7 +124,7 @@ class Registry:
         Raises:
             RegistryError: the database cannot be used.
         """
-        await self._run(self.database.presence.require)
+        await self._run(self.database.ensure_current)
         self.writer.start()
 
     async def close(self) -> None:
@@ -415,7 +414,7 @@ class Registry:
     def _find_problem(self) -> str | None:
         try:
             # First, as it parts a database that was replaced from what is left of the one before.
-            self.database.presence.require()
+            self.database.ensure_current()
         except RegistryError as error:
             return error.detail
         return find_problem(self.settings.database_url)
@@ -424,11 +423,12 @@ class Registry:
         return OK if self.writer.alive else "the writer thread does not run; restart the service"
 
     async def _check_disk(self) -> str:
-        free, bound = await self._run(free_bytes, self.database), self.settings.min_free_bytes
+        disk, bound = await self._run(self.database.disk_use), self.settings.min_free_bytes
+        free = disk.free_bytes
         if free is None or free >= bound:
             return OK
         return (
-            f"{free} bytes are free on the disk of {self.database.path}, less than {bound} "
+            f"{free} bytes are free on the disk of {self.database.name}, less than {bound} "
             "(min_free_bytes). Free some space: when the disk is full, nothing can be registered"
         )
 

@@ -6,10 +6,12 @@ Operations (`ops`) and queries (`reads`) know these protocols and nothing of an 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Column
+from sqlalchemy.engine import Dialect
 
 from registry.store.sql import R, Row, Statement
 
@@ -33,6 +35,10 @@ class Connection(Protocol):
     def last_ids(self) -> dict[str, int]:
         """The last id ever given in each table. Under the write lock, the next ones are the
         caller's to give. Ids are never reused, so cursors stay right."""
+        ...
+
+    def log_bytes(self) -> int:
+        """The size of the log of changes that are not folded into the database yet."""
         ...
 
     def read_part(

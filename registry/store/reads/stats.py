@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from math import nan
 
 from sqlalchemy import and_, bindparam, case, func, select
 
 from registry.core.records import OwnerState
-from registry.store.engine import Connection, Engine
+from registry.store.engine import Connection
 from registry.store.ops.settings_table import read_variables
 from registry.store.reads.audit import CLASSES, audit
 from registry.store.sql import Statement
@@ -36,7 +35,9 @@ _BLOBS = Statement(
 
 def count_sizes(conn: Connection) -> Sizes:
     """Count everything. Takes time in proportion to what there is."""
-    blob_count, blob_bytes = conn.run(_BLOBS)[0]
+    ((blob_count, blob_bytes),) = conn.run(_BLOBS)
+    ((entry_count,),) = conn.run(_ENTRIES)
+    ((ref_count,),) = conn.run(_REFS)
     found: dict[str, int] = dict(conn.run(_OWNERS, now=conn.now))
     findings = audit(conn).counts
     variables = read_variables(conn)
@@ -46,33 +47,12 @@ def count_sizes(conn: Connection) -> Sizes:
         "findings": {name: findings.get(name, 0) for name in CLASSES},
         "sweep_age_seconds": sweep_age_s,
         "brake_engaged": int("brake_engaged_at" in variables),
-        "entries": conn.run(_ENTRIES)[0][0],
-        "owner_refs": conn.run(_REFS)[0][0],
+        "entries": entry_count,
+        "owner_refs": ref_count,
         "owners": {state: found.get(state, 0) for state in OWNER_STATES},
         "blobs": blob_count,
         "blob_bytes": blob_bytes,
     }
-
-
-def file_bytes(database: Engine) -> tuple[int, int]:
-    """The sizes of the database file and of its write-ahead log."""
-    return _size(database.path), _size(f"{database.path}-wal")
-
-
-def free_bytes(database: Engine) -> int | None:
-    """What this process may still write on the database's disk; None: it cannot be told."""
-    try:
-        disk = os.statvfs(os.path.dirname(database.path))
-    except OSError:
-        return None
-    return disk.f_bavail * disk.f_frsize
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
 
 
 class Counted:

@@ -24,19 +24,21 @@ from urllib.parse import quote
 
 from sqlalchemy import Column, column, create_engine, select, table
 from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
-from sqlalchemy.engine import Dialect, Engine, make_url
+from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 
-from registry.errors import Busy, DatabaseRefused, StorageUnavailable
+from registry.errors import Busy, StorageUnavailable
+from registry.store.engine import DiskUse
 from registry.store.sql import JsonItems, R, Row, Statement
-from registry.store.sqlite.errors import LOCKED, Trouble, primary_code, translated
+from registry.store.sqlite.address import sqlite_path
+from registry.store.sqlite.errors import LOCKED, FailureLog, primary_code, translated
 from registry.store.sqlite.file_guard import Presence
+from registry.store.sqlite.point_reader import PointReader
 
 T = TypeVar("T")
 
-SQLITE_MIN_VERSION = (3, 38, 0)
 LOCK_PAUSE_S = (0.0002, 0.002)
 JOURNAL_SIZE_LIMIT_BYTES = 64 << 20
 CACHE_KIB = 16 << 10
@@ -103,6 +105,11 @@ class Connection:
         rows: list[Row] = self._execute(text, parameters).fetchall()
         return rows
 
+    def log_bytes(self) -> int:
+        """The size of the write-ahead log."""
+        ((path,),) = self.run_text("SELECT file FROM pragma_database_list WHERE name = 'main'")
+        return _size(f"{path}-wal")
+
     def read_part(
         self, column: Column[Any], key: Column[Any], value: str, offset: int, length: int
     ) -> bytes | None:
@@ -153,8 +160,8 @@ class Database:
             accept or (lambda connection: None),
         )
         self.presence.on_change.append(self._close_idle)
-        self.reading = Trouble("reads")
-        self._writing = Trouble("writes")
+        self.reading = FailureLog("reads")
+        self._writing = FailureLog("writes")
         self._writes = self._engine("rw", WRITE_PRAGMAS)
         self._reads = self._engine("ro", _READ_PRAGMAS)
 
@@ -182,13 +189,15 @@ class Database:
             Busy: they are just being replaced.
             StorageUnavailable: they are gone.
         """
-        connection = self.connect(mode, pragmas)
+        connection: sqlite3.Connection | None = None
         try:
+            connection = self.connect(mode, pragmas)
+        finally:
+            # First of all: SQLite may fail just because it mixed the files of two times.
             if not self.presence.holds(generation):
+                if connection is not None:
+                    connection.close()
                 raise Busy(f"The database {self.path} is just being replaced. Try again.")
-        except BaseException:
-            connection.close()
-            raise
         return connection
 
     def connect(
@@ -229,7 +238,7 @@ class Database:
             StorageUnavailable: the database cannot be written, or what was written went to a file
                 that is not the database any more.
         """
-        with _watched(self._writing), translated(), self._begun() as (dbapi, generation):
+        with _watched(self._writing), translated(self.path), self._begun() as (dbapi, generation):
             yield Connection(dbapi, self.dialect, self.clock())
             dbapi.execute("COMMIT")
             if not self.presence.holds(generation):
@@ -262,7 +271,7 @@ class Database:
         """
         with (
             _watched(self.reading),
-            translated(),
+            translated(self.path),
             self._borrowed(self._reads) as (dbapi, _),
             _rolled_back(dbapi),
         ):
@@ -287,6 +296,39 @@ class Database:
         finally:
             self.presence.leave()
 
+    def point_reader(self) -> PointReader:
+        """A reader for one event loop."""
+        return PointReader(
+            self.path, self.presence, lambda generation: self.connect_to(generation, "ro")
+        )
+
+    def ensure_current(self) -> None:
+        """Raises StorageUnavailable unless what is open is the file that is there."""
+        self.presence.require()
+
+    def disk_use(self) -> DiskUse:
+        """The sizes of the file and of its write-ahead log, and what this process may still write
+        on their disk."""
+        try:
+            disk = os.statvfs(os.path.dirname(self.path))
+        except OSError:
+            free = None
+        else:
+            free = disk.f_bavail * disk.f_frsize
+        return DiskUse(_size(self.path), _size(f"{self.path}-wal"), free)
+
+    def find_damage(self) -> Iterator[str]:
+        """A sentence for each fault of the stored pages and of the references between rows.
+
+        What one look cannot read is a fault, and the next look goes on.
+        """
+        for look in (_damaged_pages, _dangling_references):
+            with self.read() as conn:
+                try:
+                    yield from look(conn)
+                except sqlite3.DatabaseError as error:
+                    yield f"the database file is damaged: {error}"
+
     def _patiently(self, step: Callable[[], T], patience_s: float) -> T:
         """Run a step that may find the database locked, until so much time has passed."""
         deadline = time.monotonic() + patience_s
@@ -302,9 +344,33 @@ class Database:
         self._reads.dispose()
         self._writes.dispose()
 
+    @property
+    def name(self) -> str:
+        """The path of the file."""
+        return self.path
+
     def close(self) -> None:
         """Close every connection that is not in use."""
         self.presence.close()
+
+
+def _damaged_pages(conn: Connection) -> Iterator[str]:
+    for (line,) in conn.run_text("PRAGMA integrity_check(100)"):
+        if line != "ok":
+            yield line
+
+
+def _dangling_references(conn: Connection) -> Iterator[str]:
+    for name, rowid, parent, _ in conn.run_text("PRAGMA foreign_key_check"):
+        which = "a row" if rowid is None else f"row {rowid}"
+        yield f"{which} of {name} refers to nothing in {parent}"
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _checked_out(engine: Engine, generation: int) -> PoolProxiedConnection:
@@ -321,7 +387,7 @@ def _checked_out(engine: Engine, generation: int) -> PoolProxiedConnection:
 
 
 @contextmanager
-def _watched(trouble: Trouble) -> Iterator[None]:
+def _watched(trouble: FailureLog) -> Iterator[None]:
     """Puts in the log what storage does to the block."""
     try:
         yield
@@ -344,25 +410,3 @@ def _rolled_back(dbapi: sqlite3.Connection) -> Iterator[None]:
 def system_clock() -> int:
     """UTC now in integer milliseconds."""
     return time.time_ns() // 1_000_000
-
-
-def sqlite_path(url: str) -> str:
-    """The path of the file in a `sqlite:///` URL.
-
-    Raises:
-        DatabaseRefused: it is another kind of URL, or names no file.
-    """
-    try:
-        parsed = make_url(url)
-    except Exception as error:
-        raise DatabaseRefused(f"{url!r} is no database URL. Use sqlite:///PATH.") from error
-    if parsed.get_backend_name() != "sqlite":
-        raise DatabaseRefused(
-            f"This version keeps its data in SQLite; {parsed.render_as_string()} is another "
-            "database. Use sqlite:///PATH."
-        )
-    if not parsed.database or parsed.database == ":memory:":
-        raise DatabaseRefused(
-            "An in-memory database would forget everything on restart. Use sqlite:///PATH."
-        )
-    return parsed.database

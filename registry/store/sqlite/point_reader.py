@@ -23,9 +23,13 @@ TOKENS_PER_CONNECTION = 1 << 40
 
 
 class PointReader:
-    """See `store.engine.PointReader`. `connect` opens a connection to a generation of the files."""
+    """See `store.engine.PointReader`. `connect` opens a connection to a
+    generation of the files."""
 
-    def __init__(self, presence: Presence, connect: Callable[[int], sqlite3.Connection]) -> None:
+    def __init__(
+        self, path: str, presence: Presence, connect: Callable[[int], sqlite3.Connection]
+    ) -> None:
+        self._path = path
         self._presence = presence
         self._connect = connect
         self._connection: sqlite3.Connection | None = None
@@ -84,9 +88,7 @@ class PointReader:
     def _fail(self, error: sqlite3.Error | StorageUnavailable) -> NoReturn:
         """Look at the file before anything is read again."""
         self.close()
-        ours = (
-            translate(error, self._presence.path) if isinstance(error, sqlite3.Error) else error
-        )
+        ours = translate(error, self._path) if isinstance(error, sqlite3.Error) else error
         if isinstance(ours, StorageUnavailable):
             self._failures.failed(ours)
         if ours is None or ours is error:
