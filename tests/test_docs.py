@@ -40,7 +40,8 @@ from registry.store.ops.settings_table import Adoption, Policy, adopt
 from registry.store.reads.audit import CLASSES
 from registry.store.sqlite.engine import Connection, Database
 from registry.store.sqlite.migrate import prepare
-from registry.store.tables import VIEWS, metadata
+from registry.store.sqlite.views import VIEWS
+from registry.store.tables import metadata
 from tests.documents import DOCUMENTS, Block, Reader, anchors, blocks, links, prose, section
 from tests.support import ROOT, Server, checksum, sql
 

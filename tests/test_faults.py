@@ -29,9 +29,10 @@ from registry.core.records import (
     Unregistration,
 )
 from registry.errors import Busy, Conflict, StorageUnavailable
+from registry.store.engine import Connection
 from registry.store.group_commit import Writer
 from registry.store.ops import blobs, file_status, register, unregister
-from registry.store.sqlite.engine import Connection, Database
+from registry.store.sqlite.engine import Database
 from registry.store.sqlite.migrate import prepare
 from tests.support import Dump, assert_sound, checksum, dump_of, sql
 

@@ -25,6 +25,7 @@ from registry.core.records import (
     Owner,
 )
 from registry.store.reads import events, queries
+from registry.store.sql import Statement
 from registry.store.sqlite.engine import Database
 from tests.commands import Done, run_here
 from tests.support import Server, checksum, in_place, sql, wait_for
@@ -351,7 +352,7 @@ def test_the_pages_of_a_long_journal_together_hold_every_event_that_is_wanted(
 def test_every_look_at_the_journal_goes_by_an_index(long_journal: Database, name: str) -> None:
     values = events._event_values(FILTERS[name])
     found = events._event_statements(tuple(values), False)
-    statements = [found.from_window, found.window_end]
+    statements: list[Statement[Any]] = [found.from_window, found.window_end]
     statements += [found.few, found.from_index] if found.few else []
     with long_journal.read() as conn:
         for statement in statements:

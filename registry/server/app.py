@@ -39,9 +39,7 @@ def create_app(settings: Settings) -> Serving:
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
-        database = open_database(
-            settings.database_url, busy_timeout_s=settings.busy_timeout_s
-        )
+        database = open_database(settings.database_url, busy_timeout_s=settings.busy_timeout_s)
         registry = Registry(
             settings,
             database,

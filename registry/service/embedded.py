@@ -22,14 +22,21 @@ from registry.core.records import (
     Removal,
     Unregistration,
 )
-from registry.errors import FileUnreadable, NotRegistered, RegistryError, TooLarge, Unserveable
+from registry.errors import (
+    Busy,
+    FileUnreadable,
+    NotRegistered,
+    RegistryError,
+    TooLarge,
+    Unserveable,
+)
+from registry.store import opening
 from registry.store.group_commit import Operation
 from registry.store.ops import register as register_ops
 from registry.store.ops import unregister
 from registry.store.ops.blobs import find_content
 from registry.store.reads import queries
 from registry.store.reads.lookup import Location, find_locations
-from registry.store.opening import open_database, prepare
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
@@ -57,8 +64,8 @@ class MetadataArtifactRegistry:
         busy_timeout_s: float = _DEFAULTS.busy_timeout_s,
     ) -> None:
         self._roots = ArtifactRoots(artifact_roots)
-        prepare(database_url)
-        self._database = open_database(database_url, busy_timeout_s=busy_timeout_s)
+        opening.prepare(database_url)
+        self._database = opening.open_database(database_url, busy_timeout_s=busy_timeout_s)
 
     def register(
         self,
@@ -111,10 +118,17 @@ class MetadataArtifactRegistry:
         key = ArtifactKey(slug, suffix, filename)
         locations = self._locations(key)
         while locations:
+            shortage: Busy | None = None
             for location in locations:
-                content = self._content(location)
+                try:
+                    content = self._content(location)
+                except Busy as error:
+                    shortage = error
+                    continue
                 if content is not None:
                     return content
+            if shortage is not None:
+                raise shortage
             tried, locations = locations, self._locations(key)
             if locations == tried:
                 raise Unserveable(

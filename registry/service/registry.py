@@ -51,6 +51,7 @@ from registry.core.records import (
     check_lease,
 )
 from registry.errors import (
+    Busy,
     NotRegistered,
     RegistryError,
     TooLarge,
@@ -60,6 +61,7 @@ from registry.errors import (
 )
 from registry.store.engine import Connection, Engine
 from registry.store.group_commit import Batch, Writer
+from registry.store.opening import find_problem
 from registry.store.ops import blobs, leases, unregister
 from registry.store.ops import register as register_ops
 from registry.store.ops.file_status import Observation, observe
@@ -67,7 +69,6 @@ from registry.store.ops.settings_table import policy_of, read_variables, write_v
 from registry.store.reads import events, queries
 from registry.store.reads.audit import audit, check_classes
 from registry.store.reads.lookup import Location, Locator, locations_of
-from registry.store.opening import find_problem
 from registry.wire import messages as wire
 
 T = TypeVar("T")
@@ -158,22 +159,34 @@ class Registry:
         Raises:
             Unserveable: no holder has bytes that match the checksum (S12).
             NotRegistered: the entry went meanwhile.
+            Busy: nobody has them who could be looked at, and somebody could not be.
         """
-        opened = await self._holdings.open(location)
-        if opened is not None:
-            return opened
+        shortage: Busy | None = None
+        try:
+            opened = await self._holdings.open(location)
+            if opened is not None:
+                return opened
+        except Busy as error:
+            shortage = error
         others = await self.read(locations_of, location.entry_id, location.checksum, HOLDERS_TRIED)
         for other in others:
             if (other.owner_id, other.path) == (location.owner_id, location.path):
                 continue
-            opened = await self._holdings.open(other)
+            try:
+                opened = await self._holdings.open(other)
+            except Busy as error:
+                shortage = error
+                continue
             if opened is not None:
-                self._locator.prefer(key, location, other)
+                if shortage is None:
+                    self._locator.prefer(key, location, other)
                 return opened
         if not others and (now := self.find(key)) != location:
             if now is None:
                 raise NotRegistered(f"{'/'.join(key)} is not registered any more.")
             return await self.open(key, now)
+        if shortage is not None:
+            raise shortage
         raise Unserveable(
             f"{'/'.join(key)} is registered, but none of its {len(others)} holders has bytes with "
             f"{location.checksum}. They must put the file back, or register it again."

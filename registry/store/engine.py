@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from sqlalchemy import Column
 from sqlalchemy.engine import Dialect
 
+from registry.errors import RegistryError
 from registry.store.sql import R, Row, Statement
 
 
@@ -118,7 +119,15 @@ class Engine(Protocol):
         ...
 
     def find_damage(self) -> Iterator[str]:
-        """A sentence for each fault of the stored pages and of the references between rows."""
+        """A sentence for each fault of the stored pages and of the references between rows.
+
+        Raises:
+            Busy, StorageUnavailable: it cannot be looked at, for reasons that tell nothing of it.
+        """
+        ...
+
+    def is_damage(self, error: RegistryError) -> bool:
+        """Whether an error tells something of the database, not of a shortage or a lock."""
         ...
 
     def close(self) -> None:

@@ -33,7 +33,6 @@ from registry.store.owner_columns import (
 )
 from registry.store.sql import Row, Statement, as_rows, json_rows, one_of
 from registry.store.tables import ABOUT_OWNERS, entries, events, owners
-from registry.store.views import UNRESOLVED
 
 CONFLICT_MS = 3_600_000
 """How long a refusal is a conflict that somebody should look at; the view `leaks` has the same."""
@@ -254,6 +253,32 @@ class Unresolved(NamedTuple):
     suffix: str
     filename: str
 
+
+UNRESOLVED = """v.kind = 'refused'
+        AND NOT EXISTS (
+            SELECT 1 FROM events s
+            WHERE s.namespace = v.namespace AND s.component = v.component
+                AND s.endpoint = v.endpoint AND s.instance_id = v.instance_id
+                AND s.lora_slug = v.lora_slug AND (s.slug IS NULL OR s.kind = 'refused')
+                AND s.id > v.id
+                AND (s.kind IN ('detached', 'expired', 'superseded')
+                    OR s.kind = 'refused' AND s.slug = v.slug
+                        AND s.suffix = v.suffix AND s.filename = v.filename))
+        AND NOT EXISTS (
+            SELECT 1 FROM owners o JOIN events s ON s.owner_id = o.id
+            WHERE o.namespace = v.namespace AND o.component = v.component
+                AND o.endpoint = v.endpoint AND o.instance_id = v.instance_id
+                AND o.lora_slug = v.lora_slug
+                AND s.id > v.id AND s.kind IN ('registered', 'replaced')
+                AND s.entry_id IN (
+                    SELECT e.id FROM entries e
+                    WHERE e.slug = v.slug AND e.suffix = v.suffix AND e.filename = v.filename
+                    UNION ALL
+                    SELECT g.entry_id FROM events g
+                    WHERE g.slug = v.slug AND g.suffix = v.suffix AND g.filename = v.filename
+                        AND g.kind = 'removed' AND g.id > v.id))"""
+"""Of an event `v`: it is a refusal, and its owner has neither left since, nor got the key, nor was
+it refused the key again."""
 
 _FIND_UNRESOLVED = f"""
     SELECT {", ".join("v." + name for name in _NAMES)}

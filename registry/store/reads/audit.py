@@ -21,7 +21,7 @@ from registry.core.records import (
     Severity,
     shown,
 )
-from registry.errors import FileUnreadable, Invalid, TooLarge
+from registry.errors import Busy, FileUnreadable, Invalid, TooLarge
 from registry.store.engine import Connection, Engine
 from registry.store.ops.settings_table import read_variables
 from registry.store.owner_columns import OWNER_COLUMNS, owner_of
@@ -235,14 +235,24 @@ def check_files(database: Engine, roots: hashing.ArtifactRoots | None) -> Iterat
     Without roots every path is taken as allowed. Reads each file whose identity is not the one
     that was registered. No transaction is open meanwhile: what was registered anew or released
     since is not reported.
+
+    Raises:
+        Busy: at the end, when files could not be looked at, for reasons that are not theirs.
     """
     owner_id = entry_id = 0
+    unchecked: list[Busy] = []
     while rows := _in_place(database, owner_id, entry_id):
         for row in rows:
             owner_id, entry_id = row.owner_id, row.entry_id
-            finding = _look(row, roots)
+            try:
+                finding = _look(row, roots)
+            except Busy as error:
+                unchecked.append(error)
+                continue
             if finding is not None and _is_still_held(database, row):
                 yield finding
+    if unchecked:
+        raise Busy(f"{len(unchecked)} files were not checked. The first: {unchecked[0].detail}")
 
 
 def _in_place(database: Engine, owner_id: int, entry_id: int) -> list[_InPlaceRow]:

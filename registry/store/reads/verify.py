@@ -57,6 +57,9 @@ def verify(engine: Engine) -> Iterator[Finding]:
 
     Reads everything; a large database takes its time. What one look cannot read is a finding, and
     the next look goes on.
+
+    Raises:
+        Busy, StorageUnavailable: it cannot be looked at, for reasons that tell nothing of it.
     """
     yield from map(_integrity, engine.find_damage())
     for look in (_verify_content, _verify_journal):
@@ -64,6 +67,8 @@ def verify(engine: Engine) -> Iterator[Finding]:
             with engine.read() as conn:
                 yield from look(conn)
         except StorageUnavailable as error:
+            if not engine.is_damage(error):
+                raise
             yield _integrity(f"it cannot be read: {error.detail}")
     yield from _verify_blobs(engine)
 
@@ -91,6 +96,8 @@ def _verify_blobs(engine: Engine) -> Iterator[Finding]:
             with engine.read() as conn:
                 names = conn.run(_BLOB_NAMES, after=after, row_limit=PAGE_ROWS)
         except StorageUnavailable as error:
+            if not engine.is_damage(error):
+                raise
             yield _integrity(f"the list of copies cannot be read: {error.detail}")
             return
         for (name,) in names:
@@ -105,6 +112,8 @@ def _wrong_with_blob(engine: Engine, checksum: str) -> str | None:
         with engine.read() as conn:
             content = find_content(conn, checksum)
     except StorageUnavailable as error:
+        if not engine.is_damage(error):
+            raise
         return f"its bytes cannot be read: {error.detail}"
     if content is None or hashing.checksum_of(content) == checksum:
         return None  # It is right, or it was removed meanwhile.

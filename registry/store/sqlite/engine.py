@@ -29,11 +29,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 
-from registry.errors import Busy, StorageUnavailable
+from registry.errors import Busy, RegistryError, StorageUnavailable
 from registry.store.engine import DiskUse
 from registry.store.sql import JsonItems, R, Row, Statement
 from registry.store.sqlite.address import sqlite_path
-from registry.store.sqlite.errors import LOCKED, FailureLog, primary_code, translated
+from registry.store.sqlite.errors import LOCKED, FailureLog, is_damage, primary_code, translated
 from registry.store.sqlite.file_guard import Presence
 from registry.store.sqlite.point_reader import PointReader
 
@@ -327,6 +327,8 @@ class Database:
                 try:
                     yield from look(conn)
                 except sqlite3.DatabaseError as error:
+                    if not is_damage(error):
+                        raise
                     yield f"the database file is damaged: {error}"
 
     def _patiently(self, step: Callable[[], T], patience_s: float) -> T:
@@ -343,6 +345,10 @@ class Database:
     def _close_idle(self) -> None:
         self._reads.dispose()
         self._writes.dispose()
+
+    def is_damage(self, error: RegistryError) -> bool:
+        """Whether an error tells something of the database, not of a shortage or a lock."""
+        return is_damage(error.__cause__)
 
     @property
     def name(self) -> str:
