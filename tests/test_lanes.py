@@ -30,7 +30,7 @@ import sys, time
 from pathlib import Path
 from registry import cli
 from registry.service import registry
-from registry.store.reads import audit, queries
+from registry.store.reads import audit, events, queries
 
 def held(query):
     def wait(*arguments, **options):
@@ -41,7 +41,8 @@ def held(query):
 
 registry.COSTLY_WAITING_MAX = 3
 registry.audit = held(audit.audit)
-for name in ("list_owners", "list_entries", "list_models", "list_events", "explain", "find_owner"):
+events.list_events = held(events.list_events)
+for name in ("list_owners", "list_entries", "list_models", "explain", "find_owner"):
     setattr(queries, name, held(getattr(queries, name)))
 cli.main()
 """
@@ -201,7 +202,7 @@ SHORT = """
 from registry import cli
 from registry.service import registry
 from registry.server.routes import registrations
-from registry.store.reads import queries
+from registry.store.reads import events, queries
 
 def failing(error):
     def fail(*arguments, **options):
@@ -220,7 +221,7 @@ def find_(self, key):
 Registry.find = find_
 registry.audit = failing(SHORTAGES["memory"])
 queries.list_models = failing(SHORTAGES["stack"])
-queries.list_events = failing(SHORTAGES["threads"])
+events.list_events = failing(SHORTAGES["threads"])
 queries.list_owners = failing(SHORTAGES["files"])
 registrations.wire.decode_register = failing(SHORTAGES["memory"])
 cli.main()
