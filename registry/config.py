@@ -54,6 +54,8 @@ class Rule:
     low: float = 0
     high: float = 0
     choices: tuple[str, ...] = ()
+    separator: str = os.pathsep
+    """What stands between texts in a variable."""
 
 
 def _text(default: str | None, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -101,6 +103,7 @@ class Settings:
             Kind.TEXTS,
             "Name that requests may be sent to beside loopback's, as behind a proxy on this "
             "machine; others are refused.",
+            separator=",",
         ),
     )
     tls_certificate: str | None = _text(
@@ -332,7 +335,7 @@ def _parsed(setting: Setting, text: str) -> object:
         case Kind.SWITCH:
             return _truths.get(text.lower(), text)
         case Kind.TEXTS:
-            return text.split(os.pathsep)
+            return text.split(setting.rule.separator)
         case Kind.WHOLE | Kind.NUMBER if _is_whole(text):
             return int(text)
         case Kind.NUMBER if _is_number(text):

@@ -75,7 +75,7 @@ def create_app(settings: Settings) -> Serving:
 
 
 async def _not_here(request: Request, error: Exception) -> Response:
-    path = request.url.path
+    path = request.scope["path"]  # `request.url` would be remembered by urllib.
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = sorted({method for route in ROUTES for method in _methods_at(route, request)})
         return problem(
