@@ -142,6 +142,25 @@ def test_more_readers_than_files_may_be_open_for_accuse_nobody(
     assert "Traceback" not in server.log
 
 
+def test_who_is_refused_can_read_why_and_ask_in_vain(serve: Callable[..., Server]) -> None:
+    server = serve(max_connections=2)
+    with contextlib.ExitStack() as stack:
+        peer = stack.enter_context(server.connect())  # The other one is the client of `server`.
+        peer.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200" in peer.recv(100)
+        for _ in range(30):
+            peer = stack.enter_context(server.connect())
+            peer.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
+            said = b""
+            while part := peer.recv(1000):
+                said += part
+            assert said.startswith(b"HTTP/1.1 503")
+            assert b"retry-after: 1" in said.lower()
+            peer.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert peer.recv(1000) == b""
+    assert server.log.count("as many as this process bears") == 1
+
+
 # TLS
 
 

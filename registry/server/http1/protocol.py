@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ BODY_MIN_BYTES_PER_S = 16 << 10
 LOOK_EVERY_S = 1.0
 TELL_EVERY_S = 60.0
 """How often the log says that connections are refused, at most."""
+LEAVING_MAX = 8
 LINGER_S = 2.0
 """How long what a refused peer still sends is taken in, so that it can read why it was refused."""
 
@@ -73,6 +75,7 @@ class Watch:
         self._connections: set[Connection] = set()
         self._greeted: set[Connection] = set()
         """Those whose handshake is not done."""
+        self._leaving: deque[asyncio.Transport] = deque(maxlen=LEAVING_MAX)
         self._refused = 0
         self._told_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
@@ -108,6 +111,18 @@ class Watch:
     def leave(self, connection: Connection) -> None:
         """A handshake is over, or was given up."""
         self._greeted.discard(connection)
+
+    def see_off(self, transport: asyncio.Transport) -> None:
+        """Close a connection when its peer has had time to read why: closed with something unread
+        it would be reset, and what was said be lost. Only the last few are waited for."""
+        if not transport.can_write_eof():
+            transport.close()
+            return
+        transport.write_eof()
+        if len(self._leaving) == self._leaving.maxlen:
+            self._leaving[0].close()
+        self._leaving.append(transport)
+        asyncio.get_running_loop().call_later(LINGER_S, transport.close)
 
     def _has_room(self, loop: asyncio.AbstractEventLoop) -> bool:
         if len(self._connections) + len(self._greeted) < self.limits.max_connections:
@@ -188,7 +203,8 @@ class Connection(HttpToolsProtocol):
         if not self._watch.admit(self):
             self.transport = transport
             transport.write(_TOO_MANY_CONNECTIONS)
-            transport.close()
+            self._refusal, self._lingers = b"", True
+            self._watch.see_off(transport)
             return
         super().connection_made(transport)
         self.flow = Flow(transport)
