@@ -94,10 +94,10 @@ def tell(
 
 def tell_refused(error: RegistryError, status: int, request_id: str) -> None:
     """Write the access line of what no application was asked for."""
-    level = _level(UNMATCHED, status)
-    if log.isEnabledFor(level):
+    # Not louder where the service is to blame: there may be thousands, and they are told together.
+    if log.isEnabledFor(logging.INFO):
         more = fields(status=status, **_fields_of(error, status), request_id=request_id)
-        log.log(level, "refused", extra=more)
+        log.info("refused", extra=more)
 
 
 def _level(route: str, status: int) -> int:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 from registry.errors import RegistryError
 from registry.server.metrics import FLUSH_EVERY_S, Metrics
-from registry.service.lanes import Shared
+from registry.service.lanes import Shared, start_threads
 from registry.service.registry import Registry
 from registry.store.reads.stats import Counted, Sizes, count_sizes
 
@@ -24,6 +24,7 @@ class Report:
         self._counted = Counted(self._count, time.monotonic)
         # Of its own: counting takes long where there is much, and scrapes must come through.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry-metrics")
+        start_threads(self._thread, 1)
         self._shared = Shared(self._make)
 
     def _count(self) -> Sizes:

@@ -8,11 +8,12 @@ probes    what tells whether the service is well; asked together it is answered 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
-from registry.errors import Busy
+from registry.errors import Busy, StorageUnavailable
 
 T = TypeVar("T")
 
@@ -25,13 +26,21 @@ class Lane:
     """
 
     def __init__(self, name: str, *, threads: int, waiting_max: int, patience_s: float) -> None:
-        self._name = name
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"registry-{name}")
         self._free = asyncio.Semaphore(threads)
         self._waiting_max = waiting_max
         self._patience_s = patience_s
         self.waiting = 0
         """How many wait for a thread."""
+
+    def start(self) -> None:
+        """Start the threads.
+
+        Raises:
+            StorageUnavailable: there are none to be had.
+        """
+        start_threads(self._pool, self._threads)
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run what may block in one of the threads.
@@ -66,6 +75,25 @@ class Lane:
     def close(self) -> None:
         """Wait for what runs."""
         self._pool.shutdown(wait=True)
+
+
+def start_threads(pool: ThreadPoolExecutor, number: int) -> None:
+    """Start the threads of a pool now: when the system is short, there are none to be had.
+
+    Raises:
+        StorageUnavailable: that is so already.
+    """
+    gate = threading.Event()
+    try:
+        for _ in range(number):
+            pool.submit(gate.wait)
+    except RuntimeError as error:
+        raise StorageUnavailable(
+            f"The service cannot start its threads: {error}. Raise the limits of processes "
+            "(ulimit -u) and of memory."
+        ) from error
+    finally:
+        gate.set()
 
 
 class Shared(Generic[T]):

@@ -59,7 +59,7 @@ from registry.errors import (
     Unserveable,
     UploadsPending,
 )
-from registry.service.lanes import Lane
+from registry.service.lanes import Lane, start_threads
 from registry.store.engine import Connection, Engine
 from registry.store.group_commit import Batch, Writer
 from registry.store.opening import find_problem
@@ -137,6 +137,9 @@ class Registry:
         Raises:
             RegistryError: the database cannot be used.
         """
+        start_threads(self._threads, THREADS)
+        start_threads(self._probes, PROBE_THREADS)
+        self._costly.start()
         await self._run(self.database.ensure_current)
         self.writer.start()
 

@@ -24,14 +24,11 @@ from registry.server.hosts import TWO_HOSTS, target_of
 from registry.server.http import Headers, request_id_for
 from registry.server.http1.head_buffer import Corked
 from registry.server.http1.refusals import cause_of, raw_answer
-from registry.server.http1.watch import Limits, Watch
+from registry.server.http1.watch import LINGER_S, Limits, Watch
 
 HEADERS_MAX = 128
 SLICE_BYTES = 4 << 10
 BODY_MIN_BYTES_PER_S = 16 << 10
-LINGER_S = 2.0
-"""How long what a refused peer still sends is taken in, so that it can read why it was refused."""
-
 _UNKNOWN: Any = object()
 
 
@@ -125,8 +122,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if not self._watch.admit(self):
             self.transport = transport
-            self._say(errors.Busy(_TOO_MANY_CONNECTIONS))
-            transport.close()
+            self._refusal, self._lingers = errors.Busy(_TOO_MANY_CONNECTIONS), True
+            self._say(self._refusal)
+            self._watch.see_off(transport)
             return
         super().connection_made(transport)
         self.flow = Flow(transport)
