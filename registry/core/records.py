@@ -18,7 +18,11 @@ LEASE_MIN_MS = 1_000
 LEASE_MAX_MS = 7 * 24 * 3600 * 1000
 FILENAME_MAX_BYTES = 255
 
-NAME_PATTERN = "[A-Za-z0-9._-]{1,255}"
+NAME_PATTERN = (
+    "(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}"
+    r"|\.[A-Za-z0-9_-][A-Za-z0-9._-]{0,253}|\.\.[A-Za-z0-9._-]{1,253})"
+)
+"""1 to 255 of these characters, and neither `.` nor `..`."""
 SLUG_PATTERN = "[a-z0-9][a-z0-9_-]{0,254}"
 CHECKSUM_PATTERN = "blake3:[0-9a-f]{64}"
 
@@ -588,7 +592,7 @@ def check_distinct(keys: list[ArtifactKey]) -> None:
 
 
 def _check_name(field: str, value: str) -> None:
-    if not _is_name(value) or value in (".", ".."):
+    if not _is_name(value):
         raise Invalid(
             f"{field} is {shown(value)}; it must be 1 to 255 letters, digits, '.', '_' and '-', "
             "and not '.' or '..'."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import ssl
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,9 +21,10 @@ from registry.core.hashing import ArtifactRoots
 from registry.core.settings_files import read_file
 from registry.errors import SettingsError
 from registry.server import logs, tokens
-from registry.server.auth import is_loopback
+from registry.server.hosts import Hosts, address_of, is_loopback
 from registry.server.http1.door import Server
-from registry.server.http1.protocol import Config, Limits
+from registry.server.http1.protocol import Config
+from registry.server.http1.watch import Limits
 from registry.server.workers import METRICS_VARIABLE, Workers, shared_metrics, stop_with_parent
 from registry.store import opening
 
@@ -65,6 +68,7 @@ def run(settings: Settings) -> None:
         DatabaseRefused: the database cannot be used; the message says why and what to do.
     """
     logs.set_up(settings.log_level, settings.log_format)
+    settings = replace(settings, host=address_of(settings.host))
     check_access(settings)
     check_tls(settings)
     check_secrets(settings)
@@ -180,7 +184,9 @@ def uvicorn_options() -> dict[str, Any]:
 
 
 def check_access(settings: Settings) -> None:
-    """Raise SettingsError for an address that others can reach while everybody may write."""
+    """Raise SettingsError for an address that others can reach while everybody may write, and for
+    an allowed host that is none."""
+    Hosts(settings.host, settings.allowed_hosts, checks=True)
     if settings.token_file is not None:
         tokens.load(Path(settings.token_file))
     elif settings.require_read_token:
@@ -295,10 +301,20 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
+        where = f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
         raise SettingsError(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Is another registry running? "
-            "Choose another --port."
+            f"Cannot listen on {where}: {error.strerror}. {_way_out(error)}"
         ) from error
     listener.listen(BACKLOG)
     listener.set_inheritable(True)
     return listener
+
+
+def _way_out(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "No such name is known here. Give an address, as --host 127.0.0.1."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "This machine has no such address. Give one of its own with --host."
+    if error.errno == errno.EACCES:
+        return "This user may not have that port. Choose a --port above 1023."
+    return "Is another registry running? Choose another --port."
