@@ -246,6 +246,12 @@ class SettingsError(RegistryError):
     code = "settings"
 
 
+class WrongProcess(RegistryError):
+    """What is used was made in another process, of which this one was forked. Make another here."""
+
+    code = "wrong_process"
+
+
 class ServiceUnreachable(RegistryError):
     """The registry service does not answer. Check that it runs and that --url is right."""
 

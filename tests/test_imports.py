@@ -14,7 +14,7 @@ from tests.support import ROOT
 
 # Lowest first: a module imports from its own layer and from those below it.
 LAYERS = [
-    {"registry", "registry.records", "registry.errors"},
+    {"registry", "registry.records", "registry.errors", "registry.forks"},
     {
         *("registry.wire", "registry.slugs", "registry.files", "registry.config"),
         *("registry.metrics", "registry.tokens", "registry.shapes", "registry.logs"),
@@ -31,7 +31,7 @@ LAYERS = [
 CLIENT = {"registry.client", "registry.discovery"}
 CLIENT_MAY_IMPORT = {
     *("registry", "registry.records", "registry.errors", "registry.wire", "registry.files"),
-    *("registry.slugs", "registry.shapes", *CLIENT),
+    *("registry.slugs", "registry.shapes", "registry.forks", *CLIENT),
 }
 LAZY = {"registry"}
 """Names its public modules, and loads them when they are used."""

@@ -8,18 +8,22 @@ as if it had been made once. Only what a repeated answer says may differ (`uncha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
-from urllib.parse import quote
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
 from registry import errors, wire
+from registry.client.answers import UNREADABLE, checked
 from registry.records import (
     ArtifactKey,
     Drained,
     Entry,
+    Event,
     EventFilter,
     EventOrder,
     EventPage,
@@ -32,6 +36,9 @@ from registry.records import (
     Receipt,
     Registered,
     Renewed,
+    check_checksum,
+    shown,
+    shown_url,
 )
 
 T = TypeVar("T")
@@ -39,15 +46,27 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 PAGE_LIMIT = 1000
 """Rows asked for in one page of a list."""
+EMPTY_PAGES_MAX = 100
+"""Pages without a row that may follow each other; a service of ours sends none."""
+LIST_MAX_ROWS = 10_000_000
+LIST_MAX_S = 600.0
+"""How long the pages of a list may be waited for, all together."""
+DETAIL_MAX = 2000
+"""Characters of a message of the service."""
+RETRY_AFTER_MAX_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the service answered, its body read whole."""
+    """What the service answered, its body read whole.
+
+    `via` is a sentence about the proxy that it may have come from, if there is one.
+    """
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    via: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +90,67 @@ class Page(Generic[T]):
 
     rows: tuple[T, ...]
     next: str | None
+
+
+class Pages:
+    """The way through a list, page by page: it gets on with each page, and comes to an end.
+
+    `after` is where the next page begins.
+    """
+
+    def __init__(self) -> None:
+        self.after: str | None = None
+        self.complete = False
+        self._position: Any = None
+        self._empty = 0
+        self._rows = 0
+        self._waited_s = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts how long pages are waited for, apart from what the caller does with them."""
+        started = time.monotonic()
+        yield
+        self._waited_s += time.monotonic() - started
+
+    def take(self, page: Page[Any]) -> None:
+        """Note a page that came.
+
+        Raises:
+            ServiceUnreachable: it is none that can follow, or the list is without end.
+        """
+        self._rows += len(page.rows)
+        self._empty = 0 if page.rows else self._empty + 1
+        if page.rows:
+            first, last = _position(page.rows[0]), _position(page.rows[-1])
+            if self._position is not None and first <= self._position:
+                raise _endless("goes back to what it had listed")
+            self._position = last
+        if page.next is not None and page.next == self.after:
+            raise _endless("does not get on")
+        if self._empty > EMPTY_PAGES_MAX or self._rows > LIST_MAX_ROWS:
+            raise _endless("has no end")
+        if self._waited_s > LIST_MAX_S and page.next is not None:
+            raise _endless(f"did not come to its end within {LIST_MAX_S:g} s")
+        self.after = page.next
+        self.complete = page.next is None
+
+
+def _position(row: Entry | OwnerRecord | Model) -> Any:
+    """Where a row is in the order of its list."""
+    if isinstance(row, Entry):
+        return row.id
+    if isinstance(row, Model):
+        return row.slug, row.suffix
+    owner = row.owner
+    names = owner.namespace, owner.component, owner.endpoint
+    return (*names, str(owner.instance_id), owner.lora_slug or "")
+
+
+def _endless(what: str) -> errors.ServiceUnreachable:
+    return errors.ServiceUnreachable(
+        f"What answers there is no metadata registry: its list {what}."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +177,23 @@ class Endpoint:
         self.owner(0)
 
     @classmethod
+    def of(cls, value: Endpoint | str) -> Endpoint:
+        """An endpoint, or the one that its text names.
+
+        Raises:
+            Invalid: the text is not that of an endpoint.
+            TypeError: it is neither.
+        """
+        if isinstance(value, str):
+            return cls.parse(value)
+        if not isinstance(value, Endpoint):
+            raise TypeError(
+                "An endpoint is an Endpoint, or the text namespace/component/endpoint, not "
+                f"{type(value).__name__}."
+            )
+        return value
+
+    @classmethod
     def parse(cls, text: str) -> Endpoint:
         """The endpoint that `namespace/component/endpoint` names.
 
@@ -117,7 +214,7 @@ class Endpoint:
 
 
 def register(
-    owner: Owner,
+    owner: Owner | str,
     offers: Sequence[Offer],
     *,
     lease_ttl_s: float | None,
@@ -125,7 +222,7 @@ def register(
 ) -> Call[Registered]:
     """Register a manifest for an owner; None is no lease."""
     body = wire.RegisterBody(
-        wire.OwnerBody.of(owner),
+        wire.OwnerBody.of(Owner.of(owner)),
         [wire.OfferBody.of(offer) for offer in offers],
         lease_ttl_s,
         worker_name,
@@ -154,32 +251,32 @@ def has_blob(checksum: str) -> Call[bool]:
     return Call("HEAD", f"/v1/blobs/{checksum}", _read_presence)
 
 
-def unregister_for_owner(owner: Owner) -> Call[Receipt]:
+def unregister_for_owner(owner: Owner | str) -> Call[Receipt]:
     """End an owner and release all that it holds."""
     read = _reader(wire.ReceiptAnswer, wire.ReceiptAnswer.record)
-    return Call("DELETE", f"/v1/owners/{owner}", read)
+    return Call("DELETE", f"/v1/owners/{Owner.of(owner)}", read)
 
 
-def renew(owner: Owner) -> Call[Renewed]:
+def renew(owner: Owner | str) -> Call[Renewed]:
     """Renew an owner's lease."""
     read = _reader(wire.RenewedAnswer, wire.RenewedAnswer.record)
-    return Call("POST", f"/v1/owners/{owner}/renew", read)
+    return Call("POST", f"/v1/owners/{Owner.of(owner)}/renew", read)
 
 
-def drain(owner: Owner, deadline_s: float) -> Call[Drained]:
+def drain(owner: Owner | str, deadline_s: float) -> Call[Drained]:
     """Announce that an owner is going to detach."""
     return Call(
         "POST",
-        f"/v1/owners/{owner}/drain",
+        f"/v1/owners/{Owner.of(owner)}/drain",
         _reader(wire.DrainedAnswer, wire.DrainedAnswer.record),
         headers={"content-type": "application/json"},
         body=wire.encode(wire.DrainBody(deadline_s)),
     )
 
 
-def owner(owner: Owner) -> Call[OwnerDetails]:
+def owner(owner: Owner | str) -> Call[OwnerDetails]:
     """An owner and what it holds."""
-    return Call("GET", f"/v1/owners/{owner}", _reader(wire.OwnerAnswer, _owner_details))
+    return Call("GET", f"/v1/owners/{Owner.of(owner)}", _reader(wire.OwnerAnswer, _owner_details))
 
 
 def owners_page(after: str | None) -> Call[Page[OwnerRecord]]:
@@ -218,27 +315,65 @@ def events_page(
 ) -> Call[EventPage]:
     """A page of the journal, in an order of ids."""
     params = {"order": order.value, "limit": str(limit)}
-    given = {"owner": wanted.owner, "slug": wanted.slug, "kind": wanted.kind, "after": after}
+    owner = None if wanted.owner is None else Owner.of(wanted.owner)
+    given = {"owner": owner, "slug": wanted.slug, "kind": wanted.kind, "after": after}
     params |= {name: str(value) for name, value in given.items() if value is not None}
     read = _reader(wire.EventsAnswer, wire.EventsAnswer.record)
-    return Call("GET", "/v1/events", read, params=params)
+    return Call(
+        "GET", "/v1/events", lambda answer: _advanced(read(answer), order, after), params=params
+    )
 
 
-def explain(key: ArtifactKey) -> Call[Explanation]:
+def _advanced(page: EventPage, order: EventOrder, after: int | None) -> EventPage:
+    """A page whose next one begins further on."""
+    if page.next is not None and after is not None:
+        forward = order is EventOrder.OLDEST
+        if page.next <= after if forward else page.next >= after:
+            raise errors.ServiceUnreachable(
+                "What answers there is no metadata registry: its list of events does not get on."
+            )
+    return page
+
+
+def explain(key: ArtifactKey | str) -> Call[Explanation]:
     """Content, holders and last events of a key; no entry when nobody holds it."""
-    return Call("GET", f"/v1/artifacts/{_key_path(key)}", _read_explanation)
+    return Call("GET", f"/v1/artifacts/{_key_path(ArtifactKey.of(key))}", _read_explanation)
 
 
-def is_held(key: ArtifactKey, endpoint: Endpoint | None = None) -> Call[bool]:
+def is_held(key: ArtifactKey | str, endpoint: Endpoint | str | None = None) -> Call[bool]:
     """Whether a key is held; with an endpoint, whether an owner of that endpoint holds it."""
     return Call("HEAD", content_path(key, endpoint), _read_held)
 
 
-def content_path(key: ArtifactKey, endpoint: Endpoint | None = None) -> str:
+def content_path(key: ArtifactKey | str, endpoint: Endpoint | str | None = None) -> str:
     """Where the service serves a key's bytes."""
+    key = ArtifactKey.of(key)
     if endpoint is None:
         return wire.metadata_path(key)
-    return f"/v1/metadata/{endpoint}/{_key_path(key)}"
+    return f"/v1/metadata/{Endpoint.of(endpoint)}/{_key_path(key)}"
+
+
+def find_content_path(url: str) -> str | None:
+    """The path at which services serve what a URL names, if it is the URL of a service's content.
+
+    Raises:
+        Invalid: it is no URL.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise errors.Invalid(f"{shown(shown_url(url))} is not a URL.") from None
+    if parts.scheme not in ("http", "https"):
+        return None
+    _, marker, path = parts.path.partition("/v1/metadata/")
+    names = [unquote(name) for name in path.split("/")]
+    try:
+        if marker and len(names) in (3, 6):
+            endpoint = Endpoint(*names[:3]) if len(names) == 6 else None
+            return content_path(ArtifactKey(*names[-3:]), endpoint)
+    except errors.Invalid:
+        pass
+    return None
 
 
 def _key_path(key: ArtifactKey) -> str:
@@ -249,20 +384,63 @@ def error_of(answer: Answer) -> errors.RegistryError:
     """The error that an answer outside of 200 to 299 stands for."""
     if 300 <= answer.status < 400:
         return errors.ServiceUnreachable(
-            f"The service sends callers on to {answer.headers.get('location', 'nowhere')} "
-            f"({answer.status}). Use that address as --url."
+            f"The service sends callers on to {_location(answer)} ({answer.status}). Use that "
+            f"address as --url.{answer.via}"
         )
-    error = wire.error_of(answer.body, answer.status)
+    error = _problem_of(answer)
     if type(error) is not errors.RegistryError:
         return error
     if answer.status == 503:
-        return errors.Busy()
+        return errors.Busy(f"{errors.Busy().detail}{answer.via}")
     if answer.status in (502, 504):
         return errors.ServiceUnreachable(
-            f"A proxy in front of the service answered {answer.status}. Check that the service "
-            "behind it runs."
+            f"A proxy in front of the service answered {answer.status}.{answer.via} Check that the "
+            "service behind it runs."
         )
     return error
+
+
+def _location(answer: Answer) -> str:
+    return shown_url(answer.headers.get("location", "nowhere"))[:DETAIL_MAX]
+
+
+def _problem_of(answer: Answer) -> errors.RegistryError:
+    """The error that a body says, as far as its status lets it be believed."""
+    try:
+        error = wire.error_of(answer.body, answer.status)
+        if isinstance(error, errors.Conflict):
+            checked(error.conflicts)
+        if isinstance(error, errors.ContentMissing):
+            for checksum in error.missing:
+                check_checksum(checksum)
+    except UNREADABLE:
+        return errors.RegistryError(
+            f"The service answered {answer.status}, and nothing that can be read.{answer.via}"
+        )
+    detail = error.detail
+    if len(detail) > DETAIL_MAX:
+        detail = detail[:DETAIL_MAX] + "..."
+    is_refusal_of_a_failure = answer.status >= 500 and not isinstance(error, _FAILURES)
+    if is_refusal_of_a_failure or isinstance(error, _OURS) or type(error) is errors.RegistryError:
+        return errors.RegistryError(detail + answer.via)
+    if isinstance(error, errors.Busy):
+        error.retry_after_s = max(0, min(error.retry_after_s, RETRY_AFTER_MAX_S))
+    error.detail, error.args = detail, (detail,)
+    return error
+
+
+_FAILURES = (errors.Busy, errors.Internal, errors.StorageUnavailable, errors.Unserveable)
+"""What a status of 500 and above can mean. It says nothing of the request, so that nobody acts on
+a refusal that comes with one."""
+
+_OURS = (
+    errors.DatabaseRefused,
+    errors.DiscoveryUnavailable,
+    errors.ServiceUnreachable,
+    errors.SettingsError,
+    errors.WrongProcess,
+)
+"""What only this side can say."""
 
 
 def _reader(answer_type: type[S], record: Callable[[S], T]) -> Callable[[Answer], T]:
@@ -272,7 +450,7 @@ def _reader(answer_type: type[S], record: Callable[[S], T]) -> Callable[[Answer]
     def read(answer: Answer) -> T:
         if answer.status >= 300:
             raise error_of(answer)
-        return _understood(lambda: record(decoder.decode(answer.body)))
+        return _understood(answer, lambda: checked(record(decoder.decode(answer.body))))
 
     return read
 
@@ -299,26 +477,26 @@ def _read_explanation(answer: Answer) -> Explanation:
         error = error_of(answer)
         if not isinstance(error, errors.NotRegistered):
             raise error
-        events = _understood(
-            lambda: [
-                event.record()
-                for event in msgspec.json.decode(answer.body, type=wire.Problem).events or ()
-            ]
-        )
-        return Explanation(None, (), tuple(events))
+        return _understood(answer, lambda: checked(Explanation(None, (), _events_in(answer.body))))
     return _read_explained(answer)
 
 
 _read_explained = _reader(wire.ExplainAnswer, wire.ExplainAnswer.record)
 
 
-def _understood(decode: Callable[[], T]) -> T:
+def _events_in(body: bytes) -> tuple[Event, ...]:
+    problem = msgspec.json.decode(body, type=wire.Problem)
+    return tuple(event.record() for event in problem.events or ())
+
+
+def _understood(answer: Answer, decode: Callable[[], T]) -> T:
     try:
         return decode()
-    except (msgspec.DecodeError, ValueError, RecursionError, errors.Invalid) as error:
+    except UNREADABLE as error:
         raise errors.ServiceUnreachable(
-            f"What answers there is no metadata registry, or one of another version: {error}"
-        ) from error
+            "What answers there is no metadata registry, or one of another version: "
+            f"{str(error)[:DETAIL_MAX]}{answer.via}"
+        ) from None
 
 
 def _owner_details(answer: wire.OwnerAnswer) -> OwnerDetails:
