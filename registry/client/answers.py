@@ -10,8 +10,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from registry.errors import Invalid
-from registry.records import (
+from registry.core.records import (
     COUNT_MAX,
     PATH_MAX,
     Lease,
@@ -24,6 +23,7 @@ from registry.records import (
     check_suffix,
     shown,
 )
+from registry.errors import Invalid
 
 T = TypeVar("T")
 

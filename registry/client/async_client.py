@@ -12,7 +12,11 @@ from typing import BinaryIO, Self, TypeVar
 import httpx2
 
 from registry.client import protocol
-from registry.client.exchange import (
+from registry.client.download import Receiver
+from registry.client.network import AsyncTransport
+from registry.client.protocol import Answer, Call, Endpoint, OwnerDetails
+from registry.client.retries import RetryPolicy
+from registry.client.transport import (
     CHUNK_BYTES,
     TIMEOUT_S,
     AnswerBody,
@@ -27,13 +31,7 @@ from registry.client.exchange import (
     timeout_of,
     too_late,
 )
-from registry.client.network import AsyncTransport
-from registry.client.protocol import Answer, Call, Endpoint, OwnerDetails
-from registry.client.receiving import Receiver
-from registry.client.retries import RetryPolicy
-from registry.errors import RegistryError
-from registry.forks import Birthplace
-from registry.records import (
+from registry.core.records import (
     ArtifactKey,
     Drained,
     Entry,
@@ -49,7 +47,9 @@ from registry.records import (
     Registered,
     Renewed,
 )
-from registry.wire import DRAIN_DEFAULT_S
+from registry.errors import RegistryError
+from registry.forks import Birthplace
+from registry.wire.messages import DRAIN_DEFAULT_S
 
 T = TypeVar("T")
 

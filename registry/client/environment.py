@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx2
 
+from registry.core.records import shown_url
 from registry.errors import SettingsError
-from registry.records import shown_url
 
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 

@@ -25,8 +25,13 @@ import httpx2
 from registry.client import aside
 from registry.client.async_client import AsyncRegistryClient, receive, repeated
 from registry.client.cache import BlobCache, Claim, default_directory
+from registry.client.download import Receiver
 from registry.client.environment import find_user, without_user
-from registry.client.exchange import (
+from registry.client.install import Placed, place
+from registry.client.network import AsyncTransport
+from registry.client.protocol import Endpoint, content_path, find_content_path
+from registry.client.retries import RetryPolicy
+from registry.client.transport import (
     OnBytes,
     basic,
     cookies,
@@ -35,12 +40,16 @@ from registry.client.exchange import (
     service_at,
     timeout_of,
 )
-from registry.client.network import AsyncTransport
-from registry.client.placement import Placed, place
-from registry.client.progress import OnProgress, Tallies
-from registry.client.protocol import Endpoint, content_path, find_content_path
-from registry.client.receiving import Receiver
-from registry.client.retries import RetryPolicy
+from registry.core.hashing import FileContent
+from registry.core.progress import OnProgress, Tallies
+from registry.core.records import (
+    BASE_SUFFIX,
+    check_filename,
+    check_slug,
+    check_suffix,
+    shown,
+    shown_url,
+)
 from registry.discovery.cards import Card
 from registry.errors import (
     Invalid,
@@ -50,8 +59,6 @@ from registry.errors import (
     SettingsError,
     TooLarge,
 )
-from registry.files import FileContent
-from registry.records import BASE_SUFFIX, check_filename, check_slug, check_suffix, shown, shown_url
 
 T = TypeVar("T")
 
