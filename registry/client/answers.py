@@ -3,13 +3,14 @@ service is asked, field by field, whatever record it is in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast
 
 import msgspec
 
+from registry import errors
 from registry.core.records import (
     COUNT_MAX,
     PATH_MAX,
@@ -22,10 +23,16 @@ from registry.core.records import (
     check_slug,
     check_suffix,
     shown,
+    shown_url,
 )
 from registry.errors import Invalid
+from registry.wire import messages as wire
 
 T = TypeVar("T")
+
+DETAIL_MAX = 2000
+"""Characters of a message of the service."""
+RETRY_AFTER_MAX_S = 3600
 
 UNREADABLE = (
     msgspec.MsgspecError,
@@ -92,4 +99,90 @@ _TEXTS: dict[str, Callable[[str], None]] = {
 
 @cache
 def _checks(kind: Hashable) -> tuple[tuple[str, Callable[[str], None] | None], ...]:
-    return tuple((field.name, _TEXTS.get(field.name)) for field in fields(cast(Any, kind)))
+    return tuple((each.name, _TEXTS.get(each.name)) for each in fields(cast(Any, kind)))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the service answered, its body read whole.
+
+    `via` is a sentence about the proxy that it may have come from, if there is one.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    via: str = ""
+
+
+def error_of(answer: Answer) -> errors.RegistryError:
+    """The error that an answer outside of 200 to 299 stands for."""
+    if 300 <= answer.status < 400:
+        return errors.ServiceUnreachable(
+            f"The service sends callers on to {_location(answer)} ({answer.status}). Use that "
+            f"address as --url.{answer.via}"
+        )
+    error = _problem_of(answer)
+    if type(error) is not errors.RegistryError:
+        return error
+    if answer.status == 503:
+        return errors.Busy(f"{errors.Busy().detail}{answer.via}")
+    if answer.status in (502, 504):
+        return errors.ServiceUnreachable(
+            f"A proxy in front of the service answered {answer.status}.{answer.via} Check that the "
+            "service behind it runs."
+        )
+    return error
+
+
+def _location(answer: Answer) -> str:
+    return shown_url(answer.headers.get("location", "nowhere"))[:DETAIL_MAX]
+
+
+def _problem_of(answer: Answer) -> errors.RegistryError:
+    """The error that a body says, as far as its status lets it be believed."""
+    try:
+        error = wire.error_of(answer.body, answer.status)
+        if isinstance(error, errors.Conflict):
+            checked(error.conflicts)
+        if isinstance(error, errors.ContentMissing):
+            for checksum in error.missing:
+                check_checksum(checksum)
+    except UNREADABLE:
+        return errors.RegistryError(
+            f"The service answered {answer.status}, and nothing that can be read.{answer.via}"
+        )
+    detail = error.detail
+    if len(detail) > DETAIL_MAX:
+        detail = detail[:DETAIL_MAX] + "..."
+    is_refusal_of_a_failure = answer.status >= 500 and not isinstance(error, _FAILURES)
+    if is_refusal_of_a_failure or isinstance(error, _OURS) or type(error) is errors.RegistryError:
+        return errors.RegistryError(detail + answer.via)
+    if isinstance(error, errors.Busy):
+        error.retry_after_s = max(0, min(error.retry_after_s, RETRY_AFTER_MAX_S))
+    error.detail, error.args = detail, (detail,)
+    return error
+
+
+_FAILURES = (errors.Busy, errors.Internal, errors.StorageUnavailable, errors.Unserveable)
+"""What a status of 500 and above can mean. It says nothing of the request, so that nobody acts on
+a refusal that comes with one."""
+
+_OURS = (
+    errors.DatabaseRefused,
+    errors.DiscoveryUnavailable,
+    errors.ServiceUnreachable,
+    errors.SettingsError,
+    errors.WrongProcess,
+)
+"""What only this side can say."""
+
+
+def understood(answer: Answer, decode: Callable[[], T]) -> T:
+    try:
+        return decode()
+    except UNREADABLE as error:
+        raise errors.ServiceUnreachable(
+            "What answers there is no metadata registry, or one of another version: "
+            f"{str(error)[:DETAIL_MAX]}{answer.via}"
+        ) from None

@@ -12,9 +12,11 @@ from typing import BinaryIO, Self, TypeVar
 import httpx2
 
 from registry.client import protocol
+from registry.client.answers import Answer, error_of
 from registry.client.download import Receiver
 from registry.client.network import AsyncTransport
-from registry.client.protocol import Answer, Call, Endpoint, OwnerDetails
+from registry.client.pages import Page, Pages
+from registry.client.protocol import Call, Endpoint, OwnerDetails
 from registry.client.retries import RetryPolicy
 from registry.client.transport import (
     CHUNK_BYTES,
@@ -31,6 +33,7 @@ from registry.client.transport import (
     timeout_of,
     too_late,
 )
+from registry.core.forks import Birthplace
 from registry.core.records import (
     ArtifactKey,
     Drained,
@@ -48,7 +51,6 @@ from registry.core.records import (
     Renewed,
 )
 from registry.errors import RegistryError
-from registry.forks import Birthplace
 from registry.wire.messages import DRAIN_DEFAULT_S
 
 T = TypeVar("T")
@@ -212,10 +214,8 @@ class AsyncRegistryClient:
         self._birthplace.check()
         await repeated(self._retries, once)
 
-    async def _pages(
-        self, page: Callable[[str | None], Call[protocol.Page[T]]]
-    ) -> AsyncIterator[T]:
-        pages = protocol.Pages()
+    async def _pages(self, page: Callable[[str | None], Call[Page[T]]]) -> AsyncIterator[T]:
+        pages = Pages()
         while not pages.complete:
             with pages.waiting():
                 answer = await self._send(page(pages.after))
@@ -288,7 +288,7 @@ async def receive(
         asked = {**(headers or {}), **receiver.headers()}
         async with http.stream("GET", url, headers=asked) as response:
             if not receiver.accepts(response.status_code, response.headers):
-                raise protocol.error_of(await _answer(response, service_url))
+                raise error_of(await _answer(response, service_url))
             async for chunk in response.aiter_bytes():
                 receiver.take(chunk)
     receiver.finish()

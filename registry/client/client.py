@@ -12,9 +12,11 @@ from typing import BinaryIO, Self, TypeVar
 import httpx2
 
 from registry.client import protocol
+from registry.client.answers import Answer, error_of
 from registry.client.download import Receiver
 from registry.client.network import Transport, at_most
-from registry.client.protocol import Answer, Call, Endpoint, OwnerDetails
+from registry.client.pages import Page, Pages
+from registry.client.protocol import Call, Endpoint, OwnerDetails
 from registry.client.retries import RetryPolicy
 from registry.client.transport import (
     CHUNK_BYTES,
@@ -30,6 +32,7 @@ from registry.client.transport import (
     service_at,
     timeout_of,
 )
+from registry.core.forks import Birthplace
 from registry.core.records import (
     ArtifactKey,
     Drained,
@@ -47,7 +50,6 @@ from registry.core.records import (
     Renewed,
 )
 from registry.errors import RegistryError
-from registry.forks import Birthplace
 from registry.wire.messages import DRAIN_DEFAULT_S
 
 T = TypeVar("T")
@@ -256,13 +258,13 @@ class RegistryClient:
                 "GET", path, headers=receiver.headers(), content_bytes=receiver.missing
             ) as response:
                 if not receiver.accepts(response.status_code, response.headers):
-                    raise protocol.error_of(self._answer(response))
+                    raise error_of(self._answer(response))
                 for chunk in response.iter_bytes():
                     receiver.take(chunk)
         receiver.finish()
 
-    def _pages(self, page: Callable[[str | None], Call[protocol.Page[T]]]) -> Iterator[T]:
-        pages = protocol.Pages()
+    def _pages(self, page: Callable[[str | None], Call[Page[T]]]) -> Iterator[T]:
+        pages = Pages()
         while not pages.complete:
             with pages.waiting():
                 answer = self._send(page(pages.after))

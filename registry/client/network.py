@@ -230,6 +230,31 @@ def _connected(addresses: Sequence[str], port: int, ends: float) -> socket.socke
     raise failure
 
 
+class _AsyncStream(httpcore2.AsyncNetworkStream):
+    """The library's stream, which leaves its socket open when its handshake is cancelled."""
+
+    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self.read, self.write = stream.read, stream.write  # type: ignore[method-assign]
+        self.aclose = stream.aclose  # type: ignore[method-assign]
+        self.get_extra_info = stream.get_extra_info  # type: ignore[method-assign]
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the library's signature
+    ) -> httpcore2.AsyncNetworkStream:
+        try:
+            return await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        except ValueError as error:
+            await self._stream.aclose()
+            raise httpcore2.ConnectError(error) from error
+        except BaseException:
+            await self._stream.aclose()
+            raise
+
+
 class _AsyncBackend(httpcore2.AnyIOBackend):
     async def connect_tcp(
         self,
@@ -249,8 +274,8 @@ class _AsyncBackend(httpcore2.AnyIOBackend):
         for number, address in enumerate(addresses):
             share_s = max(0.0, ends - time.monotonic()) / (len(addresses) - number)
             try:
-                return await super().connect_tcp(
-                    address, port, share_s, local_address, socket_options
+                return _AsyncStream(
+                    await super().connect_tcp(address, port, share_s, local_address, socket_options)
                 )
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error

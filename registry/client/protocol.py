@@ -8,17 +8,16 @@ as if it had been made once. Only what a repeated answer says may differ (`uncha
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
 from registry import errors
-from registry.client.answers import UNREADABLE, checked
+from registry.client.answers import Answer, checked, error_of, understood
+from registry.client.pages import Page, endless
 from registry.core.records import (
     ArtifactKey,
     Drained,
@@ -36,7 +35,6 @@ from registry.core.records import (
     Receipt,
     Registered,
     Renewed,
-    check_checksum,
     shown,
     shown_url,
 )
@@ -47,27 +45,8 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 PAGE_LIMIT = 1000
 """Rows asked for in one page of a list."""
-EMPTY_PAGES_MAX = 100
-"""Pages without a row that may follow each other; a service of ours sends none."""
-LIST_MAX_ROWS = 10_000_000
-LIST_MAX_S = 600.0
-"""How long the pages of a list may be waited for, all together."""
-DETAIL_MAX = 2000
-"""Characters of a message of the service."""
-RETRY_AFTER_MAX_S = 3600
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the service answered, its body read whole.
-
-    `via` is a sentence about the proxy that it may have come from, if there is one.
-    """
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    via: str = ""
+EVENTS_STEP_MIN = 1000
+"""Ids that a page without an event has behind it at least; a service of ours looks at 10,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,75 +62,6 @@ class Call(Generic[T]):
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """A part of a list; `next` is where the part behind it begins, None at the end."""
-
-    rows: tuple[T, ...]
-    next: str | None
-
-
-class Pages:
-    """The way through a list, page by page: it gets on with each page, and comes to an end.
-
-    `after` is where the next page begins.
-    """
-
-    def __init__(self) -> None:
-        self.after: str | None = None
-        self.complete = False
-        self._position: Any = None
-        self._empty = 0
-        self._rows = 0
-        self._waited_s = 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts how long pages are waited for, apart from what the caller does with them."""
-        started = time.monotonic()
-        yield
-        self._waited_s += time.monotonic() - started
-
-    def take(self, page: Page[Any]) -> None:
-        """Note a page that came.
-
-        Raises:
-            ServiceUnreachable: it is none that can follow, or the list is without end.
-        """
-        self._rows += len(page.rows)
-        self._empty = 0 if page.rows else self._empty + 1
-        if page.rows:
-            first, last = _position(page.rows[0]), _position(page.rows[-1])
-            if self._position is not None and first <= self._position:
-                raise _endless("goes back to what it had listed")
-            self._position = last
-        if page.next is not None and page.next == self.after:
-            raise _endless("does not get on")
-        if self._empty > EMPTY_PAGES_MAX or self._rows > LIST_MAX_ROWS:
-            raise _endless("has no end")
-        if self._waited_s > LIST_MAX_S and page.next is not None:
-            raise _endless(f"did not come to its end within {LIST_MAX_S:g} s")
-        self.after = page.next
-        self.complete = page.next is None
-
-
-def _position(row: Entry | OwnerRecord | Model) -> Any:
-    """Where a row is in the order of its list."""
-    if isinstance(row, Entry):
-        return row.id
-    if isinstance(row, Model):
-        return row.slug, row.suffix
-    owner = row.owner
-    names = owner.namespace, owner.component, owner.endpoint
-    return (*names, str(owner.instance_id), owner.lora_slug or "")
-
-
-def _endless(what: str) -> errors.ServiceUnreachable:
-    return errors.ServiceUnreachable(
-        f"What answers there is no metadata registry: its list {what}."
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,13 +236,12 @@ def events_page(
 
 
 def _advanced(page: EventPage, order: EventOrder, after: int | None) -> EventPage:
-    """A page whose next one begins further on."""
-    if page.next is not None and after is not None:
-        forward = order is EventOrder.OLDEST
-        if page.next <= after if forward else page.next >= after:
-            raise errors.ServiceUnreachable(
-                "What answers there is no metadata registry: its list of events does not get on."
-            )
+    """A page whose next one begins further on; much further, if it has no event."""
+    if page.next is None or after is None:
+        return page
+    step = page.next - after if order is EventOrder.OLDEST else after - page.next
+    if step < (1 if page.events else EVENTS_STEP_MIN):
+        raise endless("does not get on")
     return page
 
 
@@ -381,69 +290,6 @@ def _key_path(key: ArtifactKey) -> str:
     return f"{key.slug}/{key.suffix}/{quote(key.filename, safe='')}"
 
 
-def error_of(answer: Answer) -> errors.RegistryError:
-    """The error that an answer outside of 200 to 299 stands for."""
-    if 300 <= answer.status < 400:
-        return errors.ServiceUnreachable(
-            f"The service sends callers on to {_location(answer)} ({answer.status}). Use that "
-            f"address as --url.{answer.via}"
-        )
-    error = _problem_of(answer)
-    if type(error) is not errors.RegistryError:
-        return error
-    if answer.status == 503:
-        return errors.Busy(f"{errors.Busy().detail}{answer.via}")
-    if answer.status in (502, 504):
-        return errors.ServiceUnreachable(
-            f"A proxy in front of the service answered {answer.status}.{answer.via} Check that the "
-            "service behind it runs."
-        )
-    return error
-
-
-def _location(answer: Answer) -> str:
-    return shown_url(answer.headers.get("location", "nowhere"))[:DETAIL_MAX]
-
-
-def _problem_of(answer: Answer) -> errors.RegistryError:
-    """The error that a body says, as far as its status lets it be believed."""
-    try:
-        error = wire.error_of(answer.body, answer.status)
-        if isinstance(error, errors.Conflict):
-            checked(error.conflicts)
-        if isinstance(error, errors.ContentMissing):
-            for checksum in error.missing:
-                check_checksum(checksum)
-    except UNREADABLE:
-        return errors.RegistryError(
-            f"The service answered {answer.status}, and nothing that can be read.{answer.via}"
-        )
-    detail = error.detail
-    if len(detail) > DETAIL_MAX:
-        detail = detail[:DETAIL_MAX] + "..."
-    is_refusal_of_a_failure = answer.status >= 500 and not isinstance(error, _FAILURES)
-    if is_refusal_of_a_failure or isinstance(error, _OURS) or type(error) is errors.RegistryError:
-        return errors.RegistryError(detail + answer.via)
-    if isinstance(error, errors.Busy):
-        error.retry_after_s = max(0, min(error.retry_after_s, RETRY_AFTER_MAX_S))
-    error.detail, error.args = detail, (detail,)
-    return error
-
-
-_FAILURES = (errors.Busy, errors.Internal, errors.StorageUnavailable, errors.Unserveable)
-"""What a status of 500 and above can mean. It says nothing of the request, so that nobody acts on
-a refusal that comes with one."""
-
-_OURS = (
-    errors.DatabaseRefused,
-    errors.DiscoveryUnavailable,
-    errors.ServiceUnreachable,
-    errors.SettingsError,
-    errors.WrongProcess,
-)
-"""What only this side can say."""
-
-
 def _reader(answer_type: type[S], record: Callable[[S], T]) -> Callable[[Answer], T]:
     """A reader of answers whose body is `answer_type`."""
     decoder = msgspec.json.Decoder(answer_type)
@@ -451,7 +297,7 @@ def _reader(answer_type: type[S], record: Callable[[S], T]) -> Callable[[Answer]
     def read(answer: Answer) -> T:
         if answer.status >= 300:
             raise error_of(answer)
-        return _understood(answer, lambda: checked(record(decoder.decode(answer.body))))
+        return understood(answer, lambda: checked(record(decoder.decode(answer.body))))
 
     return read
 
@@ -478,7 +324,7 @@ def _read_explanation(answer: Answer) -> Explanation:
         error = error_of(answer)
         if not isinstance(error, errors.NotRegistered):
             raise error
-        return _understood(answer, lambda: checked(Explanation(None, (), _events_in(answer.body))))
+        return understood(answer, lambda: checked(Explanation(None, (), _events_in(answer.body))))
     return _read_explained(answer)
 
 
@@ -488,16 +334,6 @@ _read_explained = _reader(wire.ExplainResponse, wire.ExplainResponse.record)
 def _events_in(body: bytes) -> tuple[Event, ...]:
     problem = msgspec.json.decode(body, type=wire.Problem)
     return tuple(event.record() for event in problem.events or ())
-
-
-def _understood(answer: Answer, decode: Callable[[], T]) -> T:
-    try:
-        return decode()
-    except UNREADABLE as error:
-        raise errors.ServiceUnreachable(
-            "What answers there is no metadata registry, or one of another version: "
-            f"{str(error)[:DETAIL_MAX]}{answer.via}"
-        ) from None
 
 
 def _owner_details(answer: wire.OwnerResponse) -> OwnerDetails:

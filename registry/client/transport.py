@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from registry.client.answers import Answer
 from registry.client.environment import find_proxy, find_user, without_user
-from registry.client.protocol import Answer
 from registry.client.retries import RetryPolicy
 from registry.core.records import shown, shown_url
 from registry.errors import Busy, FileUnreadable, RegistryError, ServiceUnreachable, SettingsError
