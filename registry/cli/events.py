@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
+from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
 from registry.cli.output import print_json, shown_checksum
 from registry.cli.text import printable
 from registry.core.records import Event, EventFilter, EventKind, EventOrder, EventPage, Owner
@@ -47,6 +47,7 @@ def events(
     ] = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what happened, the oldest first.
@@ -57,7 +58,7 @@ def events(
     wanted = EventFilter(None if owner is None else Owner.parse(owner), slug, kind)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         pages = _last(client, wanted, last) if after is None else _behind(client, wanted, after)
         if follow:
             _print_following(client, wanted, pages, as_json)

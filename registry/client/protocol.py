@@ -35,6 +35,7 @@ from registry.core.records import (
     Receipt,
     Registered,
     Renewed,
+    milliseconds,
     shown,
     shown_url,
 )
@@ -132,6 +133,9 @@ def register(
     worker_name: str | None = None,
 ) -> Call[Registered]:
     """Register a manifest for an owner; None is no lease."""
+    if lease_ttl_s is not None:
+        # As JSON, what has no end would be null: no lease.
+        milliseconds("lease_ttl_s", lease_ttl_s)
     body = wire.RegisterRequest(
         wire.OwnerIdentity.of(Owner.of(owner)),
         [wire.ArtifactOffer.of(offer) for offer in offers],
@@ -176,6 +180,7 @@ def renew(owner: Owner | str) -> Call[Renewed]:
 
 def drain(owner: Owner | str, deadline_s: float) -> Call[Drained]:
     """Announce that an owner is going to detach."""
+    milliseconds("deadline_s", deadline_s)
     return Call(
         "POST",
         f"/v1/owners/{Owner.of(owner)}/drain",

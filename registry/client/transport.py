@@ -3,9 +3,7 @@ request, and what failures mean. The clients themselves only send."""
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +19,10 @@ import httpx2
 from registry.client.answers import Answer
 from registry.client.environment import find_proxy, find_user, without_user
 from registry.client.retries import RetryPolicy
+from registry.core.hashing import looking_at
 from registry.core.records import shown, shown_url
-from registry.errors import Busy, FileUnreadable, RegistryError, ServiceUnreachable, SettingsError
+from registry.core.regular import open_regular
+from registry.errors import FileUnreadable, RegistryError, ServiceUnreachable, SettingsError
 
 OnBytes = Callable[[int], None]
 """Called with the number of bytes sent or received so far; a repeated call begins again at 0."""
@@ -31,10 +31,6 @@ CONNECT_TIMEOUT_S = 5.0
 TIMEOUT_S = 60.0
 ANSWER_MAX_BYTES = 64 << 20
 CHUNK_BYTES = 256 << 10
-SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
-"""What says nothing about a file, only that this process has too little of something."""
-
-
 TIMEOUT_MAX_S = 7 * 24 * 3600.0
 SLOWEST_BYTES_PER_S = 64 << 10
 """Content gets a second more for each of these, beyond the time of a call without any."""
@@ -256,6 +252,7 @@ class Source:
 
     Raises:
         FileUnreadable: the file cannot be read.
+        Busy: it cannot be looked at now.
     """
 
     def __init__(self, content: bytes | str | os.PathLike[str], on_bytes: OnBytes | None) -> None:
@@ -268,6 +265,7 @@ class Source:
 
         Raises:
             FileUnreadable: the file became shorter or longer, or cannot be read.
+            Busy: it cannot be looked at now.
         """
         sent = 0
         for chunk in self._read():
@@ -298,16 +296,8 @@ def _size_of(path: Path) -> int:
 @contextmanager
 def _opened_file(path: Path) -> Iterator[BinaryIO]:
     """A regular file; opening anything else might take for ever."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FileUnreadable(f"{path} is not a regular file.")
-            yield file
-    except OSError as error:
-        if error.errno in SHORTAGES:
-            raise Busy(
-                f"This process is short of something just now and cannot read {path}: "
-                f"{error.strerror}."
-            ) from None
-        raise FileUnreadable(f"{path} cannot be read: {error.strerror}.") from None
+    with (
+        looking_at(str(path)),
+        os.fdopen(open_regular(path, follow=True), "rb") as file,
+    ):
+        yield file

@@ -19,6 +19,7 @@ LEASE_MAX_MS = 7 * 24 * 3600 * 1000
 FILENAME_MAX_BYTES = 255
 COUNT_MAX = 2**63 - 1
 PATH_MAX = 4096
+FAR_S = 10**12
 
 NAME_PATTERN = "[A-Za-z0-9._-]{1,255}"
 SLUG_PATTERN = "[a-z0-9][a-z0-9_-]{0,254}"
@@ -616,6 +617,17 @@ def check_size(value: int) -> None:
     """Raise Invalid unless `value` can be a number of bytes."""
     if type(value) is not int or not 0 <= value <= COUNT_MAX:
         raise Invalid(f"size is {shown(value)}; it must be a whole number, and not negative.")
+
+
+def milliseconds(field: str, seconds: float) -> int:
+    """Seconds as whole milliseconds.
+
+    Raises:
+        Invalid: it is not a number, or has no end.
+    """
+    if not isinstance(seconds, int | float) or not -FAR_S < seconds < FAR_S:
+        raise Invalid(f"{field} is {shown(seconds)}; it must be a number of seconds.")
+    return round(seconds * 1000)
 
 
 def check_lease(ttl_ms: int | None) -> None:

@@ -18,6 +18,7 @@ import uvicorn
 from registry.config import RESOLVED_VARIABLE, Settings
 from registry.core import malloc
 from registry.core.hashing import ArtifactRoots
+from registry.core.settings_files import read_file
 from registry.errors import SettingsError
 from registry.server import logs, tokens
 from registry.server.auth import is_loopback
@@ -209,6 +210,9 @@ def check_tls(settings: Settings) -> None:
                 "tls_key is given without a certificate. Give one with --tls-certificate."
             )
         return
+    # OpenSSL would wait for a FIFO, and read a device.
+    read_file(Path(certificate), "certificate")
+    read_file(Path(key or certificate), "TLS key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(certificate, key, password=_no_password)

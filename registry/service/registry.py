@@ -51,6 +51,7 @@ from registry.core.records import (
     check_lease,
 )
 from registry.errors import (
+    Busy,
     NotRegistered,
     RegistryError,
     TooLarge,
@@ -159,22 +160,34 @@ class Registry:
         Raises:
             Unserveable: no holder has bytes that match the checksum (S12).
             NotRegistered: the entry went meanwhile.
+            Busy: nobody has them who could be looked at, and somebody could not be.
         """
-        opened = await self._holdings.open(location)
-        if opened is not None:
-            return opened
+        shortage: Busy | None = None
+        try:
+            opened = await self._holdings.open(location)
+            if opened is not None:
+                return opened
+        except Busy as error:
+            shortage = error
         others = await self.read(locations_of, location.entry_id, location.checksum, HOLDERS_TRIED)
         for other in others:
             if (other.owner_id, other.path) == (location.owner_id, location.path):
                 continue
-            opened = await self._holdings.open(other)
+            try:
+                opened = await self._holdings.open(other)
+            except Busy as error:
+                shortage = error
+                continue
             if opened is not None:
-                self._locator.prefer(key, location, other)
+                if shortage is None:
+                    self._locator.prefer(key, location, other)
                 return opened
         if not others and (now := self.find(key)) != location:
             if now is None:
                 raise NotRegistered(f"{'/'.join(key)} is not registered any more.")
             return await self.open(key, now)
+        if shortage is not None:
+            raise shortage
         raise Unserveable(
             f"{'/'.join(key)} is registered, but none of its {len(others)} holders has bytes with "
             f"{location.checksum}. They must put the file back, or register it again."
