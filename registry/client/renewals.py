@@ -53,7 +53,7 @@ class Renewals(Generic[T]):
         self._renew = renew
         self._note = note
         self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @property
@@ -67,10 +67,10 @@ class Renewals(Generic[T]):
             RuntimeError: no thread can be started.
         """
         with self._lock:
-            if self._thread is None:
+            if self.thread is None:
                 thread = threading.Thread(target=self._run, name="registry-worker", daemon=True)
                 thread.start()
-                self._thread = thread
+                self.thread = thread
 
     def wait(self, seconds: float) -> None:
         """Wait, but not beyond `close`."""
@@ -79,8 +79,8 @@ class Renewals(Generic[T]):
     def close(self) -> None:
         """Begin no renewal any more. One that is under way is waited for at most 5 s."""
         self._closing.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(CLOSED_WITHIN_S)
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join(CLOSED_WITHIN_S)
 
     def _run(self) -> None:
         all_is_well = True

@@ -269,6 +269,10 @@ class Worker:
         self._client.close()
         self._renewing.close()
 
+    @property
+    def _heart(self) -> threading.Thread | None:
+        return self._renewals.thread
+
     # Attaching and detaching, one model at a time
 
     def _attach(
