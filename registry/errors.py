@@ -252,10 +252,29 @@ class WrongProcess(RegistryError):
     code = "wrong_process"
 
 
+class Usage(RegistryError):
+    """The command line is not one that this program understands. See --help."""
+
+    code = "usage"
+
+
+class SystemFailure(RegistryError):
+    """The operating system did not do what a command needs."""
+
+    code = "system"
+
+
 class ServiceUnreachable(RegistryError):
     """The registry service does not answer. Check that it runs and that --url is right."""
 
     code = "unreachable"
+
+
+class DirectoryUnusable(RegistryError):
+    """A directory of this machine cannot be used: it cannot be written, is full, or others may
+    change what is in it."""
+
+    code = "directory_unusable"
 
 
 class DiscoveryUnavailable(RegistryError):

@@ -24,7 +24,7 @@ import httpx2
 
 from registry.client import aside
 from registry.client.async_client import AsyncRegistryClient, receive, repeated
-from registry.client.cache import BlobCache, Claim, default_directory
+from registry.client.cache import BlobCache, Claim, default_directory, failures_in
 from registry.client.download import Receiver
 from registry.client.environment import find_user, without_user
 from registry.client.install import Placed, place
@@ -205,6 +205,7 @@ class Resolver:
             ChecksumMismatch: other bytes came than were advertised; nothing was placed.
             Unserveable: a file is held, but no holder's bytes are right; nothing was placed.
             ServiceUnreachable: no source answered, or not all came in time; nothing was placed.
+            DirectoryUnusable: the cache or the directory cannot be used; nothing was placed.
         """
         return _run(
             self.fetch_async(slug, suffix, to=to, endpoint=endpoint, on_progress=on_progress)
@@ -389,7 +390,7 @@ class _Fetch:
         ]
 
     async def _decide(self, wanted: Wanted) -> Use | Download:
-        limit = self._limits.file_max_bytes
+        limit = min(self._limits.file_max_bytes, wanted.size)
         cached = await aside.done(lambda: self._cache.find(wanted.checksum, limit))
         what = decide(wanted, cached, self._limits)
         if isinstance(what, Refuse):
@@ -409,8 +410,9 @@ class _Fetch:
                 receiver = Receiver(
                     name, wanted.checksum, wanted.size, claim.file, on_bytes=on_bytes
                 )
-                receiver.resume()
-                await self._sources.receive(wanted, receiver)
+                with failures_in(self._cache.directory):
+                    receiver.resume()
+                    await self._sources.receive(wanted, receiver)
                 claim.keep()
                 return True
             finally:

@@ -13,6 +13,7 @@ import stat
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _READ_BYTES = 1 << 20
 
+
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
 """Nothing is there."""
 
@@ -25,7 +26,6 @@ def open_regular(
     path: str | os.PathLike[str],
     flags: int = os.O_RDONLY,
     *,
-    dir_fd: int | None = None,
     follow: bool = False,
 ) -> int:
     """A descriptor of a regular file, without waiting for anybody.
@@ -38,7 +38,7 @@ def open_regular(
             EISDIR.
     """
     links = 0 if follow else os.O_NOFOLLOW
-    descriptor = os.open(path, flags | links | _FLAGS, 0o600, dir_fd=dir_fd)
+    descriptor = os.open(path, flags | links | _FLAGS, 0o666)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.ENXIO, "it is not a regular file", os.fspath(path))

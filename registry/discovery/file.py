@@ -29,8 +29,9 @@ from urllib.parse import unquote
 
 import msgspec
 
+from registry.core.hashing import is_about_the_file
 from registry.core.records import shown
-from registry.core.regular import ABSENT, NOT_FOR_US, open_regular, read_at_most
+from registry.core.regular import open_regular, read_at_most
 from registry.discovery import Change, Kind, Record, RecordKey, check_content
 from registry.discovery.keeper import ANSWER_MAX_S, Keeper
 from registry.errors import DiscoveryUnavailable, Invalid
@@ -192,12 +193,12 @@ class FileDiscovery:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            if error.errno not in ABSENT | NOT_FOR_US | {errno.EFBIG}:
+            if not is_about_the_file(error):
                 # Out of descriptors, say: that must not look as if the model were gone.
                 raise DiscoveryUnavailable(
                     f"{path} cannot be read: {error.strerror or error}. Check this machine."
                 ) from error
-            if error.errno not in ABSENT:
+            if error.errno != errno.ENOENT:
                 self._leave_out(path.name, error.strerror or str(error))
             return None
         budget.take(size=len(content))

@@ -24,7 +24,7 @@ from registry.server import logs, tokens
 from registry.server.auth import is_loopback
 from registry.server.http1.protocol import Config, Limits
 from registry.server.workers import METRICS_VARIABLE, Workers, shared_metrics, stop_with_parent
-from registry.store.sqlite import migrate
+from registry.store import opening
 
 # The application is imported when it is made: how metrics are kept is decided by the environment
 # at that moment (registry/metrics.py).
@@ -63,7 +63,7 @@ def run(settings: Settings) -> None:
     check_tls(settings)
     check_secrets(settings)
     limits = limits_of(settings)
-    migrate.prepare(settings.database_url, notify=log.info)
+    opening.prepare(settings.database_url, notify=log.info)
     listener = listen(settings.host, settings.port)
     scheme = "http" if settings.tls_certificate is None else "https"
     host, port = listener.getsockname()[:2]
