@@ -250,11 +250,11 @@ class Worker:
             RegistryError: as `detach`, of the first that failed.
         """
         self._birthplace.check()
-        failed: RegistryError | None = None
+        failed: Exception | None = None
         for suffix in sorted(self.states, key=lambda suffix: suffix == BASE_SUFFIX):
             try:
                 self.detach(lora=None if suffix == BASE_SUFFIX else suffix)
-            except RegistryError as error:
+            except Exception as error:
                 failed = failed or error
         if failed is not None:
             raise failed
