@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from registry.client import aside
@@ -20,7 +21,9 @@ from registry.discovery import (
     open_discovery,
 )
 from registry.discovery.cards import Card
-from registry.errors import DiscoveryUnavailable
+from registry.errors import DiscoveryUnavailable, Invalid
+
+T = TypeVar("T")
 
 LONGEST_S = 15.0
 """How long a store may take for one thing that is asked of it."""
@@ -90,16 +93,32 @@ class CardPublisher:
             with suppress(DiscoveryUnavailable):
                 self._ask("The store cannot be closed", self._discovery.close)
 
-    def _ask(self, what: str, work: Callable[[], None]) -> None:
+    def find_name(self, owner: Owner) -> str | None:
+        """The name in the card that is live for an owner, whoever published it.
+
+        Raises:
+            DiscoveryUnavailable: nobody knows.
+        """
+        discovery = self._discovery
+        if discovery is None:
+            return None
+        key = RecordKey(Kind.MODEL, owner)
+        record = self._ask(f"The card of {owner} cannot be read", lambda: discovery.find(key))
+        try:
+            return None if record is None else record.card.name or None
+        except Invalid:
+            return None
+
+    def _ask(self, what: str, work: Callable[[], T]) -> T:
         """Let a store do something. The lock is free again when it has, however late."""
         if not self._free.acquire(timeout=LONGEST_S):
             raise DiscoveryUnavailable(
                 f"{what}: the discovery store is still busy with what it was asked before."
             )
 
-        def run() -> None:
+        def run() -> T:
             try:
-                work()
+                return work()
             finally:
                 self._free.release()
 
@@ -111,7 +130,7 @@ class CardPublisher:
                 raise DiscoveryUnavailable(f"{what}: no thread can be started.") from None
             raise
         try:
-            asked.result(LONGEST_S)
+            return asked.result(LONGEST_S)
         except TimeoutError:
             if asked.done():
                 raise
