@@ -28,7 +28,9 @@ PREFIX = "REGISTRY_"
 RESOLVED_VARIABLE = "METADATA_REGISTRY_SETTINGS"
 """Hands settings that are resolved already to a worker process: `Settings.to_json()`."""
 
-OTHER_VARIABLES = frozenset({"REGISTRY_CONFIG", "REGISTRY_TOKEN", "REGISTRY_URL"})
+OTHER_VARIABLES = frozenset(
+    {"REGISTRY_CA_FILE", "REGISTRY_CONFIG", "REGISTRY_TOKEN", "REGISTRY_URL"}
+)
 """Variables with our prefix that are no settings: the commands read them as flags."""
 
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40

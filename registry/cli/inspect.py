@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.cli.exit_codes import REFUSED
-from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
+from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
 from registry.cli.output import (
     Column,
     print_facts,
@@ -47,12 +47,13 @@ def ls(
     ] = None,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List the registered files."""
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         entries = list(
             client.artifacts(slug=slug, suffix=suffix, filename=filename, checksum=checksum)
         )
@@ -71,13 +72,14 @@ def owners(
     ] = None,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List the owners, or show what one holds."""
     identity = None if owner is None else Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         if identity is not None:
             _show_owner(client.owner(identity), as_json)
             return
@@ -88,14 +90,16 @@ def owners(
         _print_owners(records)
 
 
-def models(url: Url = DEFAULT_URL, token: Token = None, as_json: AsJson = False) -> None:
+def models(
+    url: Url = DEFAULT_URL, token: Token = None, ca_file: CaFile = None, as_json: AsJson = False
+) -> None:
     """List the models: how many files, how large, how many holders, and whether all can be served.
 
     A model can be served if each of its files had the right bytes at the last look at one holder.
     """
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         found = list(client.models())
     if as_json:
         print_json(wire.ModelsResponse([wire.ModelResponse.of(each) for each in found], None))
@@ -107,6 +111,7 @@ def explain(
     key: Annotated[str, typer.Argument(metavar="SLUG/SUFFIX/FILENAME", help="The file.")],
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a file's content, who holds it and where the bytes are, and what happened to it last.
@@ -116,7 +121,7 @@ def explain(
     wanted = ArtifactKey.parse(key)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         explanation = client.explain(wanted)
     if as_json:
         _print_explanation_json(explanation)
