@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import uvicorn
-
 from registry.config import RESOLVED_VARIABLE, Settings
 from registry.core import malloc
 from registry.core.hashing import ArtifactRoots
@@ -22,6 +20,7 @@ from registry.core.settings_files import read_file
 from registry.errors import SettingsError
 from registry.server import logs, tokens
 from registry.server.auth import is_loopback
+from registry.server.http1.door import Server
 from registry.server.http1.protocol import Config, Limits
 from registry.server.workers import METRICS_VARIABLE, Workers, shared_metrics, stop_with_parent
 from registry.store import opening
@@ -38,10 +37,17 @@ WORKERS_STOP_S = SHUTDOWN_S + 15
 YOUNG_MAX = 10_000
 """Objects that may be made before the garbage collector looks for cycles among them: those of some
 twenty requests at once, of which nearly all are gone by then."""
-OTHER_DESCRIPTORS = 512
-"""Open files of a process beside its connections: database, files that are read, threads."""
+DESCRIPTORS_EACH = 2
+"""A connection, and the file that is streamed through it or the upload that is kept for it."""
 
-CONNECTIONS_MIN = 64
+OTHER_DESCRIPTORS = 128
+"""Open files of a process beside those of its connections: the database's in every thread, files
+that are hashed, metrics, a backup."""
+
+FEW_DESCRIPTORS = 64
+"""With fewer than twice OTHER_DESCRIPTORS there are fewer threads at work than there could be. With
+fewer than this nothing goes."""
+
 COULD_NOT_RUN = 2
 
 log = logging.getLogger("registry")
@@ -89,7 +95,7 @@ def _serve_alone(
     app = create_app(settings)
     _settle()
     try:
-        uvicorn.Server(Config(app, limits, **options)).run(sockets=[listener])
+        Server(Config(app, limits, **options)).run(sockets=[listener])
     except SystemExit as end:
         sys.exit(COULD_NOT_RUN if end.code else 0)
 
@@ -211,8 +217,9 @@ def check_tls(settings: Settings) -> None:
             )
         return
     # OpenSSL would wait for a FIFO, and read a device.
-    read_file(Path(certificate), "certificate")
-    read_file(Path(key or certificate), "TLS key")
+    read_file(Path(certificate), "tls_certificate")
+    if key is not None:
+        read_file(Path(key), "tls_key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
@@ -246,17 +253,28 @@ def check_secrets(settings: Settings) -> None:
 
 
 def limits_of(settings: Settings) -> Limits:
-    """What a process bears, after its limit of open files was raised as far as is needed."""
+    """What a process bears, after its limit of open files was raised as far as is needed.
+
+    Raises:
+        SettingsError: this user may not even open the few files that the service itself needs.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = settings.max_connections + OTHER_DESCRIPTORS
+    needed = DESCRIPTORS_EACH * settings.max_connections + OTHER_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     connections = settings.max_connections
     if soft != resource.RLIM_INFINITY and soft < needed:
-        connections = min(connections, max(CONNECTIONS_MIN, soft - OTHER_DESCRIPTORS))
+        if soft < FEW_DESCRIPTORS:
+            raise SettingsError(
+                f"This user may open {soft} files only; the service needs {FEW_DESCRIPTORS} at "
+                "least, and two more for each connection. Raise the hard limit (ulimit -n)."
+            )
+        own = min(OTHER_DESCRIPTORS, max(FEW_DESCRIPTORS - 2 * DESCRIPTORS_EACH, soft // 2))
+        connections = min(connections, (soft - own) // DESCRIPTORS_EACH)
         log.warning(
-            "at most %d connections instead of %d: this user may open %d files only (ulimit -n)",
+            "at most %d connections instead of %d: this user may open %d files only, and each "
+            "takes two (ulimit -n)",
             connections,
             settings.max_connections,
             soft,
