@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
-from registry.cli.output import (
-    Column,
-    ProgressBar,
-    print_json,
-    print_table,
-    warnings_shown,
-)
+from registry.cli.output import ProgressBar, print_json, warnings_shown
+from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
 from registry.core.records import Owner, Receipt, parse_instance_id
 from registry.core.slugs import slugify
@@ -197,7 +192,7 @@ def _owner(endpoint: str, instance_id: str | None, lora: str | None) -> Owner:
 def _print_attached(url: str, attached: Attached, in_place: bool) -> None:
     artifacts = attached.registered.artifacts
     print_table(
-        [Column("OUTCOME"), Column("SIZE", right=True), Column("URL")],
+        [Column("OUTCOME"), Column("SIZE", right=True), Column("URL", runs_on=True)],
         [
             (each.outcome, shown_size(each.size), url + wire.metadata_path(each.key))
             for each in artifacts
@@ -213,7 +208,7 @@ def _print_held(owner: Owner, card: Card, as_json: bool) -> None:
     if as_json:
         print_json({"owner": wire.OwnerIdentity.of(owner), "card": dict(card.content)})
     else:
-        columns = [Column("SIZE", right=True), Column("URL")]
+        columns = [Column("SIZE", right=True), Column("URL", runs_on=True)]
         print_table(columns, [(shown_size(file.size), file.url) for file in card.files])
         total = shown_size(sum(file.size for file in card.files))
         print(f"\n{counted(len(card.files), 'file')}, {total}; held until Ctrl-C or SIGTERM")

@@ -74,7 +74,7 @@ def events(
             print_json(_joined(pages))
         else:
             for page in pages:
-                _print_lines(page.events)
+                print_lines(page.events)
 
 
 def _last(client: RegistryClient, wanted: EventFilter, count: int) -> Iterator[EventPage]:
@@ -141,7 +141,7 @@ def _print_following(
     while True:
         try:
             for page in pages:
-                (_print_json_lines if as_json else _print_lines)(page.events)
+                (_print_json_lines if as_json else print_lines)(page.events)
                 sys.stdout.flush()
                 position = max(position, page.next or page.last)
             begun = answered = True
@@ -177,7 +177,8 @@ def _print_json_lines(found: Iterable[Event]) -> None:
         print(json_line(wire.EventResponse.of(event)))
 
 
-def _print_lines(found: Iterable[Event]) -> None:
+def print_lines(found: Iterable[Event]) -> None:
+    """Print events, a line for each. It is never wrapped."""
     for event in found:
         print(printable(_line(event)))
 

@@ -8,12 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token
-from registry.cli.output import (
-    Column,
-    ProgressBar,
-    print_json,
-    print_table,
-)
+from registry.cli.output import ProgressBar, print_json
+from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
 from registry.core.records import BASE_SUFFIX
 
@@ -83,7 +79,7 @@ def _as_json(file: FetchedFile) -> dict[str, object]:
 
 def _print_fetched(files: list[FetchedFile]) -> None:
     print_table(
-        [Column("SOURCE"), Column("SIZE", right=True), Column("PATH")],
+        [Column("SOURCE"), Column("SIZE", right=True), Column("PATH", runs_on=True)],
         [
             ("downloaded" if file.downloaded else "cache", shown_size(file.size), str(file.path))
             for file in files

@@ -18,6 +18,7 @@ from registry.core.progress import OnProgress
 from registry.core.records import Owner
 from registry.discovery.cards import Card
 from registry.errors import RegistryError, Superseded
+from registry.server.logs import TextFormatter
 
 DETACH_MAX_S = 20.0
 """How long detaching may take after a signal; whoever sent it may kill after 30 s."""
@@ -65,8 +66,8 @@ def hold(
 
 def _show_log() -> None:
     """Have the worker say on standard error what it meets with and how it goes on."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(TextFormatter())
     log = logging.getLogger("registry")
     log.addHandler(handler)
     log.setLevel(logging.INFO)

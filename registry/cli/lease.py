@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
-from registry.cli.output import print_facts, print_json
+from registry.cli.output import print_json
+from registry.cli.tables import print_facts
 from registry.core.records import Owner
 from registry.wire import messages as wire
 

@@ -37,3 +37,7 @@ CaFile = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Show every column whole, whatever the terminal's width.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the names alone, one a line.")]

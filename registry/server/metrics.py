@@ -29,6 +29,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.values import ValueClass
 
+from registry import __version__
+from registry.store.tables import HEAD_REVISION
+
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 PREFIX = "metadata_registry_"
 FLUSH_EVERY_S = 1.0
@@ -166,6 +169,7 @@ class Metrics:
         else:
             shown.register(self._own)
         shown.register(_Sizes(sizes))
+        shown.register(_Build())
         return generate_latest(shown)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
@@ -200,3 +204,17 @@ class _Sizes(Collector):
             for label, number in value.items() if isinstance(value, Mapping) else [("", value)]:
                 family.add_metric([label] if size.label else [], number)
             yield family
+
+
+class _Build(Collector):
+    """Which program this is, as labels of a gauge that is always 1."""
+
+    def collect(self) -> Iterator[Metric]:
+        labels = {"version": __version__, "schema_revision": HEAD_REVISION}
+        family = GaugeMetricFamily(
+            f"{PREFIX}build_info",
+            "The program: its version, and the schema revision that it knows.",
+            labels=list(labels),
+        )
+        family.add_metric(list(labels.values()), 1)
+        yield family
