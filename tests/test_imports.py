@@ -14,7 +14,7 @@ from tests.support import ROOT
 
 # Lowest first: a module imports from its own layer and from those below it.
 LAYERS = [
-    {"registry", "registry.records", "registry.errors"},
+    {"registry", "registry.records", "registry.errors", "registry.stopping"},
     {
         *("registry.wire", "registry.slugs", "registry.files", "registry.config"),
         *("registry.metrics", "registry.tokens", "registry.shapes", "registry.logs"),

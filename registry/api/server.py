@@ -11,16 +11,18 @@ import socket
 import ssl
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from registry import logs, memory, tokens
+from registry import __version__, logs, memory, stopping, tokens
 from registry.api.access import is_loopback
 from registry.api.connections import Config, Limits
 from registry.api.workers import METRICS_VARIABLE, Workers, shared_metrics, stop_with_parent
 from registry.config import RESOLVED_VARIABLE, Settings
 from registry.db import schema
+from registry.db.engine import sqlite_path
 from registry.errors import SettingsError
 from registry.files import ArtifactRoots
 
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 SHUTDOWN_S = 20
-WORKERS_STOP_S = SHUTDOWN_S + 15
+GONE_S = SHUTDOWN_S + 5
+"""After a signal, whatever hangs: who sent it may kill after 30 s."""
 YOUNG_MAX = 10_000
 """Objects that may be made before the garbage collector looks for cycles among them: those of some
 twenty requests at once, of which nearly all are gone by then."""
@@ -48,53 +51,66 @@ log = logging.getLogger("registry")
 def run(settings: Settings) -> None:
     """Bring the database up to date, then serve until a signal.
 
-    The last line of the start, on standard output, is `listening on http://HOST:PORT`. SIGTERM
-    and SIGINT end the service: what was accepted is answered, for at most 20 s. SIGHUP makes it
-    read the token file again; without one it ends the service as well.
+    The address is taken first: who cannot have it has changed nothing. The last line of the
+    start, on standard output, is `listening on http://HOST:PORT`. SIGTERM and SIGINT end the
+    service, also while it starts: what was accepted is answered, for at most 20 s, and after 5 s
+    more the process is gone whatever hangs. SIGHUP makes it read the token file again; without one
+    it ends the service as well.
 
     Raises:
         SettingsError: a setting cannot work here: address, port, artifact root, tokens, TLS.
         DatabaseRefused: the database cannot be used; the message says why and what to do.
+        Refused: an older service that has the database open could not live with its upgrade.
     """
+    # With a token file the application listens to it from its start on.
+    signal.signal(signal.SIGHUP, _hung_up if settings.token_file is None else signal.SIG_IGN)
     logs.set_up(settings.log_level, settings.log_format)
     check_access(settings)
     check_tls(settings)
     check_secrets(settings)
     limits = limits_of(settings)
-    schema.prepare(settings.database_url, notify=log.info)
-    listener = listen(settings.host, settings.port)
-    scheme = "http" if settings.tls_certificate is None else "https"
-    host, port = listener.getsockname()[:2]
-    sys.stdout.write(f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}\n")
-    sys.stdout.flush()
-    options = uvicorn_options()
-    options["ssl_certfile"], options["ssl_keyfile"] = settings.tls_certificate, settings.tls_key
-    if settings.workers == 1:
-        _serve_alone(settings, limits, options, listener)
-    else:
-        _serve_with_workers(settings, limits, options, listener)
+    with listen(settings.host, settings.port) as listener:
+        schema.prepare(settings.database_url, notify=log.info)
+        tell_start(settings, address_of(settings, listener))
+        options = uvicorn_options()
+        options["ssl_certfile"], options["ssl_keyfile"] = settings.tls_certificate, settings.tls_key
+        if settings.workers == 1:
+            _serve_alone(settings, limits, options, listener)
+        else:
+            _serve_with_workers(settings, limits, options, listener)
 
 
 def _serve_alone(
     settings: Settings, limits: Limits, options: dict[str, Any], listener: socket.socket
 ) -> None:
-    signal.signal(signal.SIGTERM, _stopped)
-    # With a token file the application listens to it from its start on.
-    signal.signal(signal.SIGHUP, _hung_up if settings.token_file is None else signal.SIG_IGN)
     os.environ.pop(METRICS_VARIABLE, None)
     from registry.api.app import create_app
 
     app = create_app(settings)
     _settle()
+    stopping.release()
     try:
-        uvicorn.Server(Config(app, limits, **options)).run(sockets=[listener])
+        Server(Config(app, limits, **options)).run(sockets=[listener])
+    except stopping.Stopped:
+        return  # uvicorn raises the signal again when it has stopped.
     except SystemExit as end:
         sys.exit(COULD_NOT_RUN if end.code else 0)
 
 
-def _stopped(_signal: int, _frame: object) -> NoReturn:
-    """Ending on request is no failure. uvicorn raises the signal again when it has stopped."""
-    raise SystemExit(0)
+class Server(uvicorn.Server):
+    """Ends in time after a signal, whatever hangs."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            end_in_time()
+        super().handle_exit(sig, frame)
+
+
+def end_in_time() -> None:
+    """Be gone GONE_S after a signal, come what may."""
+    stopping.end_within(
+        GONE_S, COULD_NOT_RUN, f"something hangs, so that the end took more than {GONE_S} s"
+    )
 
 
 def _hung_up(_signal: int, _frame: object) -> None:
@@ -116,7 +132,7 @@ def _serve_with_workers(
         workers = Workers(
             config,
             sockets=[listener],
-            stop_s=WORKERS_STOP_S,
+            stop_s=GONE_S + 1,
             reload=settings.token_file is not None,
         )
         workers.run()
@@ -166,6 +182,33 @@ def uvicorn_options() -> dict[str, Any]:
         "timeout_graceful_shutdown": SHUTDOWN_S,
         "backlog": BACKLOG,
     }
+
+
+def address_of(settings: Settings, listener: socket.socket) -> str:
+    """`http://HOST:PORT`."""
+    scheme = "http" if settings.tls_certificate is None else "https"
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def tell_start(settings: Settings, address: str) -> None:
+    """Say what is about to be served, in the log, and where, on standard output as well."""
+    log.info(
+        "serving",
+        extra=logs.fields(
+            address=address,
+            database=sqlite_path(settings.database_url),
+            artifact_roots=os.pathsep.join(settings.artifact_roots) or "none: copies only",
+            tokens=settings.token_file or "none: everybody may do everything",
+            workers=settings.workers,
+            version=__version__,
+            pid=os.getpid(),
+        ),
+    )
+    try:
+        os.write(sys.stdout.fileno(), f"listening on {address}\n".encode())
+    except (OSError, ValueError, AttributeError):  # It is full, or closed.
+        log.warning("standard output cannot be written; listening on %s", address)
 
 
 # Checks before the first request

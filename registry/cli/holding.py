@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
+from registry import stopping
 from registry.cli.failures import COULD_NOT_RUN
 from registry.cli.output import ProgressBar
 from registry.client.progress import OnProgress
@@ -49,10 +50,15 @@ def hold(
             ended.set()
 
     _show_log()
-    with start(note) as worker:
+    for number in SIGNALS:
+        signal.signal(number, _stop)
+    try:
+        stopping.release()
+        begun = start(note)
+    except _Stopped:
+        return
+    with begun as worker:
         try:
-            for number in SIGNALS:
-                signal.signal(number, _stop)
             with ProgressBar() as progress:
                 card = attach(worker, progress)
             show(card)
@@ -74,11 +80,16 @@ def _show_log() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     for each in SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
+        signal.signal(each, _end_at_once)
     timer = threading.Timer(DETACH_MAX_S, _give_up)
     timer.daemon = True
     timer.start()
     raise _Stopped
+
+
+def _end_at_once(number: int, _frame: FrameType | None) -> NoReturn:
+    """Process 1 of a container is not ended by a signal that it leaves alone."""
+    os._exit(stopping.exit_code_of(number))
 
 
 def _give_up() -> None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from registry import stopping
 from registry.db.driver import primary_code, translate
 from registry.db.engine import SQLITE_MIN_VERSION, sqlite_path
 from registry.db.tables import APPLICATION_ID
@@ -105,7 +106,8 @@ def opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
             f"{path.as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=LOCK_TIMEOUT_S
         )
         try:
-            yield connection
+            with stopping.interruptible(connection):
+                yield connection
         finally:
             connection.close()
     except sqlite3.Error as error:

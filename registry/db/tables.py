@@ -41,6 +41,9 @@ from registry.db.views import LEAKS, OWNER_FOOTPRINT
 HEAD_REVISION = "0003"
 """The newest revision in migrations/versions; this program reads and writes that schema."""
 
+MIN_PROGRAM_REVISION = "0003"
+"""The oldest revision whose programs can work with HEAD_REVISION, as its migration says."""
+
 APPLICATION_ID = 0x4D524547
 """`PRAGMA application_id` of our SQLite files: "MREG"."""
 
