@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from registry.db import schema
-from registry.db.tables import MIN_PROGRAM_REVISION
 from registry.errors import Refused
 from registry.stopping import ENDS_WITHIN_S
+from registry.store.sqlite import migrate
+from registry.store.tables import MIN_PROGRAM_REVISION
 from tests.containers import First
 from tests.models import make_model
 from tests.support import ROOT, Server, dump_of, sql, wait_for
@@ -30,13 +30,13 @@ TERM, INT = signal.SIGTERM, signal.SIGINT
 @pytest.fixture
 def old_path(database_path: Path) -> Path:
     """A database of the version before."""
-    schema.upgrade(f"sqlite:///{database_path}", "0002")
+    migrate.upgrade(f"sqlite:///{database_path}", "0002")
     return database_path
 
 
 @pytest.fixture
 def new_path(database_path: Path) -> Path:
-    schema.prepare(f"sqlite:///{database_path}")
+    migrate.prepare(f"sqlite:///{database_path}")
     return database_path
 
 
@@ -143,7 +143,7 @@ def test_an_upgrade_that_is_told_to_end_leaves_the_database_as_it_was(old_path: 
         code, _, errors = first.end(OVER_S)
     assert code == 143
     assert "SIGTERM" in errors
-    assert schema.current(f"sqlite:///{old_path}") == "0002"
+    assert migrate.current(f"sqlite:///{old_path}") == "0002"
     assert list(old_path.parent.glob("*.partial")) == []
 
 
@@ -216,7 +216,7 @@ def test_a_service_that_cannot_have_its_port_changes_nothing(old_path: Path, wor
         )
     assert done.returncode == 2
     assert "Cannot listen" in done.stderr
-    assert schema.current(f"sqlite:///{old_path}") == "0002"
+    assert migrate.current(f"sqlite:///{old_path}") == "0002"
     assert sorted(os.listdir(old_path.parent)) == files
     assert dump_of(old_path) == before
 
@@ -225,15 +225,15 @@ def test_an_upgrade_that_would_break_a_running_service_waits_and_is_refused(
     old_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On another port, or by hand: what counts is who has the database open."""
-    monkeypatch.setattr(schema, "OTHERS_LEAVE_S", 2.0)
+    monkeypatch.setattr(migrate, "OTHERS_LEAVE_S", 2.0)
     said: list[str] = []
     with somebody_elses(old_path):
-        for change in (schema.prepare, schema.upgrade):
+        for change in (migrate.prepare, migrate.upgrade):
             with pytest.raises(Refused, match="another process has it open"):
                 change(f"sqlite:///{old_path}", notify=said.append)
     assert [sentence.split(" that")[0] for sentence in said] == ["Waiting for another process"] * 2
-    assert schema.current(f"sqlite:///{old_path}") == "0002"
-    schema.prepare(f"sqlite:///{old_path}")
+    assert migrate.current(f"sqlite:///{old_path}") == "0002"
+    migrate.prepare(f"sqlite:///{old_path}")
 
 
 def test_an_upgrade_goes_on_when_the_older_service_has_left(old_path: Path) -> None:
@@ -244,9 +244,9 @@ def test_an_upgrade_goes_on_when_the_older_service_has_left(old_path: Path) -> N
         process.communicate("")
 
     with somebody_elses(old_path) as process:
-        schema.prepare(f"sqlite:///{old_path}", notify=leave)
+        migrate.prepare(f"sqlite:///{old_path}", notify=leave)
     assert "Waiting" in left[0]
-    assert schema.check(f"sqlite:///{old_path}") == []
+    assert migrate.check(f"sqlite:///{old_path}") == []
 
 
 @contextmanager

@@ -1,0 +1,63 @@
+"""From what a manifest offers to what can be written: files are resolved, opened and hashed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from registry.core.hashing import ArtifactRoots, hash_file
+from registry.core.records import Artifact, Offer
+from registry.errors import ChecksumMismatch, TooLarge
+
+
+def prepare(
+    offers: Sequence[Offer],
+    roots: ArtifactRoots,
+    *,
+    max_blob_bytes: int,
+    max_manifest_bytes: int,
+) -> tuple[Artifact, ...]:
+    """The artifacts of a manifest. Reads every file that is held in place, from start to end.
+
+    Raises:
+        PathNotAllowed: a path lies outside of the artifact roots.
+        FileUnreadable: a file cannot be read, or changed while it was.
+        ChecksumMismatch: a file is not what the offer says.
+        TooLarge: a file, or all of them together, exceed the limits.
+    """
+    paths = {offer.key: roots.resolve(offer.path) for offer in offers if offer.path is not None}
+    check_manifest_bytes(map(_size_on_disk, paths.values()), max_manifest_bytes)
+    artifacts = []
+    for offer in offers:
+        if offer.checksum is not None and offer.path is None:
+            artifacts.append(Artifact(offer.key, offer.checksum, offer.size))
+        else:
+            artifacts.append(_hashed(offer, paths[offer.key], max_blob_bytes))
+    return tuple(artifacts)
+
+
+def check_manifest_bytes(sizes: Iterable[int], max_manifest_bytes: int) -> None:
+    """Raise TooLarge if the files of a manifest have more bytes than one may have."""
+    total = sum(sizes)
+    if total > max_manifest_bytes:
+        raise TooLarge(
+            f"The files of this manifest have {total} bytes together; at most "
+            f"{max_manifest_bytes} are taken (max_manifest_bytes). Register them in parts."
+        )
+
+
+def _hashed(offer: Offer, path: str, max_blob_bytes: int) -> Artifact:
+    found = hash_file(path, max_bytes=max_blob_bytes)
+    if offer.checksum not in (None, found.checksum) or offer.size not in (None, found.size):
+        raise ChecksumMismatch(
+            f"The file of {offer.key} has {found.size} bytes and {found.checksum}, which is not "
+            "what was given. Hash it again and repeat the request."
+        )
+    return Artifact(offer.key, found.checksum, found.size, path, found.identity)
+
+
+def _size_on_disk(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
