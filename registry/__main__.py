@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from registry import stopping
+from registry.core import stopping
 
 
 def main() -> NoReturn:

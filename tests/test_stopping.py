@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from registry.core.stopping import ENDS_WITHIN_S
 from registry.errors import Refused
-from registry.stopping import ENDS_WITHIN_S
 from registry.store.sqlite import migrate
 from registry.store.tables import MIN_PROGRAM_REVISION
 from tests.containers import First

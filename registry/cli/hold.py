@@ -11,10 +11,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from registry import stopping
 from registry.cli.exit_codes import COULD_NOT_RUN
 from registry.cli.output import ProgressBar
 from registry.client.worker import OnProblem, Worker
+from registry.core import stopping
 from registry.core.progress import OnProgress
 from registry.core.records import Owner
 from registry.discovery.cards import Card

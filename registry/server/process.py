@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from registry import __version__, stopping
+from registry import __version__
 from registry.config import RESOLVED_VARIABLE, Settings
-from registry.core import malloc
+from registry.core import malloc, stopping
 from registry.core.hashing import ArtifactRoots
 from registry.errors import SettingsError
 from registry.server import logs, tokens

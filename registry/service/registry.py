@@ -1,9 +1,9 @@
 """What the registry does. Read this file first.
 
-    GET a file          find -> ready | open          db/locator.py, holdings.py, contents.py
-    register, upload    prepare -> writer -> store    manifests.py, db/writer.py, db/store.py
-    unregister, remove  writer -> release             db/releasing.py
-    look                read -> queries               db/queries.py
+    GET a file          find -> ready | open            store/reads/lookup.py, content/sources.py
+    register, upload    prepare -> writer -> register   content/manifest.py, store/ops/register.py
+    unregister, remove  writer -> release               store/ops/release.py
+    look                read -> queries                 store/reads/queries.py
 
 One `Registry` serves one event loop. Reads of keys run inline on a held connection; everything
 that may block for longer runs in a few threads; all writes go through one group-committing
@@ -51,6 +51,7 @@ from registry.core.records import (
     check_lease,
 )
 from registry.errors import (
+    Busy,
     NotRegistered,
     RegistryError,
     TooLarge,
@@ -159,22 +160,34 @@ class Registry:
         Raises:
             Unserveable: no holder has bytes that match the checksum (S12).
             NotRegistered: the entry went meanwhile.
+            Busy: nobody has them who could be looked at, and somebody could not be.
         """
-        opened = await self._holdings.open(location)
-        if opened is not None:
-            return opened
+        shortage: Busy | None = None
+        try:
+            opened = await self._holdings.open(location)
+            if opened is not None:
+                return opened
+        except Busy as error:
+            shortage = error
         others = await self.read(locations_of, location.entry_id, location.checksum, HOLDERS_TRIED)
         for other in others:
             if (other.owner_id, other.path) == (location.owner_id, location.path):
                 continue
-            opened = await self._holdings.open(other)
+            try:
+                opened = await self._holdings.open(other)
+            except Busy as error:
+                shortage = error
+                continue
             if opened is not None:
-                self._locator.prefer(key, location, other)
+                if shortage is None:
+                    self._locator.prefer(key, location, other)
                 return opened
         if not others and (now := self.find(key)) != location:
             if now is None:
                 raise NotRegistered(f"{'/'.join(key)} is not registered any more.")
             return await self.open(key, now)
+        if shortage is not None:
+            raise shortage
         raise Unserveable(
             f"{'/'.join(key)} is registered, but none of its {len(others)} holders has bytes with "
             f"{location.checksum}. They must put the file back, or register it again."
@@ -461,7 +474,7 @@ class Registry:
         return await self.read(lambda conn: query(conn, conn.now))
 
     async def read(self, query: Callable[..., T], *arguments: Any) -> T:
-        """A query of db/queries.py, in a thread, on a snapshot of its own."""
+        """A query of store/reads, in a thread, on a snapshot of its own."""
 
         def work() -> T:
             with self.database.read() as conn:

@@ -22,10 +22,11 @@ from registry.core.records import (
     Severity,
     shown,
 )
-from registry.errors import FileUnreadable, Invalid, StorageUnavailable, TooLarge
+from registry.errors import Busy, FileUnreadable, Invalid, StorageUnavailable, TooLarge
 from registry.store.ops.blobs import find_content
 from registry.store.ops.settings_table import read_variables
 from registry.store.sqlite.engine import Connection, Database, Row, Statement
+from registry.store.sqlite.errors import is_damage
 from registry.store.tables import blobs, entries, events, owner_refs, owners
 from registry.wire import messages as wire
 
@@ -216,14 +217,24 @@ def check_files(database: Database, roots: hashing.ArtifactRoots | None) -> Iter
     Without roots every path is taken as allowed. Reads each file whose identity is not the one
     that was registered. No transaction is open meanwhile: what was registered anew or released
     since is not reported.
+
+    Raises:
+        Busy: at the end, when files could not be looked at, for reasons that are not theirs.
     """
     owner_id = entry_id = 0
+    unchecked: list[Busy] = []
     while rows := _in_place(database, owner_id, entry_id):
         for row in rows:
             owner_id, entry_id = row[:2]
-            finding = _look(row, roots)
+            try:
+                finding = _look(row, roots)
+            except Busy as error:
+                unchecked.append(error)
+                continue
             if finding is not None and _is_still_held(database, row):
                 yield finding
+    if unchecked:
+        raise Busy(f"{len(unchecked)} files were not checked. The first: {unchecked[0].detail}")
 
 
 def _in_place(database: Database, owner_id: int, entry_id: int) -> list[Row]:
@@ -312,12 +323,17 @@ def verify(database: Database) -> Iterator[Finding]:
 
     Reads everything; a large database takes its time. What one look cannot read is a finding, and
     the next look goes on.
+
+    Raises:
+        Busy, StorageUnavailable: it cannot be looked at, for reasons that tell nothing of it.
     """
     for look in (_verify_pages, _verify_references, _verify_content, _verify_journal):
         with database.read() as conn:
             try:
                 yield from look(conn)
             except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
                 yield _integrity(f"the database file is damaged: {error}")
     yield from _verify_blobs(database)
 
@@ -357,6 +373,8 @@ def _verify_blobs(database: Database) -> Iterator[Finding]:
             with database.read() as conn:
                 names = conn.run(_BLOB_NAMES, after=after, row_limit=PAGE_ROWS)
         except StorageUnavailable as error:
+            if not is_damage(error.__cause__):
+                raise
             yield _integrity(f"the list of copies cannot be read: {error.detail}")
             return
         for (name,) in names:
@@ -371,6 +389,8 @@ def _wrong_with_blob(database: Database, checksum: str) -> str | None:
         with database.read() as conn:
             content = find_content(conn, checksum)
     except StorageUnavailable as error:
+        if not is_damage(error.__cause__):
+            raise
         return f"its bytes cannot be read: {error.detail}"
     if content is None or hashing.checksum_of(content) == checksum:
         return None  # It is right, or it was removed meanwhile.

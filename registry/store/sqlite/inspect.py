@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry import stopping
+from registry.core import stopping
 from registry.errors import DatabaseRefused, Refused, RegistryError, StorageUnavailable
 from registry.store.sqlite.engine import SQLITE_MIN_VERSION, sqlite_path
 from registry.store.sqlite.errors import primary_code, translate

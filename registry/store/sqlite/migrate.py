@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from registry import __version__, stopping
+from registry import __version__
+from registry.core import stopping
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
 from registry.store.sqlite import backup as backup_module
 from registry.store.sqlite.inspect import (
@@ -391,7 +392,7 @@ def _config() -> Config:
 
 def migrations_directory() -> Path:
     """Where the revisions are: in the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     for directory in (package / "migrations", package.parent / "migrations"):
         if (directory / "env.py").is_file():
             return directory
