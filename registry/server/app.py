@@ -23,14 +23,15 @@ from registry.server.metrics import Metrics
 from registry.server.metrics_endpoint import reporting
 from registry.server.read_path import Serving
 from registry.server.routes.table import ROUTES
+from registry.server.siblings import Parent
 from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
 from registry.store.sqlite.engine import Database
 from registry.store.sqlite.migrate import acceptor
 
 
-def create_app(settings: Settings) -> Serving:
-    """The application over a migrated database.
+def create_app(settings: Settings, parent: Parent | None = None) -> Serving:
+    """The application over a migrated database; one of several that have a parent in common.
 
     Raises:
         SettingsError: the token file is not as it should be.
@@ -54,7 +55,7 @@ def create_app(settings: Settings) -> Serving:
         await registry.start()
         sweeper.start()
         try:
-            async with reporting(metrics, registry) as report:
+            async with reporting(metrics, registry, parent) as report:
                 with reloading(access):
                     yield {
                         "registry": registry,

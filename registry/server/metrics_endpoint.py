@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 from registry.errors import RegistryError
 from registry.server.metrics import FLUSH_EVERY_S, Metrics
+from registry.server.siblings import Parent
 from registry.service.registry import Registry
 from registry.store.reads.stats import Counted, Sizes, count_sizes, file_bytes, free_bytes
 
@@ -16,9 +17,10 @@ from registry.store.reads.stats import Counted, Sizes, count_sizes, file_bytes, 
 class Report:
     """Shows the metrics of all processes, with the sizes of the database as they are about now."""
 
-    def __init__(self, metrics: Metrics, registry: Registry) -> None:
+    def __init__(self, metrics: Metrics, registry: Registry, parent: Parent | None) -> None:
         self._metrics = metrics
         self._registry = registry
+        self._parent = parent
         self._counted = Counted(self._count, time.monotonic)
         self._counting = asyncio.Lock()
 
@@ -41,17 +43,21 @@ class Report:
         free = free_bytes(database)
         if free is not None:
             values["free_bytes"] = free
-        return self._metrics.text(values)
+        return self._metrics.text(values, None if self._parent is None else self._parent.others())
 
 
 @asynccontextmanager
-async def reporting(metrics: Metrics, registry: Registry) -> AsyncIterator[Report]:
+async def reporting(
+    metrics: Metrics, registry: Registry, parent: Parent | None
+) -> AsyncIterator[Report]:
     """Keeps the metrics up to date while the block runs, for all processes to see."""
     metrics.follow(metrics.queue, lambda: registry.writer.waiting)
     metrics.follow(metrics.cache, lambda: registry.cached_bytes)
+    if parent is not None:
+        parent.counts = metrics.counts
     flushing = asyncio.create_task(_flush(metrics))
     try:
-        yield Report(metrics, registry)
+        yield Report(metrics, registry, parent)
     finally:
         flushing.cancel()
         metrics.flush()

@@ -12,26 +12,23 @@ import ssl
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 
 from registry import __version__
-from registry.config import RESOLVED_VARIABLE, Settings
+from registry.config import Settings
 from registry.core import malloc, stopping
 from registry.core.hashing import ArtifactRoots
-from registry.errors import SettingsError
+from registry.errors import RegistryError, SettingsError
 from registry.server import logs, tokens
+from registry.server.app import create_app
 from registry.server.auth import is_loopback
 from registry.server.http1.protocol import Config, Limits
-from registry.server.workers import METRICS_VARIABLE, Workers, shared_metrics, stop_with_parent
+from registry.server.siblings import Parent
+from registry.server.workers import COULD_NOT_START, Workers
 from registry.store.sqlite import migrate
 from registry.store.sqlite.engine import sqlite_path
-
-# The application is imported when it is made: how metrics are kept is decided by the environment
-# at that moment (registry/metrics.py).
-if TYPE_CHECKING:
-    from registry.server.read_path import Serving
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -74,25 +71,18 @@ def run(settings: Settings) -> None:
     with listen(settings.host, settings.port) as listener:
         migrate.prepare(settings.database_url, notify=log.info)
         tell_start(settings, address_of(settings, listener))
-        options = uvicorn_options()
-        options["ssl_certfile"], options["ssl_keyfile"] = settings.tls_certificate, settings.tls_key
         if settings.workers == 1:
-            _serve_alone(settings, limits, options, listener)
+            _serve_alone(settings, limits, listener)
         else:
-            _serve_with_workers(settings, limits, options, listener)
+            _serve_with_workers(settings, limits, listener)
 
 
-def _serve_alone(
-    settings: Settings, limits: Limits, options: dict[str, Any], listener: socket.socket
-) -> None:
-    os.environ.pop(METRICS_VARIABLE, None)
-    from registry.server.app import create_app
-
+def _serve_alone(settings: Settings, limits: Limits, listener: socket.socket) -> None:
     app = create_app(settings)
     _settle()
     stopping.release()
     try:
-        Server(Config(app, limits, **options)).run(sockets=[listener])
+        Server(Config(app, limits, **uvicorn_options(settings))).run(sockets=[listener])
     except stopping.Stopped:
         return  # uvicorn raises the signal again when it has stopped.
     except SystemExit as end:
@@ -119,43 +109,31 @@ def _hung_up(_signal: int, _frame: object) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def _serve_with_workers(
-    settings: Settings, limits: Limits, options: dict[str, Any], listener: socket.socket
-) -> None:
-    os.environ[RESOLVED_VARIABLE] = settings.to_json()
-    config = Config(
-        "registry.server.process:app_of_worker",
-        limits,
-        factory=True,
-        workers=settings.workers,
-        **options,
+def _serve_with_workers(settings: Settings, limits: Limits, listener: socket.socket) -> None:
+    workers = Workers(
+        settings, limits, listener, stop_s=GONE_S + 1, reload=settings.token_file is not None
     )
-    with shared_metrics():
-        workers = Workers(
-            config,
-            sockets=[listener],
-            stop_s=GONE_S + 1,
-            reload=settings.token_file is not None,
-        )
-        workers.run()
+    workers.run()
     if workers.failed:
         sys.exit(COULD_NOT_RUN)
     if workers.interrupted:
         raise KeyboardInterrupt
 
 
-def app_of_worker() -> Serving:
-    """The application of one worker process, with the settings of its parent."""
-    settings = Settings.from_json(os.environ[RESOLVED_VARIABLE])
-    logs.set_up(settings.log_level, settings.log_format)
-    stop_with_parent()
-    if settings.token_file is not None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    from registry.server.app import create_app
-
-    app = create_app(settings)
+def serve_as_worker(
+    settings: Settings, limits: Limits, listener: socket.socket, parent: Parent
+) -> None:
+    """Serve as one of several processes, until SIGTERM."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # The application listens to it from its start on.
+    try:
+        app = create_app(settings, parent)
+    except RegistryError as error:
+        log.error("the worker cannot serve: %s", error)
+        sys.exit(COULD_NOT_START)
     _settle()
-    return app
+    server = Server(Config(app, limits, **uvicorn_options(settings)))
+    parent.is_ready = lambda: server.started
+    server.run(sockets=[listener])
 
 
 def _settle() -> None:
@@ -171,7 +149,7 @@ def _settle() -> None:
     gc.set_threshold(YOUNG_MAX, *gc.get_threshold()[1:])
 
 
-def uvicorn_options() -> dict[str, Any]:
+def uvicorn_options(settings: Settings) -> dict[str, Any]:
     """How uvicorn runs the application."""
     return {
         "log_config": None,
@@ -183,6 +161,8 @@ def uvicorn_options() -> dict[str, Any]:
         "timeout_keep_alive": KEEP_ALIVE_S,
         "timeout_graceful_shutdown": SHUTDOWN_S,
         "backlog": BACKLOG,
+        "ssl_certfile": settings.tls_certificate,
+        "ssl_keyfile": settings.tls_key,
     }
 
 
