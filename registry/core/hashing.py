@@ -18,27 +18,17 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from registry.core.records import shown
+from registry.core.regular import ABSENT, NOT_FOR_US
 from registry.errors import Busy, FileUnreadable, PathNotAllowed, SettingsError, TooLarge
 
 IDENTITY_TRUSTED_AFTER_NS = 2_000_000_000
 READ_BYTES = 1 << 20
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
-ABOUT_THE_FILE = frozenset(
-    {
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.ELOOP,
-        errno.EACCES,
-        errno.EPERM,
-        errno.ENXIO,
-        errno.ENODEV,
-        errno.EISDIR,
-        errno.ENAMETOOLONG,
-        errno.EINVAL,
-        errno.EFBIG,
-        errno.EOVERFLOW,
-    }
+ABOUT_THE_FILE = (
+    ABSENT
+    | NOT_FOR_US
+    | {errno.ENODEV, errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG, errno.EOVERFLOW}
 )
 """What a look at a file may fail with that tells something of the file. Every other error tells of
 this process, the machine or the file system at this moment, and is never held against the file."""

@@ -20,6 +20,7 @@ from registry import __version__
 from registry.config import Settings
 from registry.core import malloc, stopping
 from registry.core.hashing import ArtifactRoots
+from registry.core.settings_files import read_file
 from registry.errors import RegistryError, SettingsError
 from registry.server import logs, tokens
 from registry.server.app import create_app
@@ -233,6 +234,9 @@ def check_tls(settings: Settings) -> None:
                 "tls_key is given without a certificate. Give one with --tls-certificate."
             )
         return
+    # OpenSSL would wait for a FIFO, and read a device.
+    read_file(Path(certificate), "certificate")
+    read_file(Path(key or certificate), "TLS key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
