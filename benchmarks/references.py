@@ -19,7 +19,6 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from registry.config import Settings
 from registry.core.hashing import checksum_of
 from registry.server.process import listen, uvicorn_options
 
@@ -63,7 +62,7 @@ def main() -> None:
     application = {"bare": bare, "starlette": starlette}[kind](file)
     listener = listen("127.0.0.1", 0)
     print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    config = uvicorn.Config(application, **{**uvicorn_options(Settings()), "lifespan": "off"})
+    config = uvicorn.Config(application, **{**uvicorn_options(), "lifespan": "off"})
     uvicorn.Server(config).run(sockets=[listener])
 
 

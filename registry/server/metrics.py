@@ -62,6 +62,10 @@ SIZES = (
     Size("database_bytes", "Size of the database file."),
     Size("wal_bytes", "Size of the database's write-ahead log."),
     Size("free_bytes", "Free disk space for the database."),
+    Size(
+        "tls_certificate_end_timestamp_seconds",
+        "When the certificate of HTTPS ends, in seconds since 1970; the first of its chain.",
+    ),
 )
 """What is counted in the database when the metrics are asked for, a few seconds old at most
 unless counting takes long."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from registry.errors import RegistryError
+from registry.server.certificates import Certificate
 from registry.server.metrics import FLUSH_EVERY_S, Metrics
 from registry.server.siblings import Parent
 from registry.service.registry import Registry
@@ -17,10 +18,17 @@ from registry.store.reads.stats import Counted, Sizes, count_sizes, file_bytes, 
 class Report:
     """Shows the metrics of all processes, with the sizes of the database as they are about now."""
 
-    def __init__(self, metrics: Metrics, registry: Registry, parent: Parent | None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        registry: Registry,
+        parent: Parent | None,
+        certificate: Certificate | None,
+    ) -> None:
         self._metrics = metrics
         self._registry = registry
         self._parent = parent
+        self._certificate = certificate
         self._counted = Counted(self._count, time.monotonic)
         self._counting = asyncio.Lock()
 
@@ -43,12 +51,17 @@ class Report:
         free = free_bytes(database)
         if free is not None:
             values["free_bytes"] = free
+        if self._certificate is not None and self._certificate.ends_at is not None:
+            values["tls_certificate_end_timestamp_seconds"] = self._certificate.ends_at
         return self._metrics.text(values, None if self._parent is None else self._parent.others())
 
 
 @asynccontextmanager
 async def reporting(
-    metrics: Metrics, registry: Registry, parent: Parent | None
+    metrics: Metrics,
+    registry: Registry,
+    parent: Parent | None,
+    certificate: Certificate | None,
 ) -> AsyncIterator[Report]:
     """Keeps the metrics up to date while the block runs, for all processes to see."""
     metrics.follow(metrics.queue, lambda: registry.writer.waiting)
@@ -57,7 +70,7 @@ async def reporting(
         parent.counts = metrics.counts
     flushing = asyncio.create_task(_flush(metrics))
     try:
-        yield Report(metrics, registry, parent)
+        yield Report(metrics, registry, parent, certificate)
     finally:
         flushing.cancel()
         metrics.flush()

@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import socket
-import ssl
 import sys
 from pathlib import Path
 from types import FrameType
@@ -20,12 +19,13 @@ from registry import __version__
 from registry.config import Settings
 from registry.core import malloc, stopping
 from registry.core.hashing import ArtifactRoots
-from registry.core.settings_files import read_file
 from registry.errors import RegistryError, SettingsError
 from registry.server import logs, tokens
 from registry.server.app import create_app
 from registry.server.auth import is_loopback
+from registry.server.certificates import Certificate, certificate_of
 from registry.server.http1.protocol import Config, Limits
+from registry.server.reloading import note_sighup
 from registry.server.siblings import Parent
 from registry.server.workers import COULD_NOT_START, Workers
 from registry.store.sqlite import migrate
@@ -54,36 +54,40 @@ def run(settings: Settings) -> None:
     The address is taken first: who cannot have it has changed nothing. The last line of the
     start, on standard output, is `listening on http://HOST:PORT`. SIGTERM and SIGINT end the
     service, also while it starts: what was accepted is answered, for at most 20 s, and after 5 s
-    more the process is gone whatever hangs. SIGHUP makes it read the token file again; without one
-    it ends the service as well.
+    more the process is gone whatever hangs. SIGHUP makes it read the token file and the certificate
+    again; without either it ends the service as well.
 
     Raises:
         SettingsError: a setting cannot work here: address, port, artifact root, tokens, TLS.
         DatabaseRefused: the database cannot be used; the message says why and what to do.
         Refused: an older service that has the database open could not live with its upgrade.
     """
-    # With a token file the application listens to it from its start on.
-    signal.signal(signal.SIGHUP, _hung_up if settings.token_file is None else signal.SIG_IGN)
+    if reloads(settings):
+        note_sighup()
+    else:
+        signal.signal(signal.SIGHUP, _hung_up)
     logs.set_up(settings.log_level, settings.log_format)
     check_access(settings)
-    check_tls(settings)
+    certificate = certificate_of(settings)
     check_secrets(settings)
     limits = limits_of(settings)
     with listen(settings.host, settings.port) as listener:
         migrate.prepare(settings.database_url, notify=log.info)
         tell_start(settings, address_of(settings, listener))
         if settings.workers == 1:
-            _serve_alone(settings, limits, listener)
+            _serve_alone(settings, limits, listener, certificate)
         else:
             _serve_with_workers(settings, limits, listener)
 
 
-def _serve_alone(settings: Settings, limits: Limits, listener: socket.socket) -> None:
-    app = create_app(settings)
+def _serve_alone(
+    settings: Settings, limits: Limits, listener: socket.socket, certificate: Certificate | None
+) -> None:
+    app = create_app(settings, certificate=certificate)
     _settle()
     stopping.release()
     try:
-        Server(Config(app, limits, **uvicorn_options(settings))).run(sockets=[listener])
+        Server(Config(app, limits, **uvicorn_options(certificate))).run(sockets=[listener])
     except stopping.Stopped:
         return  # uvicorn raises the signal again when it has stopped.
     except SystemExit as end:
@@ -111,9 +115,7 @@ def _hung_up(_signal: int, _frame: object) -> None:
 
 
 def _serve_with_workers(settings: Settings, limits: Limits, listener: socket.socket) -> None:
-    workers = Workers(
-        settings, limits, listener, stop_s=GONE_S + 1, reload=settings.token_file is not None
-    )
+    workers = Workers(settings, limits, listener, stop_s=GONE_S + 1, reload=reloads(settings))
     workers.run()
     if workers.failed:
         sys.exit(COULD_NOT_RUN)
@@ -125,14 +127,15 @@ def serve_as_worker(
     settings: Settings, limits: Limits, listener: socket.socket, parent: Parent
 ) -> None:
     """Serve as one of several processes, until SIGTERM."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # The application listens to it from its start on.
+    note_sighup()
     try:
-        app = create_app(settings, parent)
+        certificate = certificate_of(settings)
+        app = create_app(settings, parent, certificate)
     except RegistryError as error:
         log.error("the worker cannot serve: %s", error)
         sys.exit(COULD_NOT_START)
     _settle()
-    server = Server(Config(app, limits, **uvicorn_options(settings)))
+    server = Server(Config(app, limits, **uvicorn_options(certificate)))
     parent.is_ready = lambda: server.started
     server.run(sockets=[listener])
 
@@ -150,7 +153,12 @@ def _settle() -> None:
     gc.set_threshold(YOUNG_MAX, *gc.get_threshold()[1:])
 
 
-def uvicorn_options(settings: Settings) -> dict[str, Any]:
+def reloads(settings: Settings) -> bool:
+    """Whether there is something to be read again on SIGHUP."""
+    return settings.token_file is not None or settings.tls_certificate is not None
+
+
+def uvicorn_options(certificate: Certificate | None = None) -> dict[str, Any]:
     """How uvicorn runs the application."""
     return {
         "log_config": None,
@@ -162,8 +170,7 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "timeout_keep_alive": KEEP_ALIVE_S,
         "timeout_graceful_shutdown": SHUTDOWN_S,
         "backlog": BACKLOG,
-        "ssl_certfile": settings.tls_certificate,
-        "ssl_keyfile": settings.tls_key,
+        "ssl_context_factory": None if certificate is None else lambda *_: certificate.front,
     }
 
 
@@ -223,34 +230,6 @@ def check_access(settings: Settings) -> None:
             "TLS in front",
             settings.host,
         )
-
-
-def check_tls(settings: Settings) -> None:
-    """Raise SettingsError unless the certificate and its key can be used, if there are any."""
-    certificate, key = settings.tls_certificate, settings.tls_key
-    if certificate is None:
-        if key is not None:
-            raise SettingsError(
-                "tls_key is given without a certificate. Give one with --tls-certificate."
-            )
-        return
-    # OpenSSL would wait for a FIFO, and read a device.
-    read_file(Path(certificate), "certificate")
-    read_file(Path(key or certificate), "TLS key")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except OSError as error:  # ssl.SSLError is one.
-        raise SettingsError(
-            f"The certificate {certificate} with the key {key or certificate} cannot be used: "
-            f"{error.strerror or error}. tls_certificate must be a PEM file with the certificate "
-            "and its chain, tls_key one with its private key, without a password."
-        ) from error
-
-
-def _no_password() -> str:
-    """Answers where OpenSSL would ask at the terminal."""
-    return ""
 
 
 def check_secrets(settings: Settings) -> None:

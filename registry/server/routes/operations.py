@@ -26,6 +26,10 @@ async def health(request: Request) -> Response:
         checks["sweeper"], warnings = await registry.sweep_health()
     except RegistryError as error:
         checks["sweeper"] = error.detail
+    certificate = request.state.certificate
+    warning = None if certificate is None else certificate.warning()
+    if warning is not None:
+        warnings["certificate"] = warning
     failing = any(found != "ok" for found in checks.values())
     body = wire.HealthResponse("failing" if failing else "ok", checks, warnings)
     return answer(body, 503 if failing else 200)
