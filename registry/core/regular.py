@@ -14,6 +14,14 @@ _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _READ_BYTES = 1 << 20
 
 
+ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
+"""Nothing is there."""
+
+NOT_FOR_US = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM, errno.EISDIR})
+"""Something is there, and it is no regular file or may not be read. Other codes are shortages and
+faults of this machine, which say nothing about the file."""
+
+
 def open_regular(
     path: str | os.PathLike[str],
     flags: int = os.O_RDONLY,
