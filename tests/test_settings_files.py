@@ -24,8 +24,10 @@ READERS: dict[str, Callable[[Path], object]] = {
     "settings file": lambda path: config.load({}, {}, path),
     "token file": tokens.load,
     "token file to add to": lambda path: tokens.create(path, Role.ADMIN),
-    "certificate": lambda path: certificates.certificate_of(Settings(tls_certificate=str(path))),
-    "TLS key": lambda path: certificates.certificate_of(
+    "tls_certificate": lambda path: certificates.certificate_of(
+        Settings(tls_certificate=str(path))
+    ),
+    "tls_key": lambda path: certificates.certificate_of(
         Settings(tls_certificate=str(_certificate(path.parent)), tls_key=str(path))
     ),
 }

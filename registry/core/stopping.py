@@ -14,13 +14,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn, Protocol
 
 ENDS_WITHIN_S = 3.0
 """How long a command may take to end after a signal. What it had not finished is as if it had
 been killed: not there, or wholly there."""
+
+SAYING_S = 0.5
 
 SAID_AFTER_S = 1.5
 """Who waits for longer than this says what for."""
@@ -115,13 +117,16 @@ def telling(tell: Callable[[str], None], sentence: str) -> Iterator[None]:
 def end_within(seconds: float, code: int, sentence: str) -> None:
     """End the process after so long, come what may, having said why on standard error."""
 
-    def end() -> None:
-        try:
+    def say() -> None:
+        with suppress(OSError):  # Nobody hears it.
             os.write(2, f"error: {sentence}\n".encode())
-        except OSError:
-            pass  # Nobody hears it.
-        finally:
-            os._exit(code)
+
+    def end() -> None:
+        # A pipe that nobody reads is not waited for.
+        saying = threading.Thread(target=say, daemon=True)
+        saying.start()
+        saying.join(SAYING_S)
+        os._exit(code)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

@@ -91,9 +91,9 @@ class Certificate:
 
     def _read(self) -> tuple[ssl.SSLContext, int | None]:
         # First, as OpenSSL would wait for a FIFO, and read a device.
-        content, _ = read_file(self._chain, "certificate")
+        content, _ = read_file(self._chain, "tls_certificate")
         if self._key is not None:
-            read_file(self._key, "TLS key")
+            read_file(self._key, "tls_key")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(self._chain, self._key, password=_no_password)

@@ -9,6 +9,8 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,6 +43,8 @@ YOUNG_MAX = 10_000
 twenty requests at once, of which nearly all are gone by then."""
 OTHER_DESCRIPTORS = 512
 """Open files of a process beside its connections: database, files that are read, threads."""
+
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 CONNECTIONS_MIN = 64
 COULD_NOT_RUN = 2
@@ -95,7 +99,30 @@ def _serve_alone(
 
 
 class Server(uvicorn.Server):
-    """Ends in time after a signal, whatever hangs."""
+    """Ends in time after a signal, whatever hangs, and hears those that come before it listens."""
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal comes; what was its handler before is called at the end."""
+        self._heard: list[int] = []
+        handlers = {each: signal.signal(each, self._hear) for each in ENDING}
+        try:
+            super().run(sockets)
+        finally:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
+        for number in dict.fromkeys(self._heard):
+            signal.raise_signal(number)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """As uvicorn's, which raises what it captured again at the end."""
+        with super().capture_signals():
+            for number in self._heard:
+                self.handle_exit(number, None)
+            yield
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        self._heard.append(number)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
@@ -195,6 +222,7 @@ def tell_start(settings: Settings, address: str) -> None:
             pid=os.getpid(),
         ),
     )
+    logs.flush()
     try:
         os.write(sys.stdout.fileno(), f"listening on {address}\n".encode())
     except (OSError, ValueError, AttributeError):  # It is full, or closed.

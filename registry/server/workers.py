@@ -65,7 +65,9 @@ def _work(pipe: Connection, listener: socket.socket, settings: Settings, limits:
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(0)
+    """Nothing was accepted yet, or all of it is answered."""
+    logs.flush()
+    os._exit(0)
 
 
 # In the parent
