@@ -246,6 +246,18 @@ class SettingsError(RegistryError):
     code = "settings"
 
 
+class Usage(RegistryError):
+    """The command line is not one that this program understands. See --help."""
+
+    code = "usage"
+
+
+class SystemFailure(RegistryError):
+    """The operating system did not do what a command needs."""
+
+    code = "system"
+
+
 class ServiceUnreachable(RegistryError):
     """The registry service does not answer. Check that it runs and that --url is right."""
 

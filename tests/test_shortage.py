@@ -26,7 +26,8 @@ from registry.service.embedded import MetadataArtifactRegistry
 from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
 from registry.store.ops import register
-from registry.store.reads.audit import check_files, verify
+from registry.store.reads.audit import check_files
+from registry.store.reads.verify import verify
 from tests.fleet import DAY, Service, World, key, run_cli, worker
 from tests.support import checksum
 

@@ -6,6 +6,7 @@ nothing shortened.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -13,14 +14,18 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import msgspec
+import typer
 
-from registry.cli.text import printable, short_checksum
+from registry.cli.streams import unscreened
+from registry.cli.text import json_plain, short_checksum
+from registry.core.records import printable
+from registry.errors import Usage
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PROGRESS_AFTER_S = 1.0
+WIDTH_MIN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class Column:
 
 def print_json(answer: object) -> None:
     """Print an answer of the service as indented JSON."""
-    print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+    print(json_plain(answer, 2))
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
@@ -57,7 +62,7 @@ def _print_drawn(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> No
     for row in rows:
         # Text, because a cell may hold what looks like markup.
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    Console(file=unscreened(sys.stdout), width=terminal_width()).print(table)
 
 
 def _print_plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
@@ -71,12 +76,34 @@ def _print_plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> No
         print("  ".join(cells).rstrip())
 
 
+def print_note(sentence: str) -> None:
+    """Say something beside the output, on standard error."""
+    print(printable(sentence), file=sys.stderr)
+
+
+def confirm(question: str) -> None:
+    """Go on only if whoever gave the command says yes.
+
+    Raises:
+        Usage: there is no terminal to ask at.
+        typer.Abort: the answer is no.
+    """
+    if not sys.stdin.isatty():
+        raise Usage(f"{question} There is no terminal to ask at: say --yes.")
+    typer.confirm(printable(question), abort=True, err=True)
+
+
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print names and values, the values below each other."""
     pairs = [(name, printable(value)) for name, value in facts]
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         print(f"{name.ljust(width)}  {value}")
+
+
+def terminal_width() -> int:
+    """The columns of the terminal, or COLUMNS; at least so many that a table can be drawn."""
+    return max(WIDTH_MIN, shutil.get_terminal_size().columns)
 
 
 def shown_checksum(checksum: str) -> str:
@@ -135,6 +162,9 @@ def _new_bar() -> Progress:
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
-        console=Console(stderr=True),
+        console=Console(file=unscreened(sys.stderr), width=terminal_width()),
         transient=True,
+        # What is written meanwhile would go around the screen.
+        redirect_stdout=False,
+        redirect_stderr=False,
     )

@@ -19,10 +19,10 @@ from registry.content.cache import LARGE_BYTES, Body, ContentCache
 from registry.core import hashing
 from registry.core.records import RefStatus
 from registry.errors import FileUnreadable, TooLarge
+from registry.store.engine import Engine
 from registry.store.ops.blobs import find_chunk
 from registry.store.ops.file_status import Observation
 from registry.store.reads.lookup import Location
-from registry.store.sqlite.engine import Database
 
 T = TypeVar("T")
 RunInThread = Callable[..., Awaitable[Any]]
@@ -71,7 +71,7 @@ class CopyStream:
     chunk_bytes = COPY_CHUNK_BYTES
     trusted = True
 
-    def __init__(self, run: RunInThread, location: Location, database: Database) -> None:
+    def __init__(self, run: RunInThread, location: Location, database: Engine) -> None:
         self._run = run
         self._database = database
         self.checksum = location.checksum
@@ -150,7 +150,7 @@ class Holdings:
 
     def __init__(
         self,
-        database: Database,
+        database: Engine,
         roots: hashing.ArtifactRoots,
         cache: ContentCache,
         run: RunInThread,

@@ -12,7 +12,7 @@ from registry.server.certificates import Certificate
 from registry.server.metrics import FLUSH_EVERY_S, Metrics
 from registry.server.siblings import Parent
 from registry.service.registry import Registry
-from registry.store.reads.stats import Counted, Sizes, count_sizes, file_bytes, free_bytes
+from registry.store.reads.stats import Counted, Sizes, count_sizes
 
 
 class Report:
@@ -46,11 +46,10 @@ class Report:
         values: Sizes = {}
         with suppress(RegistryError):  # /health says what is wrong with it.
             values.update(self._counted.get())
-        database = self._registry.database
-        values["database_bytes"], values["wal_bytes"] = file_bytes(database)
-        free = free_bytes(database)
-        if free is not None:
-            values["free_bytes"] = free
+        disk = self._registry.database.disk_use()
+        values["database_bytes"], values["wal_bytes"] = disk.database_bytes, disk.log_bytes
+        if disk.free_bytes is not None:
+            values["free_bytes"] = disk.free_bytes
         if self._certificate is not None and self._certificate.ends_at is not None:
             values["tls_certificate_end_timestamp_seconds"] = self._certificate.ends_at
         return self._metrics.text(values, None if self._parent is None else self._parent.others())

@@ -30,8 +30,7 @@ from registry.server.http1.protocol import Config, Limits
 from registry.server.reloading import note_sighup
 from registry.server.siblings import Parent
 from registry.server.workers import COULD_NOT_START, Workers
-from registry.store.sqlite import migrate
-from registry.store.sqlite.engine import sqlite_path
+from registry.store import opening
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -76,7 +75,7 @@ def run(settings: Settings) -> None:
     check_secrets(settings)
     limits = limits_of(settings)
     with listen(settings.host, settings.port) as listener:
-        migrate.prepare(settings.database_url, notify=log.info)
+        opening.prepare(settings.database_url, notify=log.info)
         tell_start(settings, address_of(settings, listener))
         if settings.workers == 1:
             _serve_alone(settings, limits, listener, certificate)
@@ -214,7 +213,7 @@ def tell_start(settings: Settings, address: str) -> None:
         "serving",
         extra=logs.fields(
             address=address,
-            database=sqlite_path(settings.database_url),
+            database=opening.place_of(settings.database_url),
             artifact_roots=os.pathsep.join(settings.artifact_roots) or "none: copies only",
             tokens=settings.token_file or "none: everybody may do everything",
             workers=settings.workers,
