@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,11 +32,33 @@ def unshare() -> list[str]:
     pytest.skip("no process ID namespaces here")
 
 
-class First:
-    """A command of the program as process 1."""
+def box(data: Path, *, tmp: bool, **variables: str) -> list[str]:
+    """The command that runs what follows as process 1 of a container: a user without a name or a
+    home, a root that is read-only but for `data`, and a /tmp of a megabyte or none; skips where
+    there is no bubblewrap."""
+    command = ["bwrap", "--unshare-user", "--unshare-pid", "--as-pid-1", "--die-with-parent"]
+    command += ["--uid", "12345", "--gid", "12345", "--ro-bind", "/", "/"]
+    command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    command += ["--size", str(1 << 20), "--tmpfs", "/tmp"] if tmp else []
+    command += ["--bind", str(data), str(data), "--chdir", str(data), "--clearenv"]
+    for name, value in {"PATH": os.environ["PATH"], "PYTHONWARNINGS": "error", **variables}.items():
+        command += ["--setenv", name, value]
+    try:
+        done = subprocess.run([*command, "true"], capture_output=True, check=False)
+    except OSError:
+        pytest.skip("there is no bubblewrap")
+    if done.returncode:
+        pytest.skip(f"bubblewrap makes no container here: {done.stderr.decode()}")
+    return command
 
-    def __init__(self, *arguments: object, cwd: Path, **variables: str) -> None:
-        command = [*unshare(), sys.executable, "-m", "registry", *map(str, arguments)]
+
+class First:
+    """A command of the program as process 1, in a container of its own if `box` makes one."""
+
+    def __init__(
+        self, *arguments: object, cwd: Path, box: Sequence[str] | None = None, **variables: str
+    ) -> None:
+        command = [*(box or unshare()), sys.executable, "-m", "registry", *map(str, arguments)]
         self._outer = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
