@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from registry import cli
 from registry.config import SETTINGS, Setting
+from registry.core.policy import Policy
 from registry.core.records import (
     Artifact,
     ArtifactKey,
@@ -36,7 +37,7 @@ from registry.server.openapi.spec import STORAGE, Call
 from registry.server.routes.owners import PATH as OWNER_PATH
 from registry.server.routes.table import CALLS
 from registry.store.ops import blobs, expire, file_status, leases, register, unregister
-from registry.store.ops.settings_table import Adoption, Policy, adopt
+from registry.store.ops.settings_table import Adoption, adopt
 from registry.store.reads.audit import CLASSES
 from registry.store.sqlite.engine import Connection, Database
 from registry.store.sqlite.migrate import prepare

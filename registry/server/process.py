@@ -15,8 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import uvicorn
-
 from registry import __version__
 from registry.config import Settings
 from registry.core import malloc, stopping
@@ -26,6 +24,7 @@ from registry.server import logs, tokens
 from registry.server.app import create_app
 from registry.server.auth import is_loopback
 from registry.server.certificates import Certificate, certificate_of
+from registry.server.http1.door import Server
 from registry.server.http1.protocol import Config, Limits
 from registry.server.reloading import note_sighup
 from registry.server.siblings import Parent
@@ -40,12 +39,19 @@ GONE_S = SHUTDOWN_S + 5
 YOUNG_MAX = 10_000
 """Objects that may be made before the garbage collector looks for cycles among them: those of some
 twenty requests at once, of which nearly all are gone by then."""
-OTHER_DESCRIPTORS = 512
-"""Open files of a process beside its connections: database, files that are read, threads."""
+DESCRIPTORS_EACH = 2
+"""A connection, and the file that is streamed through it or the upload that is kept for it."""
+
+OTHER_DESCRIPTORS = 128
+"""Open files of a process beside those of its connections: the database's in every thread, files
+that are hashed, metrics, a backup."""
+
+FEW_DESCRIPTORS = 64
+"""With fewer than twice OTHER_DESCRIPTORS there are fewer threads at work than there could be. With
+fewer than this nothing goes."""
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
-CONNECTIONS_MIN = 64
 COULD_NOT_RUN = 2
 
 log = logging.getLogger("registry")
@@ -90,14 +96,14 @@ def _serve_alone(
     _settle()
     stopping.release()
     try:
-        Server(Config(app, limits, **uvicorn_options(certificate))).run(sockets=[listener])
+        BoundedServer(Config(app, limits, **uvicorn_options(certificate))).run(sockets=[listener])
     except stopping.Stopped:
         return  # uvicorn raises the signal again when it has stopped.
     except SystemExit as end:
         sys.exit(COULD_NOT_RUN if end.code else 0)
 
 
-class Server(uvicorn.Server):
+class BoundedServer(Server):
     """Ends in time after a signal, whatever hangs, and hears those that come before it listens."""
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -161,7 +167,7 @@ def serve_as_worker(
         log.error("the worker cannot serve: %s", error)
         sys.exit(COULD_NOT_START)
     _settle()
-    server = Server(Config(app, limits, **uvicorn_options(certificate)))
+    server = BoundedServer(Config(app, limits, **uvicorn_options(certificate)))
     parent.is_ready = lambda: server.started
     server.run(sockets=[listener])
 
@@ -276,17 +282,28 @@ def check_secrets(settings: Settings) -> None:
 
 
 def limits_of(settings: Settings) -> Limits:
-    """What a process bears, after its limit of open files was raised as far as is needed."""
+    """What a process bears, after its limit of open files was raised as far as is needed.
+
+    Raises:
+        SettingsError: this user may not even open the few files that the service itself needs.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = settings.max_connections + OTHER_DESCRIPTORS
+    needed = DESCRIPTORS_EACH * settings.max_connections + OTHER_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     connections = settings.max_connections
     if soft != resource.RLIM_INFINITY and soft < needed:
-        connections = min(connections, max(CONNECTIONS_MIN, soft - OTHER_DESCRIPTORS))
+        if soft < FEW_DESCRIPTORS:
+            raise SettingsError(
+                f"This user may open {soft} files only; the service needs {FEW_DESCRIPTORS} at "
+                "least, and two more for each connection. Raise the hard limit (ulimit -n)."
+            )
+        own = min(OTHER_DESCRIPTORS, max(FEW_DESCRIPTORS - 2 * DESCRIPTORS_EACH, soft // 2))
+        connections = min(connections, (soft - own) // DESCRIPTORS_EACH)
         log.warning(
-            "at most %d connections instead of %d: this user may open %d files only (ulimit -n)",
+            "at most %d connections instead of %d: this user may open %d files only, and each "
+            "takes two (ulimit -n)",
             connections,
             settings.max_connections,
             soft,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,7 @@ from registry.errors import (
     Busy,
     NotRegistered,
     RegistryError,
+    StorageUnavailable,
     TooLarge,
     UnknownOwner,
     Unserveable,
@@ -125,6 +127,7 @@ class Registry:
         Raises:
             RegistryError: the database cannot be used.
         """
+        _start_all(self._threads)
         await self._run(self.database.ensure_current)
         self.writer.start()
 
@@ -544,6 +547,21 @@ class _PendingUploads:
 
     def add(self, size: int) -> None:
         self.bytes += size
+
+
+def _start_all(pool: ThreadPoolExecutor) -> None:
+    """Start the threads of a pool now: when the system is short, there are none to be had."""
+    gate = threading.Event()
+    try:
+        for _ in range(THREADS):
+            pool.submit(gate.wait)
+    except RuntimeError as error:
+        raise StorageUnavailable(
+            f"The service cannot start its threads: {error}. Raise the limits of processes "
+            "(ulimit -u) and of memory."
+        ) from error
+    finally:
+        gate.set()
 
 
 def _list_owners(conn: Connection, after: Owner | None, limit: int) -> list[OwnerRecord]:
