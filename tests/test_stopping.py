@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,22 @@ def test_an_upgrade_that_would_break_a_running_service_waits_and_is_refused(
     assert [sentence.split(" that")[0] for sentence in said] == ["Waiting for another process"] * 2
     assert migrate.current(f"sqlite:///{old_path}") == "0002"
     migrate.prepare(f"sqlite:///{old_path}")
+
+
+def test_a_downgrade_is_refused_when_somebody_opens_the_database_while_it_goes_on(
+    new_path: Path,
+) -> None:
+    before = dump_of(new_path)
+    with ExitStack() as others:
+
+        def open_it(_sentence: str) -> None:
+            others.enter_context(somebody_elses(new_path))
+
+        with pytest.raises(Refused, match=r"has opened .* meanwhile"):
+            migrate.downgrade(f"sqlite:///{new_path}", "0002", notify=open_it)
+    assert dump_of(new_path) == before
+    assert migrate.check(f"sqlite:///{new_path}") == []
+    assert list(new_path.parent.glob("*.backup")) == []
 
 
 def test_an_upgrade_goes_on_when_the_older_service_has_left(old_path: Path) -> None:

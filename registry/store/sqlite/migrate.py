@@ -21,6 +21,7 @@ from registry import __version__
 from registry.core import stopping
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
 from registry.store.sqlite import backup as backup_module
+from registry.store.sqlite.in_use import find_holders, find_id
 from registry.store.sqlite.inspect import (
     LOCK_TIMEOUT_S,
     Found,
@@ -124,7 +125,7 @@ def downgrade(url: str, revision: str, *, notify: Notify | None = None) -> None:
         raise DatabaseRefused(f"{path} has no schema; there is nothing to take back.")
     _refuse_newer(path, found)
     with claim(path):
-        pass  # A service would not survive it.
+        pass  # A service would not survive it; one that starts meanwhile is looked for at the end.
     _migrate(path, "downgrade", revision, notify)
 
 
@@ -324,7 +325,7 @@ def _migrate(
     from alembic import command
     from sqlalchemy import URL
 
-    change = _Change(path, notify or _ignore)
+    change = _Change(path, notify or _ignore, is_for_one=direction == "downgrade")
     config = _config()
     config.attributes["url"] = URL.create("sqlite", database=str(path))
     config.attributes["lock_timeout_s"] = LOCK_TIMEOUT_S
@@ -339,8 +340,9 @@ def _migrate(
 class _Change:
     """What is done around the one commit that changes a schema."""
 
-    def __init__(self, path: Path, notify: Notify) -> None:
+    def __init__(self, path: Path, notify: Notify, *, is_for_one: bool) -> None:
         self._path = path
+        self._is_for_one = is_for_one
         self.notify = notify
         self._result: str | None = None
 
@@ -356,6 +358,13 @@ class _Change:
             f"the backup is {backup.name}."
         )
         backup_module.write_backup(path, backup)
+        if self._is_for_one and (holders := find_holders(find_id(str(path)))):
+            backup.unlink()
+            raise Refused(
+                f"Another process (pid {', '.join(map(str, sorted(holders)))}) has opened {path} "
+                "meanwhile, as a service that starts does. Nothing was changed. Stop it first, "
+                "then do this again."
+            )
         self._result = f"{path} has schema revision {after or 'none'}."
 
     def after_commit(self) -> None:
