@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from registry.core.records import shown
+from registry.core.settings_files import read_toml_text
 from registry.errors import SettingsError
 
 PREFIX = "REGISTRY_"
@@ -304,13 +305,10 @@ def _from_file(config_file: Path) -> dict[str, Resolved]:
 
 
 def _read_toml(config_file: Path) -> dict[str, Any]:
+    text, _ = read_toml_text(config_file, "settings file")
     try:
-        return tomllib.loads(config_file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(
-            f"The settings file {config_file} cannot be read: {error.strerror}."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SettingsError(f"The settings file {config_file} is not TOML: {error}.") from error
 
 

@@ -252,6 +252,13 @@ class ServiceUnreachable(RegistryError):
     code = "unreachable"
 
 
+class DirectoryUnusable(RegistryError):
+    """A directory of this machine cannot be used: it cannot be written, is full, or others may
+    change what is in it."""
+
+    code = "directory_unusable"
+
+
 class DiscoveryUnavailable(RegistryError):
     """The discovery store cannot be used. What was asked of it may have happened; ask again."""
 

@@ -257,7 +257,7 @@ def test_trouble_with_touching_is_logged_once_and_tried_on(
 ) -> None:
     tries: list[object] = []
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         tries.append(args)
         raise OSError(28, "No space left on device")
 

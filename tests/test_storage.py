@@ -23,11 +23,11 @@ import pytest
 
 from registry.core.records import ArtifactKey, Owner
 from registry.errors import Busy, RegistryError, StorageUnavailable
-from registry.store.reads.lookup import LOOK_EVERY_S
 from registry.store.sqlite import file_guard, migrate
 from registry.store.sqlite.engine import Database
 from registry.store.sqlite.errors import translated
 from registry.store.sqlite.file_guard import REPEATED_AFTER_S
+from registry.store.sqlite.point_reader import LOOK_EVERY_S
 from tests.commands import run_here
 from tests.support import Server, assert_sound, copied, dump_of, sql, wait_for
 

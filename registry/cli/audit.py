@@ -47,22 +47,29 @@ def audit(
 ) -> None:
     """Report leaks and faults. Exit 1 if any is above a note. Changes nothing."""
     from registry.core.hashing import ArtifactRoots
+    from registry.errors import Busy
     from registry.store.reads import audit as audits
 
     wanted = audits.check_classes(classes or [])
+    unchecked: Busy | None = None
     with _opened(database_url) as database:
         with database.read() as conn:
             found, summary = audits.find_leaks(conn, wanted), audits.summarize(conn)
         if check_files:
             roots = ArtifactRoots(artifact_root) if artifact_root else None
             known = {(each.kind, each.owner, each.entry) for each in found}
-            found += [
-                each
-                for each in audits.check_files(database, roots)
-                if (not wanted or each.kind in wanted)
-                and (each.kind, each.owner, each.entry) not in known
-            ]
-    _print_report(audits.report_of(found, summary), as_json)
+            try:
+                for each in audits.check_files(database, roots):
+                    is_known = (each.kind, each.owner, each.entry) in known
+                    if (not wanted or each.kind in wanted) and not is_known:
+                        found.append(each)
+            except Busy as error:
+                unchecked = error
+    try:
+        _print_report(audits.report_of(found, summary), as_json)
+    finally:
+        if unchecked is not None:
+            raise unchecked
 
 
 def verify(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> None:
@@ -71,9 +78,10 @@ def verify(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> 
     Reads the whole database; may run beside a service.
     """
     from registry.store.reads import audit as audits
+    from registry.store.reads.verify import verify as verify_database
 
     with _opened(database_url) as database:
-        report = audits.report_of(audits.verify(database), None)
+        report = audits.report_of(verify_database(database), None)
     _print_report(report, as_json)
 
 

@@ -22,6 +22,7 @@ def prepare(
     Raises:
         PathNotAllowed: a path lies outside of the artifact roots.
         FileUnreadable: a file cannot be read, or changed while it was.
+        Busy: a file cannot be looked at now, which says nothing about it.
         ChecksumMismatch: a file is not what the offer says.
         TooLarge: a file, or all of them together, exceed the limits.
     """

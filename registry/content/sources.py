@@ -19,10 +19,10 @@ from registry.content.cache import LARGE_BYTES, Body, ContentCache
 from registry.core import hashing
 from registry.core.records import RefStatus
 from registry.errors import FileUnreadable, TooLarge
+from registry.store.engine import Engine
 from registry.store.ops.blobs import find_chunk
 from registry.store.ops.file_status import Observation
 from registry.store.reads.lookup import Location
-from registry.store.sqlite.engine import Database
 
 T = TypeVar("T")
 RunInThread = Callable[..., Awaitable[Any]]
@@ -71,7 +71,7 @@ class CopyStream:
     chunk_bytes = COPY_CHUNK_BYTES
     trusted = True
 
-    def __init__(self, run: RunInThread, location: Location, database: Database) -> None:
+    def __init__(self, run: RunInThread, location: Location, database: Engine) -> None:
         self._run = run
         self._database = database
         self.checksum = location.checksum
@@ -150,7 +150,7 @@ class Holdings:
 
     def __init__(
         self,
-        database: Database,
+        database: Engine,
         roots: hashing.ArtifactRoots,
         cache: ContentCache,
         run: RunInThread,
@@ -211,7 +211,11 @@ class Holdings:
         )
 
     async def open(self, location: Location) -> Body | Stream | None:
-        """The located holder's bytes, or None: it does not have them (any more)."""
+        """The located holder's bytes, or None: it does not have them (any more).
+
+        Raises:
+            Busy: its file cannot be looked at now, which is nothing that is held against it.
+        """
         if location.path is None:
             return await self._open_copy(location)
         if not self._roots.allow(location.path):
@@ -282,7 +286,7 @@ class Holdings:
 
     def _stream_file(self, location: Location, path: str) -> FileStream | None:
         try:
-            with hashing.opened(path) as descriptor:
+            with hashing.opened(path) as descriptor, hashing.looking_at(path):
                 # It may be another file by now than the one that was verified.
                 identity = hashing.identity_of(os.fstat(descriptor))
                 trusted = self._has(location, path, identity)
@@ -318,7 +322,11 @@ class Holdings:
         return True
 
     async def look(self, location: Location) -> Observation | None:
-        """Hash the located file, whatever is known of it. None: it is not ours to look at."""
+        """Hash the located file, whatever is known of it. None: it is not ours to look at.
+
+        Raises:
+            Busy: it cannot be looked at now.
+        """
         path = location.path
         if path is None or not self._roots.allow(path):
             return None

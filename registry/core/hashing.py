@@ -7,6 +7,7 @@ was 2 s old as the file was hashed.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -17,11 +18,28 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from registry.core.records import shown
-from registry.errors import FileUnreadable, PathNotAllowed, SettingsError, TooLarge
+from registry.core.regular import ABSENT, NOT_FOR_US
+from registry.errors import Busy, FileUnreadable, PathNotAllowed, SettingsError, TooLarge
 
 IDENTITY_TRUSTED_AFTER_NS = 2_000_000_000
 READ_BYTES = 1 << 20
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+ABOUT_THE_FILE = (
+    ABSENT
+    | NOT_FOR_US
+    | {errno.ENODEV, errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG, errno.EOVERFLOW}
+)
+"""What a look at a file may fail with that tells something of the file. Every other error tells of
+this process, the machine or the file system at this moment, and is never held against the file."""
+
+_WAYS_OUT = {
+    errno.EMFILE: "this process has as many files open as it may: raise its limit (ulimit -n)",
+    errno.ENFILE: "the machine has as many files open as it can: raise fs.file-max",
+    errno.ENOMEM: "memory is short: give more, or lower content_cache_bytes or max_connections",
+    errno.ENOBUFS: "memory is short: give more, or lower content_cache_bytes or max_connections",
+}
+_CHECK_THE_MOUNT = "check the file system that it is on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +77,8 @@ class ArtifactRoots:
 
         Raises:
             PathNotAllowed: it lies outside of every root, or no root is configured.
-            FileUnreadable: the path is relative, or nothing is there.
+            FileUnreadable: the path is relative, or is none.
+            Busy: it cannot be looked at now, which says nothing about the file.
         """
         if self.roots == ():
             raise PathNotAllowed(
@@ -68,12 +87,19 @@ class ArtifactRoots:
             )
         if not os.path.isabs(path):
             raise FileUnreadable(f"The path {shown(path)} is not absolute. Give the full path.")
+        with looking_at(path):
+            try:
+                resolved = os.path.realpath(path, strict=True)
+            except OSError as error:
+                if not is_about_the_file(error):
+                    raise
+                # Judged by where it would be: whether something is there is told below a root only.
+                resolved = os.path.realpath(path)
         try:
-            resolved = os.path.realpath(path)
             resolved.encode()  # It is kept as text.
-        except (OSError, ValueError) as error:
+        except UnicodeEncodeError as error:
             raise FileUnreadable(
-                f"The path {shown(path)} cannot be resolved, or leads to a name that is not UTF-8."
+                f"The path {shown(path)} leads to a name that is not UTF-8."
             ) from error
         if not self.allow(resolved):
             raise PathNotAllowed(
@@ -98,13 +124,49 @@ def identity_of(status: os.stat_result) -> str:
     )
 
 
-def find_identity(path: str) -> str | None:
-    """The identity of what is at a resolved path now, or None: no regular file is there."""
+def is_about_the_file(error: BaseException) -> bool:
+    """Whether an error tells something of the file that was looked at, not of us or the moment."""
+    if isinstance(error, OSError):
+        return error.errno in ABOUT_THE_FILE
+    return isinstance(error, ValueError)  # No path can look like this one.
+
+
+@contextmanager
+def looking_at(path: str) -> Iterator[None]:
+    """What a look at a file raises becomes ours: what it says is decided here and nowhere else.
+
+    Raises:
+        FileUnreadable: the error tells something of the file.
+        Busy: a shortage of ours, or a file system that fails: it says nothing about the file, and
+            may be over when the look is repeated.
+    """
     try:
-        status = os.lstat(path)
-    except (OSError, ValueError):
+        yield
+    except (OSError, ValueError, MemoryError) as error:
+        code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+        reason = os.strerror(code) if code else str(error)
+        if is_about_the_file(error):
+            raise FileUnreadable(
+                f"{shown(path)} cannot be read by the registry: {reason}. Check that it exists "
+                "and that the registry's user may read it."
+            ) from error
+        raise Busy(
+            f"{shown(path)} cannot be looked at now: {reason}. That says nothing about the file; "
+            f"{_WAYS_OUT.get(code or 0, _CHECK_THE_MOUNT)}. Try again."
+        ) from error
+
+
+def find_identity(path: str) -> str | None:
+    """The identity of what is at a resolved path now, or None: no regular file is there.
+
+    Raises:
+        Busy: it cannot be looked at now.
+    """
+    try:
+        with looking_at(path):
+            return identity_of_regular(os.lstat(path))
+    except FileUnreadable:
         return None
-    return identity_of_regular(status)
 
 
 def identity_of_regular(status: os.stat_result) -> str | None:
@@ -118,35 +180,30 @@ def opened(path: str) -> Iterator[int]:
 
     Raises:
         FileUnreadable: it is not a regular file, cannot be read, or the path leads elsewhere now.
+        Busy: it cannot be looked at now.
     """
-    try:
+    with looking_at(path):
         if not stat.S_ISREG(os.lstat(path).st_mode):
             raise FileUnreadable(f"{shown(path)} is not a regular file.")
         descriptor = os.open(path, _OPEN_FLAGS)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or _moved(descriptor, path):
+        with looking_at(path):
+            moved = not stat.S_ISREG(os.fstat(descriptor).st_mode) or _moved(descriptor, path)
+        if moved:
             raise FileUnreadable(f"{shown(path)} changed while it was opened. Register it again.")
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _unreadable(path: str, error: OSError | ValueError) -> FileUnreadable:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return FileUnreadable(
-        f"{shown(path)} cannot be read by the registry: {reason}. Check that it exists and "
-        "that the registry's user may read it."
-    )
-
-
 def _moved(descriptor: int, path: str) -> bool:
     """Whether a directory on the way was swapped for a symlink since the path was resolved."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}") != path
-    except OSError:
-        return os.path.realpath(path) != path
+    except OSError as error:
+        if not is_about_the_file(error):
+            raise
+        return os.path.realpath(path, strict=True) != path  # There is no /proc.
 
 
 def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
@@ -157,8 +214,9 @@ def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
     Raises:
         FileUnreadable: it is no regular file, cannot be read, or was written to meanwhile.
         TooLarge: it has more than `max_bytes`.
+        Busy: it cannot be looked at now.
     """
-    with opened(path) as descriptor:
+    with looking_at(path), opened(path) as descriptor:
         before = os.fstat(descriptor)
         if before.st_size > max_bytes:
             raise TooLarge(
@@ -171,7 +229,7 @@ def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
         size = 0
         # What is kept comes in one piece: joined from several it would be in memory twice.
         at_once = before.st_size + 1 if keep else READ_BYTES
-        while part := _read(descriptor, path, at_once):
+        while part := _read(descriptor, path, at_once, left=before.st_size - size):
             size += len(part)
             if size > before.st_size:
                 break
@@ -183,20 +241,26 @@ def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
         raise FileUnreadable(f"{shown(path)} changed while it was read. Register it again.")
     changed_ns = max(after.st_mtime_ns, after.st_ctime_ns)
     trusted = started_ns - changed_ns >= IDENTITY_TRUSTED_AFTER_NS
+    with looking_at(path):
+        content = b"".join(parts) if keep else None
     return FileContent(
         path=path,
         checksum=f"blake3:{hasher.hexdigest()}",
         size=size,
         identity=identity_of(after) if trusted else None,
-        content=b"".join(parts) if keep else None,
+        content=content,
     )
 
 
-def _read(descriptor: int, path: str, length: int) -> bytes:
+def _read(descriptor: int, path: str, length: int, *, left: int) -> bytes:
+    """The next bytes of a file that should have so many left."""
     try:
         return os.read(descriptor, length)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        if error.errno != errno.EIO or left:
+            raise
+        # A disk is not asked for what is not there: it is one of the kernel's, like /proc/self/mem.
+        raise FileUnreadable(f"{shown(path)} is no file with bytes of its own.") from error
 
 
 def checksum_of(content: bytes | memoryview) -> str:

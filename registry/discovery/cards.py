@@ -7,15 +7,17 @@ it; all others are `extra_files`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from registry.core.records import check_checksum, shown
+from registry.core.records import check_checksum, check_filename, shown
 from registry.core.slugs import slugify
 from registry.errors import Invalid
 
 KV_CACHE_BLOCK_SIZE = 16
+SIZE_MAX = 2**63 - 1
+URL_MAX = 8192
 
 _PLACES = {
     "config.json": ("model_info", "hf_config_json"),
@@ -33,26 +35,41 @@ _TEMPLATES = {
 class CardFile:
     """A file of a card: where it is, and what it is to be.
 
+    `filename` is the last segment of the URL, which is what names the file.
+
     Raises:
-        Invalid: checksum or size is none.
+        Invalid: a field is not well-formed, or the URL names no file.
     """
 
     url: str
     checksum: str
     size: int
+    filename: str = field(init=False)
 
     def __post_init__(self) -> None:
         check_checksum(self.checksum)
-        if type(self.size) is not int or self.size < 0:
-            raise Invalid(f"size of {shown(self.url)} is {self.size!r}; it must not be negative.")
-
-    @property
-    def filename(self) -> str:
-        """The last segment of the URL, which is what names the file."""
-        return unquote(urlsplit(self.url).path.rpartition("/")[2])
+        if type(self.size) is not int or not 0 <= self.size <= SIZE_MAX:
+            raise Invalid(
+                f"size of {shown(self.url)} is {shown(self.size)}; it must be a whole number from "
+                f"0 to {SIZE_MAX}."
+            )
+        object.__setattr__(self, "filename", _filename_in(self.url))
 
     def to_json(self) -> dict[str, Any]:
         return {"path": self.url, "checksum": self.checksum, "size": self.size}
+
+
+def _filename_in(url: str) -> str:
+    if len(url) > URL_MAX or not url.isprintable():
+        raise Invalid(
+            f"{shown(url)} is no URL: it must be printable, of at most {URL_MAX} letters."
+        )
+    try:
+        filename = unquote(urlsplit(url).path.rpartition("/")[2], errors="strict")
+    except ValueError as error:
+        raise Invalid(f"{shown(url)} is no URL: {error}.") from error
+    check_filename(filename)
+    return filename
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +102,9 @@ class Card:
 
     @property
     def name(self) -> str:
-        """The name that requests use."""
-        return str(self.content.get("display_name", ""))
+        """The name that requests use, or "" if the card has none."""
+        name = self.content.get("display_name")
+        return name if isinstance(name, str) else ""
 
     @property
     def files(self) -> list[CardFile]:
@@ -159,21 +177,25 @@ def _places_of(files: Sequence[CardFile]) -> dict[str, Any]:
     return places | {"extra_files": extra}
 
 
-def _files_in(value: object) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        if "path" in value and "checksum" in value:
-            yield value
-            return
-        value = list(value.values())
-    if isinstance(value, list):
-        for each in value:
-            yield from _files_in(each)
+def _files_in(content: object) -> Iterator[dict[str, Any]]:
+    """Every object that says where a file is, in the order of the card."""
+    pending = [content]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            if "path" in value and "checksum" in value:
+                yield value
+                continue
+            value = list(value.values())
+        if isinstance(value, list):
+            pending += reversed(value)
 
 
 def _file_of(found: dict[str, Any]) -> CardFile:
     path, checksum, size = found["path"], found["checksum"], found.get("size")
     if not (isinstance(path, str) and isinstance(checksum, str) and isinstance(size, int)):
-        raise Invalid(f"The card has a file that is not well-formed: {shown(found)}.")
+        where = shown(path) if isinstance(path, str) else "without a path"
+        raise Invalid(f"The card has a file {where} whose checksum or size is not well-formed.")
     return CardFile(path, checksum, size)
 
 

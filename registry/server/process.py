@@ -18,12 +18,13 @@ import uvicorn
 from registry.config import RESOLVED_VARIABLE, Settings
 from registry.core import malloc
 from registry.core.hashing import ArtifactRoots
+from registry.core.settings_files import read_file
 from registry.errors import SettingsError
 from registry.server import logs, tokens
 from registry.server.auth import is_loopback
 from registry.server.http1.protocol import Config, Limits
 from registry.server.workers import METRICS_VARIABLE, Workers, shared_metrics, stop_with_parent
-from registry.store.sqlite import migrate
+from registry.store import opening
 
 # The application is imported when it is made: how metrics are kept is decided by the environment
 # at that moment (registry/metrics.py).
@@ -62,7 +63,7 @@ def run(settings: Settings) -> None:
     check_tls(settings)
     check_secrets(settings)
     limits = limits_of(settings)
-    migrate.prepare(settings.database_url, notify=log.info)
+    opening.prepare(settings.database_url, notify=log.info)
     listener = listen(settings.host, settings.port)
     scheme = "http" if settings.tls_certificate is None else "https"
     host, port = listener.getsockname()[:2]
@@ -209,6 +210,9 @@ def check_tls(settings: Settings) -> None:
                 "tls_key is given without a certificate. Give one with --tls-certificate."
             )
         return
+    # OpenSSL would wait for a FIFO, and read a device.
+    read_file(Path(certificate), "certificate")
+    read_file(Path(key or certificate), "TLS key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(certificate, key, password=_no_password)

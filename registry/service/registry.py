@@ -60,17 +60,16 @@ from registry.errors import (
     Unserveable,
     UploadsPending,
 )
+from registry.store.engine import Connection, Engine
 from registry.store.group_commit import Batch, Writer
-from registry.store.ops import blobs, leases, release
+from registry.store.opening import find_problem
+from registry.store.ops import blobs, leases, unregister
 from registry.store.ops import register as register_ops
 from registry.store.ops.file_status import Observation, observe
 from registry.store.ops.settings_table import policy_of, read_variables, write_variables
-from registry.store.reads import queries
+from registry.store.reads import events, queries
 from registry.store.reads.audit import audit, check_classes
 from registry.store.reads.lookup import Location, Locator, locations_of
-from registry.store.reads.stats import free_bytes
-from registry.store.sqlite.engine import Connection, Database
-from registry.store.sqlite.migrate import find_problem
 from registry.wire import messages as wire
 
 T = TypeVar("T")
@@ -100,7 +99,7 @@ class Registry:
     def __init__(
         self,
         settings: Settings,
-        database: Database,
+        database: Engine,
         *,
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
@@ -135,7 +134,7 @@ class Registry:
         deadline = time.monotonic() + OPENED_WITHIN_S
         while True:
             try:
-                await self._run(self.database.presence.require)
+                await self._run(self.database.ensure_current)
                 break
             except Busy:  # Others may just be letting go of it.
                 if time.monotonic() > deadline:
@@ -177,22 +176,34 @@ class Registry:
         Raises:
             Unserveable: no holder has bytes that match the checksum (S12).
             NotRegistered: the entry went meanwhile.
+            Busy: nobody has them who could be looked at, and somebody could not be.
         """
-        opened = await self._holdings.open(location)
-        if opened is not None:
-            return opened
+        shortage: Busy | None = None
+        try:
+            opened = await self._holdings.open(location)
+            if opened is not None:
+                return opened
+        except Busy as error:
+            shortage = error
         others = await self.read(locations_of, location.entry_id, location.checksum, HOLDERS_TRIED)
         for other in others:
             if (other.owner_id, other.path) == (location.owner_id, location.path):
                 continue
-            opened = await self._holdings.open(other)
+            try:
+                opened = await self._holdings.open(other)
+            except Busy as error:
+                shortage = error
+                continue
             if opened is not None:
-                self._locator.prefer(key, location, other)
+                if shortage is None:
+                    self._locator.prefer(key, location, other)
                 return opened
         if not others and (now := self.find(key)) != location:
             if now is None:
                 raise NotRegistered(f"{'/'.join(key)} is not registered any more.")
             return await self.open(key, now)
+        if shortage is not None:
+            raise shortage
         raise Unserveable(
             f"{'/'.join(key)} is registered, but none of its {len(others)} holders has bytes with "
             f"{location.checksum}. They must put the file back, or register it again."
@@ -264,7 +275,7 @@ class Registry:
             Busy, StorageUnavailable: nothing was changed.
         """
         item = Unregistration(owner, request_id, actor)
-        return await self.writer.submit(release.unregister, item, rows=16)
+        return await self.writer.submit(unregister.unregister, item, rows=16)
 
     async def remove(
         self,
@@ -281,7 +292,7 @@ class Registry:
             Busy, StorageUnavailable: nothing was changed.
         """
         item = Removal(slug, suffix, request_id, actor)
-        return await self.writer.submit(release.remove, item, rows=1000)
+        return await self.writer.submit(unregister.remove, item, rows=1000)
 
     async def upload(self, checksum: str, parts: AsyncIterator[bytes]) -> tuple[int, bool]:
         """Take in content; its size, and whether it is new.
@@ -399,7 +410,7 @@ class Registry:
         self, wanted: EventFilter, order: EventOrder, after: int | None, limit: int
     ) -> EventPage:
         """A page of the journal in an order of ids; `after` None begins at its start."""
-        return await self.read(queries.list_events, wanted, order, after, limit)
+        return await self.read(events.list_events, wanted, order, after, limit)
 
     async def explain(self, key: ArtifactKey) -> Explanation:
         """An entry with its holders and its last events."""
@@ -433,7 +444,7 @@ class Registry:
     def _find_problem(self) -> str | None:
         try:
             # First, as it parts a database that was replaced from what is left of the one before.
-            self.database.presence.require()
+            self.database.ensure_current()
         except RegistryError as error:
             return error.detail
         return find_problem(self.settings.database_url)
@@ -442,11 +453,12 @@ class Registry:
         return OK if self.writer.alive else "the writer thread does not run; restart the service"
 
     async def _check_disk(self) -> str:
-        free, bound = await self._run(free_bytes, self.database), self.settings.min_free_bytes
+        disk, bound = await self._run(self.database.disk_use), self.settings.min_free_bytes
+        free = disk.free_bytes
         if free is None or free >= bound:
             return OK
         return (
-            f"{free} bytes are free on the disk of {self.database.path}, less than {bound} "
+            f"{free} bytes are free on the disk of {self.database.name}, less than {bound} "
             "(min_free_bytes). Free some space: when the disk is full, nothing can be registered"
         )
 
@@ -505,7 +517,7 @@ class Registry:
         while True:
             await asyncio.sleep(WATCH_S)
             with suppress(RegistryError):
-                await self._run(self.database.presence.require)
+                await self._run(self.database.ensure_current)
 
     def _note(self, observation: Observation) -> None:
         """Put down what a look at a file found, behind the answer that it was made for."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from registry.errors import Busy, RegistryError, StorageUnavailable
-from registry.store.sqlite.engine import Connection, Database
+from registry.store.engine import Connection, Engine
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
@@ -84,7 +84,7 @@ class Writer:
 
     def __init__(
         self,
-        database: Database,
+        database: Engine,
         *,
         queue_max: int = 4096,
         on_batch: Callable[[Batch], None] | None = None,

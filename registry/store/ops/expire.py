@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -38,10 +39,12 @@ from sqlalchemy import (
 )
 
 from registry.core.records import LEASE_MAX_MS, Owner, OwnerState
+from registry.store.engine import Connection
 from registry.store.journal import write_service_event
 from registry.store.ops.release import Release, release
 from registry.store.ops.settings_table import Policy, policy_of, read_variables, write_variables
-from registry.store.sqlite.engine import Connection, Row, Statement, one_of
+from registry.store.owner_columns import OWNER_COLUMNS, owner_of
+from registry.store.sql import Statement, one_of
 from registry.store.tables import owner_refs, owners
 
 OWNERS_PER_SWEEP = 500
@@ -94,8 +97,7 @@ class _State:
     brake_released: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Counts:
+class _Counts(NamedTuple):
     """Owners with a lease: all, those that lapsed, those whose grace is over as well, and those of
     them that the floor lets expire."""
 
@@ -127,33 +129,47 @@ def _count_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
 
 _COUNTS = Statement(
     select(
-        func.count(),
-        _count_of(owners.c.lease_expires_at <= _now),
-        _count_of(_overdue),
-        _count_of(_expirable),
-    ).where(_leased)
+        func.count().label("leased"),
+        _count_of(owners.c.lease_expires_at <= _now).label("lapsed"),
+        _count_of(_overdue).label("overdue"),
+        _count_of(_expirable).label("expirable"),
+    ).where(_leased),
+    _Counts,
 )
+
+
+class _DueOwner(NamedTuple):
+    """An owner that is to be ended, and how many refs it holds."""
+
+    id: int
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: str
+    lora_slug: str
+    refs: int
+
+
 _owner = select(
     owners.c.id,
-    owners.c.namespace,
-    owners.c.component,
-    owners.c.endpoint,
-    owners.c.instance_id,
-    owners.c.lora_slug,
+    *OWNER_COLUMNS,
     select(func.count())
     .where(owner_refs.c.owner_id == owners.c.id)
     .correlate(owners)
-    .scalar_subquery(),
+    .scalar_subquery()
+    .label("refs"),
 )
 _OVERDRAINED = Statement(
     _owner.where(_overdrained)
     .order_by(owners.c.drain_deadline_at, owners.c.id)
-    .limit(bindparam("row_limit"))
+    .limit(bindparam("row_limit")),
+    _DueOwner,
 )
 _EXPIRABLE = Statement(
     _owner.where(_expirable)
     .order_by(owners.c.lease_expires_at, owners.c.id)
-    .limit(bindparam("row_limit"))
+    .limit(bindparam("row_limit")),
+    _DueOwner,
 )
 _POSTPONE_DRAINS = Statement(
     update(owners)
@@ -229,12 +245,12 @@ def _sweep(conn: Connection, now: int, item: Sweep) -> Swept:
     due += [(row, OwnerState.EXPIRED, "expired") for row in expired]
     taken = due if item.dry_run else _within_bounds(due)
     if not item.dry_run:
-        release(conn, now, [Release(row[0], end, reason) for row, end, reason in taken])
+        release(conn, now, [Release(row.id, end, reason) for row, end, reason in taken])
         _write_state(conn, state, now)
-    ended = tuple(Ending(_owner_of(row), end, reason) for row, end, reason in taken)
+    ended = tuple(Ending(owner_of(row), end, reason) for row, end, reason in taken)
     return Swept(
         ended=ended,
-        released=sum(row[6] for row, _, _ in taken),
+        released=sum(row.refs for row, _, _ in taken),
         more=not item.dry_run and (len(taken) < len(due) or len(due) >= OWNERS_PER_SWEEP),
         paused=paused,
         waiting=counts.overdue - sum(each.state is OwnerState.EXPIRED for each in ended),
@@ -274,7 +290,7 @@ def _mind_the_clock(
 
 def _count(conn: Connection, state: _State, policy: Policy, now: int) -> _Counts:
     times = {"now": now, "grace": policy.lease_grace_ms, "floor": state.expiry_floor_at}
-    return _Counts(*conn.run(_COUNTS, **times)[0])
+    return conn.run(_COUNTS, **times)[0]
 
 
 # The brake
@@ -333,12 +349,12 @@ def _tell(conn: Connection, item: Sweep, now: int, kind: str, reason: str) -> No
 
 # Who is due
 
-_Due = tuple[Row, OwnerState, str]
+_Due = tuple[_DueOwner, OwnerState, str]
 
 
 def _due(
-    conn: Connection, statement: Statement, item: Sweep, at_most: int = ALL, **times: int
-) -> list[Row]:
+    conn: Connection, statement: Statement[_DueOwner], item: Sweep, at_most: int = ALL, **times: int
+) -> list[_DueOwner]:
     """Owners that are due, longest first, as many as one sweep may end."""
     row_limit = min(at_most, _most(item))
     return conn.run(statement, row_limit=row_limit, **times) if row_limit > 0 else []
@@ -353,15 +369,10 @@ def _within_bounds(due: list[_Due]) -> list[_Due]:
     """The first of them, so that one transaction releases about 10,000 refs at most."""
     refs = 0
     for index, (row, _, _) in enumerate(due[:OWNERS_PER_SWEEP]):
-        refs += row[6]
+        refs += row.refs
         if refs > REFS_PER_SWEEP and index:
             return due[:index]
     return due[:OWNERS_PER_SWEEP]
-
-
-def _owner_of(row: Row) -> Owner:
-    namespace, component, endpoint, instance_id, lora_slug = row[1:6]
-    return Owner(namespace, component, endpoint, int(instance_id), lora_slug or None)
 
 
 # The sweepers' memory
@@ -372,11 +383,11 @@ def _state_of(variables: dict[str, str]) -> _State:
         return int(variables[name]) if name in variables else None
 
     return _State(
-        number("last_sweep_at"),
-        number("expiry_floor_at") or 0,
-        number("brake_engaged_at"),
-        number("brake_leased") or 0,
-        variables.get("brake_released") == "1",
+        last_sweep_at=number("last_sweep_at"),
+        expiry_floor_at=number("expiry_floor_at") or 0,
+        brake_engaged_at=number("brake_engaged_at"),
+        brake_leased=number("brake_leased") or 0,
+        brake_released=variables.get("brake_released") == "1",
     )
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from sqlalchemy import delete, insert, select
 
+from registry.store.engine import Connection
 from registry.store.journal import write_service_event
-from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows
+from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import settings
 
 OUTAGE_MIN_MS = 500
@@ -60,7 +61,7 @@ def write_variables(conn: Connection, values: Mapping[str, object | None]) -> No
     """Set rows; None deletes one."""
     rows = [[name, None if value is None else str(value)] for name, value in values.items()]
     conn.run(_DELETE, rows=as_rows(rows))
-    kept = [row for row in rows if row[1] is not None]
+    kept = [(name, value) for name, value in rows if value is not None]
     if kept:
         conn.run(_INSERT, rows=as_rows(kept))
 

@@ -31,7 +31,7 @@ from registry.errors import (
     RegistryError,
     StorageUnavailable,
 )
-from registry.store.sqlite.engine import Row
+from registry.store.sql import Row
 from registry.store.sqlite.errors import primary_code, translate
 from registry.store.sqlite.inspect import locate, look_through, no_registry, opened
 

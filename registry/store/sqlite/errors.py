@@ -65,6 +65,17 @@ def primary_code(error: sqlite3.Error) -> int | None:
     return None if code is None else code & 0xFF
 
 
+def is_damage(error: BaseException | None) -> bool:
+    """Whether a driver's error tells something of the database, not of a shortage or a lock."""
+    return isinstance(error, sqlite3.Error) and primary_code(error) not in (
+        *LOCKED,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_NOMEM,
+    )
+
+
 def translate(
     error: sqlite3.Error, path: str | os.PathLike[str] | None = None
 ) -> RegistryError | None:
@@ -138,7 +149,7 @@ def translated(path: str | os.PathLike[str] | None = None) -> Iterator[None]:
         raise found from error
 
 
-class Trouble:
+class FailureLog:
     """Says in the log when storage begins to fail in a way, and when it works again; not each
     time in between. `what` is what fails: a plural, like `writes`."""
 

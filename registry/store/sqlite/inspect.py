@@ -21,7 +21,9 @@ from registry.errors import DatabaseRefused, Refused, RegistryError, StorageUnav
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.errors import primary_code, translate
 from registry.store.sqlite.in_use import LOCK_BYTES, Announcement, find_files
-from registry.store.tables import APPLICATION_ID
+
+APPLICATION_ID = 0x4D524547
+"""`PRAGMA application_id` of our SQLite files: "MREG"."""
 
 SQLITE_MIN_VERSION = (3, 38, 0)
 
