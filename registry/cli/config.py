@@ -10,7 +10,8 @@ import typer
 
 from registry.cli.flags import takes_settings
 from registry.cli.options import AsJson
-from registry.cli.output import Column, print_json, print_table
+from registry.cli.output import print_json
+from registry.cli.tables import Column, print_table
 from registry.cli.text import without_password
 from registry.config import SETTINGS, resolve
 
@@ -45,7 +46,7 @@ def show(config: Path | None = None, as_json: AsJson = False, **flags: Any) -> N
         print_json({name: {"value": value, "source": source} for name, value, source in rows})
         return
     print_table(
-        [Column("SETTING"), Column("VALUE"), Column("SOURCE")],
+        [Column("SETTING"), Column("VALUE", wraps=True), Column("SOURCE")],
         [(name, _shown(value, _SEPARATORS[name]), source) for name, value, source in rows],
     )
 

@@ -13,12 +13,8 @@ browser believes to talk to (hosts.py).
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
 from typing import cast
@@ -212,18 +208,3 @@ def _guarded(route: Route, access: Access) -> Route:
     behind = copy(route)
     behind.app = Guard(route.app, access, route.path)
     return behind
-
-
-@contextmanager
-def reloading(access: Access) -> Iterator[None]:
-    """Reads the token file, if there is one, again on SIGHUP, while the block runs in the event
-    loop. Signals are the main thread's."""
-    if not access.has_file or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, access.reload)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGHUP)

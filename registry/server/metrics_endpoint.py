@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 from registry.errors import RegistryError
+from registry.server.certificates import Certificate
 from registry.server.metrics import FLUSH_EVERY_S, Metrics
+from registry.server.siblings import Parent
 from registry.service.lanes import Shared, start_threads
 from registry.service.registry import Registry
 from registry.store.reads.stats import Counted, Sizes, count_sizes
@@ -18,9 +20,17 @@ from registry.store.reads.stats import Counted, Sizes, count_sizes
 class Report:
     """Shows the metrics of all processes, with the sizes of the database as they are about now."""
 
-    def __init__(self, metrics: Metrics, registry: Registry) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        registry: Registry,
+        parent: Parent | None,
+        certificate: Certificate | None,
+    ) -> None:
         self._metrics = metrics
         self._registry = registry
+        self._parent = parent
+        self._certificate = certificate
         self._counted = Counted(self._count, time.monotonic)
         # Of its own: counting takes long where there is much, and scrapes must come through.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry-metrics")
@@ -51,16 +61,25 @@ class Report:
         values["database_bytes"], values["wal_bytes"] = disk.database_bytes, disk.log_bytes
         if disk.free_bytes is not None:
             values["free_bytes"] = disk.free_bytes
-        return self._metrics.text(values)
+        if self._certificate is not None and self._certificate.ends_at is not None:
+            values["tls_certificate_end_timestamp_seconds"] = self._certificate.ends_at
+        return self._metrics.text(values, None if self._parent is None else self._parent.others())
 
 
 @asynccontextmanager
-async def reporting(metrics: Metrics, registry: Registry) -> AsyncIterator[Report]:
+async def reporting(
+    metrics: Metrics,
+    registry: Registry,
+    parent: Parent | None,
+    certificate: Certificate | None,
+) -> AsyncIterator[Report]:
     """Keeps the metrics up to date while the block runs, for all processes to see."""
     metrics.follow(metrics.queue, lambda: registry.writer.waiting)
     metrics.follow(metrics.cache, lambda: registry.cached_bytes)
+    if parent is not None:
+        parent.counts = metrics.counts
     flushing = asyncio.create_task(_flush(metrics))
-    report = Report(metrics, registry)
+    report = Report(metrics, registry, parent, certificate)
     try:
         yield report
     finally:

@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from registry.config import Settings
@@ -85,6 +86,10 @@ OBSERVATIONS_MAX = 1000
 SWEEP_TOLERANCE_MS = 10_000
 PROBE_MS = 1000
 HEALTH_PATIENCE_S = 5.0
+WATCH_S = 1.0
+"""How often an idle service looks whether the files of its database are still there."""
+OPENED_WITHIN_S = 5.0
+"""How long a start waits for others that have removed files of the database open."""
 OK = "ok"
 
 log = logging.getLogger("registry")
@@ -130,6 +135,7 @@ class Registry:
             max_blob_bytes=settings.max_blob_bytes, max_bytes=settings.pending_upload_bytes
         )
         self._started_at = database.clock()
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Take hold of the database and begin to take writes.
@@ -140,11 +146,22 @@ class Registry:
         start_threads(self._threads, THREADS)
         start_threads(self._probes, PROBE_THREADS)
         self._costly.start()
-        await self._run(self.database.ensure_current)
+        deadline = time.monotonic() + OPENED_WITHIN_S
+        while True:
+            try:
+                await self._run(self.database.ensure_current)
+                break
+            except Busy:  # Others may just be letting go of it.
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(WATCH_S / 10)
         self.writer.start()
+        self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """Write what was accepted, then let go of the database."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._run(self.writer.close)
         self._locator.close()
         self._costly.close()
@@ -517,6 +534,14 @@ class Registry:
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, work, *arguments)
+
+    async def _watch(self) -> None:
+        """Notice that files of the database were removed although nobody asks for anything: as
+        long as they are open, what was acknowledged can be saved."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            with suppress(RegistryError):
+                await self._run(self.database.ensure_current)
 
     def _note(self, observation: Observation) -> None:
         """Put down what a look at a file found, behind the answer that it was made for."""

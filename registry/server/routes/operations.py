@@ -16,6 +16,7 @@ from registry.service.registry import HEALTH_PATIENCE_S
 from registry.wire import messages as wire
 
 if TYPE_CHECKING:
+    from registry.server.certificates import Certificate
     from registry.service.lanes import Shared
     from registry.service.registry import Registry
 
@@ -31,7 +32,9 @@ async def health(request: Request) -> Response:
     return answer(body, 200 if body.status == "ok" else 503)
 
 
-async def health_of(registry: Registry) -> wire.HealthResponse:
+async def health_of(
+    registry: Registry, certificate: Certificate | None = None
+) -> wire.HealthResponse:
     """How the service is, looked at once for all who ask meanwhile."""
     checks = await registry.health()
     warnings: dict[str, str] = {}
@@ -42,6 +45,9 @@ async def health_of(registry: Registry) -> wire.HealthResponse:
         checks["sweeper"] = error.detail
     except TimeoutError:
         checks["sweeper"] = f"no answer within {HEALTH_PATIENCE_S:g} s"
+    warning = None if certificate is None else certificate.warning()
+    if warning is not None:
+        warnings["certificate"] = warning
     failing = any(found != "ok" for found in checks.values())
     return wire.HealthResponse("failing" if failing else "ok", checks, warnings)
 
