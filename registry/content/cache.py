@@ -79,6 +79,10 @@ class ContentCache:
         weakref.finalize(body, self.release, len(content)).atexit = False
         return body
 
+    def clear(self) -> None:
+        """Let go of everything that nobody is being sent: memory is short, whatever the budget."""
+        self._evict(self._used_bytes)
+
     def _evict(self, needed: int) -> None:
         for checksum, body in list(self._bodies.items()):
             if needed <= 0:

@@ -157,6 +157,14 @@ def looking_at(path: str) -> Iterator[None]:
         ) from error
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what `looking_at` made of one, says that there is no memory."""
+    cause = error.__cause__ if isinstance(error, Busy) else error
+    if isinstance(cause, OSError):
+        return cause.errno == errno.ENOMEM
+    return isinstance(cause, MemoryError)
+
+
 def find_identity(path: str) -> str | None:
     """The identity of what is at a resolved path now, or None: no regular file is there.
 
