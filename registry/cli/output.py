@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -46,6 +49,25 @@ def confirm(question: str) -> None:
 def shown_checksum(checksum: str) -> str:
     """A checksum for a table: short on a terminal, whole elsewhere."""
     return short_checksum(checksum) if sys.stdout.isatty() else checksum
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Warnings that the log gets meanwhile are said on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_Printable("warning: %(message)s"))
+    log = logging.getLogger("registry")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class ProgressBar:
