@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
+from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
 from registry.cli.output import ProgressBar, print_json, warnings_shown
 from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
@@ -84,6 +84,7 @@ def attach(
     ] = None,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a model directory's metadata files, print their URLs and who owns them.
@@ -120,6 +121,7 @@ def attach(
                 address=address,
                 public_url=public_url,
                 token=token,
+                ca_file=ca_file,
                 timeout_s=HOLD_TIMEOUT_S,
                 on_problem=on_problem,
             ),
@@ -134,7 +136,11 @@ def attach(
             lambda card: _print_held(owner, card, as_json),
         )
         return
-    with warnings_shown(), RegistryClient(url, token=token) as client, ProgressBar() as progress:
+    with (
+        warnings_shown(),
+        RegistryClient(url, token=token, ca_file=ca_file) as client,
+        ProgressBar() as progress,
+    ):
         attached = attach_directory(
             client,
             owner,
@@ -158,6 +164,7 @@ def detach(
     ],
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Release all that an owner holds, print what was removed and what others keep.
@@ -167,7 +174,7 @@ def detach(
     identity = Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         receipt = client.unregister_for_owner(identity)
     if as_json:
         print_json(wire.ReceiptResponse.of(receipt))

@@ -13,7 +13,7 @@ from registry.cli.options import AsJson
 from registry.cli.output import print_json
 from registry.cli.tables import Column, print_table
 from registry.cli.text import without_password
-from registry.config import resolve
+from registry.config import SETTINGS, resolve
 
 app = typer.Typer(
     name="config",
@@ -47,13 +47,16 @@ def show(config: Path | None = None, as_json: AsJson = False, **flags: Any) -> N
         return
     print_table(
         [Column("SETTING"), Column("VALUE", wraps=True), Column("SOURCE")],
-        [(name, _shown(value), source) for name, value, source in rows],
+        [(name, _shown(value, _SEPARATORS[name]), source) for name, value, source in rows],
     )
 
 
-def _shown(value: object) -> str:
+_SEPARATORS = {setting.name: setting.rule.separator for setting in SETTINGS}
+
+
+def _shown(value: object, separator: str) -> str:
     if value is None or value == ():
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return os.pathsep.join(value) if isinstance(value, tuple) else str(value)
+    return separator.join(value) if isinstance(value, tuple) else str(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from registry.cli.options import DEFAULT_URL, AsJson, Quiet, Token, Url, Wide
+from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Quiet, Token, Url, Wide
 from registry.cli.output import print_json, shown_checksum
 from registry.cli.tables import Column, print_facts, print_table
 from registry.cli.text import shown_size
@@ -77,12 +77,13 @@ def ls(
     wide: Wide = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List the registered files."""
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         entries = list(
             client.artifacts(slug=slug, suffix=suffix, filename=filename, checksum=checksum)
         )
@@ -115,13 +116,14 @@ def owners(
     wide: Wide = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List the owners, or show what one holds."""
     identity = None if owner is None else Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         if identity is not None:
             _show_owner(client.owner(identity), as_json)
             return
@@ -152,6 +154,7 @@ def models(
     wide: Wide = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List the models: how many files, how large, how many holders, and whether all can be served.
@@ -160,7 +163,7 @@ def models(
     """
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         found = [
             each
             for each in client.models()
@@ -206,6 +209,7 @@ def explain(
     wide: Wide = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a file's content, who holds it and where the bytes are, and what happened to it last.
@@ -215,7 +219,7 @@ def explain(
     wanted = ArtifactKey.parse(key)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         explanation = client.explain(wanted)
     if as_json:
         _print_explanation_json(explanation)

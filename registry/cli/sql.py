@@ -13,13 +13,15 @@ from registry.cli.options import AsJson
 from registry.cli.output import print_json
 from registry.cli.tables import Column, print_table
 from registry.core.records import printable
-from registry.errors import TooLarge
+from registry.errors import Refused, TooLarge
 
 if TYPE_CHECKING:
     from registry.store.sqlite.adhoc_sql import Answers
 
 TIMEOUT_S = 10.0
 MAX_ROWS = 1000
+TABLE_MAX_CHARACTERS = 256 << 20
+"""Every row of a table is as wide as the longest one."""
 
 
 def sql(
@@ -74,11 +76,18 @@ def _print_rows(answers: Answers) -> None:
         any(isinstance(row[place], int | float) for row in answers.rows)
         for place in range(len(answers.columns))
     ]
+    cells = [[_text(value) for value in row] for row in answers.rows]
+    width = sum(max(map(len, column)) for column in zip(*cells, strict=True))
+    if width * len(cells) > TABLE_MAX_CHARACTERS:
+        raise Refused(
+            f"A table of {len(cells)} rows would be {width} characters wide. Ask for less, or "
+            "print the rows with --csv or --json."
+        )
     columns = [
         Column(printable(name), right)
         for name, right in zip(answers.columns, is_number, strict=True)
     ]
-    print_table(columns, [[_text(value) for value in row] for row in answers.rows])
+    print_table(columns, cells)
 
 
 def _text(value: Any) -> str:

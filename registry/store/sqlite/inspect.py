@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from registry.core import stopping
 from registry.errors import DatabaseRefused, Refused, RegistryError, StorageUnavailable
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.errors import primary_code, translate
@@ -117,12 +118,13 @@ def opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
             f"{path.as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=LOCK_TIMEOUT_S
         )
         try:
-            if not is_immutable(mode):
-                connection.execute("PRAGMA schema_version").fetchall()  # Its log is open now.
-                files = find_files(os.path.realpath(path))
-                if files.is_whole:
-                    announcement.announce(files)
-            yield connection
+            with stopping.interruptible(connection):
+                if not is_immutable(mode):
+                    connection.execute("PRAGMA schema_version").fetchall()  # Its log is open now.
+                    files = find_files(os.path.realpath(path))
+                    if files.is_whole:
+                        announcement.announce(files)
+                yield connection
         finally:
             connection.close()
     except sqlite3.Error as error:
@@ -295,6 +297,11 @@ def _names(connection: sqlite3.Connection) -> set[str]:
         "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite~_%' ESCAPE '~'"
     ).fetchall()
     return {name for (name,) in rows}
+
+
+def no_registry(path: Path) -> str:
+    """That there is none, for whoever only looks."""
+    return f"There is no registry in {path}. Name another --database-url."
 
 
 def _not_sqlite(path: Path) -> DatabaseRefused:
