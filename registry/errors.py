@@ -57,6 +57,11 @@ class TooLarge(RegistryError):
 
     code = "too_large"
 
+    def __init__(self, detail: str | None = None, *, max_bytes: int | None = None) -> None:
+        """`max_bytes` is the most that a file may have, if it is a file that is too large."""
+        super().__init__(detail)
+        self.max_bytes = max_bytes
+
 
 class UnsupportedMediaType(RegistryError):
     """The request body must be sent with the content type application/json."""

@@ -311,11 +311,26 @@ def test_a_conflict_names_the_keys_and_who_holds_them(
     assert run("owners", OWNER, "--url", server.url).returncode == 1
 
 
-def test_a_link_to_nothing_is_pointed_out(run: Run, server: Server, model: Path) -> None:
+def test_an_odd_file_is_left_out_and_pointed_out(run: Run, server: Server, model: Path) -> None:
     (model / "vocab.json").symlink_to("nowhere")
     done = run("attach", model, *ATTACH, "--url", server.url)
     assert done.returncode == 0
-    assert done.stderr == f"warning: {model}/vocab.json is a link to nothing; left out\n"
+    assert done.stderr.startswith("warning: 'vocab.json' is left out: it is a link to what cannot")
+    assert len(done.stderr.splitlines()) == 1
+    done = run("attach", model, *ATTACH, "--url", server.url, "--exclude", "vocab.*")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_broken_file_that_a_model_needs_is_an_error_unless_it_is_excluded(
+    run: Run, server: Server, model: Path
+) -> None:
+    (model / "tokenizer.json").unlink(missing_ok=True)
+    (model / "tokenizer.json").symlink_to("nowhere")
+    done = run("attach", model, *ATTACH, "--url", server.url)
+    assert done.returncode == 2
+    assert "tokenizer.json' is a link to what cannot be read" in done.stderr
+    done = run("attach", model, *ATTACH, "--url", server.url, "--exclude", "tokenizer.json")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_model_is_fetched_into_a_directory(

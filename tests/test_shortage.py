@@ -17,7 +17,7 @@ import pytest
 from registry.client.attach import hash_files
 from registry.client.cache import BlobCache as Cache
 from registry.client.lifecycle import Next, after_registration
-from registry.client.model_files import find_broken_links, harvest
+from registry.client.model_files import harvest
 from registry.client.transport import Source
 from registry.content.cache import Body
 from registry.core.hashing import ArtifactRoots, find_identity, hash_file
@@ -337,7 +337,7 @@ LOOKS: dict[str, Callable[[Path], object]] = {
     "list": harvest,
     "upload": lambda folder: list(Source(folder / KEY.filename, None).chunks()),
     "hash": lambda folder: hash_files(
-        [file for file in _harvested if file.path.parent == folder] or harvest(folder)
+        [file for file in _harvested if file.path.parent == folder] or harvest(folder).files
     ),
 }
 _harvested: list[Any] = []
@@ -345,7 +345,7 @@ _harvested: list[Any] = []
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_a_worker_that_is_short_itself_says_so_and_tries_again(root: Path, look: str) -> None:
-    _harvested[:] = harvest(root)
+    _harvested[:] = harvest(root).files
     with no_more_descriptors(), pytest.raises(Busy, match="ulimit -n") as raised:
         LOOKS[look](root)
     assert after_registration(raised.value) is Next.WAIT
@@ -355,10 +355,9 @@ def test_a_worker_that_is_short_itself_says_so_and_tries_again(root: Path, look:
 @pytest.mark.parametrize("name", NOT_OF_THE_FILE)
 def test_a_file_that_cannot_be_looked_at_is_not_a_broken_link(root: Path, name: str) -> None:
     """It would be left out of the model in silence."""
-    with failing("stat", root, OSError(getattr(errno, name), name)):
-        for look in (harvest, find_broken_links):
-            with pytest.raises(Busy):
-                look(root)
+    failure = failing("stat", root, OSError(getattr(errno, name), name))
+    with failure, pytest.raises(Busy):
+        harvest(root)
 
 
 def test_a_cache_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path: Path) -> None:

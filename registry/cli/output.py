@@ -6,10 +6,12 @@ nothing shortened.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -109,6 +111,20 @@ def terminal_width() -> int:
 def shown_checksum(checksum: str) -> str:
     """A checksum for a table: short on a terminal, whole elsewhere."""
     return short_checksum(checksum) if sys.stdout.isatty() else checksum
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Warnings that the log gets meanwhile are said on standard error."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    log = logging.getLogger("registry")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 class ProgressBar:
