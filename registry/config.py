@@ -23,7 +23,9 @@ from registry.errors import SettingsError
 PREFIX = "REGISTRY_"
 """What the name of every environment variable of the service begins with."""
 
-OTHER_VARIABLES = frozenset({"REGISTRY_CONFIG", "REGISTRY_TOKEN", "REGISTRY_URL"})
+OTHER_VARIABLES = frozenset(
+    {"REGISTRY_CA_FILE", "REGISTRY_CONFIG", "REGISTRY_TOKEN", "REGISTRY_URL"}
+)
 """Variables with our prefix that are no settings: the commands read them as flags."""
 
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
@@ -49,6 +51,8 @@ class Rule:
     low: float = 0
     high: float = 0
     choices: tuple[str, ...] = ()
+    separator: str = os.pathsep
+    """What stands between texts in a variable."""
 
 
 def _text(default: str | None, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -90,6 +94,15 @@ class Settings:
     token_file: str | None = _text(None, "File with the access tokens; none: no tokens are asked.")
     require_read_token: bool = _switch("Ask for a token on reads as well.")
     insecure: bool = _switch("Allow an address other than loopback without a token file.")
+    allowed_hosts: tuple[str, ...] = _field(
+        (),
+        Rule(
+            Kind.TEXTS,
+            "Name that requests may be sent to beside loopback's, as behind a proxy on this "
+            "machine; others are refused.",
+            separator=",",
+        ),
+    )
     tls_certificate: str | None = _text(
         None, "PEM file with the certificate chain to serve HTTPS with; none: plain HTTP."
     )
@@ -300,7 +313,7 @@ def _parsed(setting: Setting, text: str) -> object:
         case Kind.SWITCH:
             return _truths.get(text.lower(), text)
         case Kind.TEXTS:
-            return text.split(os.pathsep)
+            return text.split(setting.rule.separator)
         case Kind.WHOLE | Kind.NUMBER if _is_whole(text):
             return int(text)
         case Kind.NUMBER if _is_number(text):

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "token_file": None,
     "require_read_token": False,
     "insecure": False,
+    "allowed_hosts": (),
     "tls_certificate": None,
     "tls_key": None,
     "lease_grace_s": 300,
@@ -96,6 +97,7 @@ def test_flags_that_were_not_given_change_nothing() -> None:
     ("variable", "text", "name", "value"),
     [
         ("REGISTRY_ARTIFACT_ROOTS", "/a:/b c", "artifact_roots", ("/a", "/b c")),
+        ("REGISTRY_ALLOWED_HOSTS", "a.b,::1", "allowed_hosts", ("a.b", "::1")),
         ("REGISTRY_LEASE_GRACE_S", "2.5", "lease_grace_s", 2.5),
         ("REGISTRY_LEASE_GRACE_S", "0", "lease_grace_s", 0),
         ("REGISTRY_INSECURE", "TRUE", "insecure", True),

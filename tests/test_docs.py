@@ -381,7 +381,7 @@ class _Past:
 
     def happen(self) -> None:
         with self._at(3 * DAY_MS) as (conn, now):
-            adopt(conn, now, [Adoption(Policy(), "0.1.0")])
+            adopt(conn, now, [Adoption(Policy(), "0.3.0")])
         self._attach(3 * DAY_MS, self._worker(101), self._llama, worker_name="gpu-a")
         self._attach(3 * DAY_MS, self._worker(102), self._llama)
         self._hold_in_place(2 * DAY_MS)

@@ -12,11 +12,15 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from registry import __version__
 from registry.core.records import ArtifactKey, Owner
 from registry.server.metrics import PREFIX, Metrics
-from registry.store.reads.stats import Counted
+from registry.store.reads.audit import CLASSES
+from registry.store.reads.stats import Counted, count_sizes
+from registry.store.sqlite.engine import Database
+from registry.store.tables import HEAD_REVISION
 from tests.exchanges import Line, running
-from tests.support import Server, checksum, in_place, wait_for, workers_of
+from tests.support import Server, checksum, in_place, sql, wait_for, workers_of
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 READ = "/v1/metadata/{slug}/{suffix}/{filename}"
@@ -356,3 +360,36 @@ def test_the_directory_of_another_program_is_left_alone(
     assert Scraped(server).requests("PUT", "/v1/blobs/{checksum}", 201) == 1
     assert server.client.head(f"/v1/blobs/{checksum(CONTENT)}").status_code == 200
     assert list(others.iterdir()) == []
+
+
+def test_what_takes_more_than_a_look_at_the_tables_is_absent(serve: Callable[..., Server]) -> None:
+    """A count of 0 would say that somebody had looked."""
+    server = serve()
+    scraped = Scraped(server)
+    with sql(server.database) as connection:
+        ((view,),) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'leaks'")
+    found = {
+        label
+        for family in scraped.families
+        for sample in family.samples
+        if sample.name == f"{PREFIX}findings"
+        for label in sample.labels.values()
+    }
+    assert found == {name for name in CLASSES if f"'{name}'" in view}
+    assert not found & {"path_outside_roots", "integrity", "journal_says_held"}
+
+
+def test_before_the_first_sweep_there_is_no_age_of_one(database: Database) -> None:
+    with database.read() as conn:
+        assert "sweep_age_seconds" not in count_sizes(conn)
+
+
+def test_the_program_says_which_it_is(serve: Callable[..., Server]) -> None:
+    (sample,) = [
+        sample
+        for family in Scraped(serve()).families
+        for sample in family.samples
+        if sample.name == f"{PREFIX}build_info"
+    ]
+    assert sample.labels == {"version": __version__, "schema_revision": HEAD_REVISION}
+    assert sample.value == 1

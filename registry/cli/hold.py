@@ -19,7 +19,7 @@ from registry.core.progress import OnProgress
 from registry.core.records import Owner
 from registry.discovery.cards import Card
 from registry.errors import RegistryError, Superseded
-from registry.server.logs import handler_of
+from registry.server.logs import TextFormatter, handler_of
 
 DETACH_MAX_S = 20.0
 """How long detaching may take after a signal; whoever sent it may kill after 30 s."""
@@ -73,7 +73,7 @@ def hold(
 def _show_log() -> None:
     """Have the worker say on standard error what it meets with and how it goes on."""
     handler = handler_of(sys.stderr)  # A lease is not to lapse for want of a reader.
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(TextFormatter())
     log = logging.getLogger("registry")
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -24,8 +24,10 @@ from registry.server.metrics import Metrics
 from registry.server.metrics_endpoint import reporting
 from registry.server.read_path import Serving
 from registry.server.reloading import Reloads, reloading
+from registry.server.routes.operations import health_of
 from registry.server.routes.table import ROUTES
 from registry.server.siblings import Parent
+from registry.service.lanes import Shared
 from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
 from registry.store.opening import open_database
@@ -61,7 +63,7 @@ def create_app(
                     yield {
                         "registry": registry,
                         "report": report,
-                        "certificate": certificate,
+                        "health": Shared(lambda: health_of(registry, certificate)),
                         "bodies": room_for_bodies(settings.max_body_bytes),
                     }
         finally:
@@ -70,17 +72,17 @@ def create_app(
 
     app = Starlette(
         routes=guarded(ROUTES, access),
-        middleware=[Middleware(Observed, metrics), Middleware(RequestIds)],
+        middleware=[Middleware(Observed, metrics), Middleware(RequestIds, access.check_host)],
         exception_handlers={HTTPException: _not_here},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     direct = Direct(app, ROUTES, access, metrics)
-    return Serving(direct, metrics, access.admit_reader if access.readers_need_token else None)
+    return Serving(direct, metrics, access)
 
 
 async def _not_here(request: Request, error: Exception) -> Response:
-    path = request.url.path
+    path = request.scope["path"]  # `request.url` would be remembered by urllib.
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = sorted({method for route in ROUTES for method in _methods_at(route, request)})
         return problem(

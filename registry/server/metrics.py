@@ -25,7 +25,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from registry import __version__
 from registry.server.siblings import Counts, Others, Sample, added
+from registry.store.tables import HEAD_REVISION
 
 # Whatever the environment says of a directory in which processes share values: it is not ours.
 values.ValueClass = values.MutexValue
@@ -178,6 +180,7 @@ class Metrics:
         else:
             shown.register(_Sum(self._own.collect(), others))
         shown.register(_Sizes(sizes))
+        shown.register(_Build())
         return generate_latest(shown)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
@@ -246,3 +249,17 @@ class _Sizes(Collector):
             for label, number in value.items() if isinstance(value, Mapping) else [("", value)]:
                 family.add_metric([label] if size.label else [], number)
             yield family
+
+
+class _Build(Collector):
+    """Which program this is, as labels of a gauge that is always 1."""
+
+    def collect(self) -> Iterator[Metric]:
+        labels = {"version": __version__, "schema_revision": HEAD_REVISION}
+        family = GaugeMetricFamily(
+            f"{PREFIX}build_info",
+            "The program: its version, and the schema revision that it knows.",
+            labels=list(labels),
+        )
+        family.add_metric(list(labels.values()), 1)
+        yield family

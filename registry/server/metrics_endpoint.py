@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 from registry.errors import RegistryError
 from registry.server.certificates import Certificate
 from registry.server.metrics import FLUSH_EVERY_S, Metrics
 from registry.server.siblings import Parent
+from registry.service.lanes import Shared, start_threads
 from registry.service.registry import Registry
 from registry.store.reads.stats import Counted, Sizes, count_sizes
 
@@ -30,7 +32,10 @@ class Report:
         self._parent = parent
         self._certificate = certificate
         self._counted = Counted(self._count, time.monotonic)
-        self._counting = asyncio.Lock()
+        # Of its own: counting takes long where there is much, and scrapes must come through.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry-metrics")
+        start_threads(self._thread, 1)
+        self._shared = Shared(self._make)
 
     def _count(self) -> Sizes:
         with self._registry.database.read() as conn:
@@ -38,9 +43,15 @@ class Report:
 
     async def text(self) -> bytes:
         """All metrics. Those of the database are missing while it cannot be read."""
-        async with self._counting:
-            self._metrics.flush()
-            return await self._registry.in_thread(self._text)
+        return await self._shared.get()
+
+    async def _make(self) -> bytes:
+        self._metrics.flush()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._text)
+
+    def close(self) -> None:
+        """Wait for a count that runs."""
+        self._thread.shutdown(wait=True)
 
     def _text(self) -> bytes:
         values: Sizes = {}
@@ -68,9 +79,11 @@ async def reporting(
     if parent is not None:
         parent.counts = metrics.counts
     flushing = asyncio.create_task(_flush(metrics))
+    report = Report(metrics, registry, parent, certificate)
     try:
-        yield Report(metrics, registry, parent, certificate)
+        yield report
     finally:
+        report.close()
         flushing.cancel()
         metrics.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -11,6 +12,7 @@ import socket
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,10 +24,11 @@ from registry.core.hashing import ArtifactRoots
 from registry.errors import RegistryError, SettingsError
 from registry.server import logs, tokens
 from registry.server.app import create_app
-from registry.server.auth import is_loopback
 from registry.server.certificates import Certificate, certificate_of
+from registry.server.hosts import Hosts, address_of, is_loopback
 from registry.server.http1.door import Server
-from registry.server.http1.protocol import Config, Limits
+from registry.server.http1.protocol import Config
+from registry.server.http1.watch import Limits
 from registry.server.reloading import note_sighup
 from registry.server.siblings import Parent
 from registry.server.workers import COULD_NOT_START, Workers
@@ -76,13 +79,14 @@ def run(settings: Settings) -> None:
     else:
         signal.signal(signal.SIGHUP, _hung_up)
     logs.set_up(settings.log_level, settings.log_format)
+    settings = replace(settings, host=address_of(settings.host))
     check_access(settings)
     certificate = certificate_of(settings)
     check_secrets(settings)
     limits = limits_of(settings)
     with listen(settings.host, settings.port) as listener:
         opening.prepare(settings.database_url, notify=log.info)
-        tell_start(settings, address_of(settings, listener))
+        tell_start(settings, url_of(settings, listener))
         if settings.workers == 1:
             _serve_alone(settings, limits, listener, certificate)
         else:
@@ -206,7 +210,7 @@ def uvicorn_options(certificate: Certificate | None = None) -> dict[str, Any]:
     }
 
 
-def address_of(settings: Settings, listener: socket.socket) -> str:
+def url_of(settings: Settings, listener: socket.socket) -> str:
     """`http://HOST:PORT`."""
     scheme = "http" if settings.tls_certificate is None else "https"
     host, port = listener.getsockname()[:2]
@@ -238,7 +242,9 @@ def tell_start(settings: Settings, address: str) -> None:
 
 
 def check_access(settings: Settings) -> None:
-    """Raise SettingsError for an address that others can reach while everybody may write."""
+    """Raise SettingsError for an address that others can reach while everybody may write, and for
+    an allowed host that is none."""
+    Hosts(settings.host, settings.allowed_hosts, checks=True)
     if settings.token_file is not None:
         tokens.load(Path(settings.token_file))
     elif settings.require_read_token:
@@ -324,10 +330,20 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
+        where = f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
         raise SettingsError(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Is another registry running? "
-            "Choose another --port."
+            f"Cannot listen on {where}: {error.strerror}. {_way_out(error)}"
         ) from error
     listener.listen(BACKLOG)
     listener.set_inheritable(True)
     return listener
+
+
+def _way_out(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "No such name is known here. Give an address, as --host 127.0.0.1."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "This machine has no such address. Give one of its own with --host."
+    if error.errno == errno.EACCES:
+        return "This user may not have that port. Choose a --port above 1023."
+    return "Is another registry running? Choose another --port."

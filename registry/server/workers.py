@@ -43,7 +43,7 @@ HINTS = {
 }
 
 if TYPE_CHECKING:
-    from registry.server.http1.protocol import Limits
+    from registry.server.http1.watch import Limits
 
 _spawn = multiprocessing.get_context("spawn")
 multiprocessing.allow_connection_pickling()

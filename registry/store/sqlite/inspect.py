@@ -299,6 +299,11 @@ def _names(connection: sqlite3.Connection) -> set[str]:
     return {name for (name,) in rows}
 
 
+def no_registry(path: Path) -> str:
+    """That there is none, for whoever only looks."""
+    return f"There is no registry in {path}. Name another --database-url."
+
+
 def _not_sqlite(path: Path) -> DatabaseRefused:
     return DatabaseRefused(
         f"{path} is not a SQLite database; it was left as it is. Name another file."
