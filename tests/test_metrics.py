@@ -328,6 +328,12 @@ def answers(server: Server) -> bool:
         return False
 
 
+def opened_by(pid: int) -> set[Path]:
+    """The files that a process has open."""
+    found = {each.readlink() for each in Path(f"/proc/{pid}/fd").iterdir()}
+    return {path for path in found if path.is_absolute() and path.is_file()}
+
+
 def test_workers_share_no_file(
     serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,9 +343,8 @@ def test_workers_share_no_file(
     assert Scraped(server).get("worker_restarts_total") == 0
     beside = {Path(f"{server.database}{suffix}") for suffix in ("", "-wal", "-shm")}
     for pid in workers_of(server):
-        opened = {each.readlink() for each in Path(f"/proc/{pid}/fd").iterdir()}
-        files = {path for path in opened if path.is_absolute() and path.is_file()}
-        assert files == beside, files
+        wait_for(lambda pid=pid: opened_by(pid) >= beside)  # type: ignore[misc]
+        assert opened_by(pid) == beside
         assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
 
 
