@@ -17,7 +17,7 @@ from registry.db.schema import acceptor
 from registry.db.schema import prepare as prepare_schema
 from registry.db.writer import Operation
 from registry.errors import FileUnreadable, NotRegistered, RegistryError, TooLarge, Unserveable
-from registry.files import ArtifactRoots, checksum_of, hash_file
+from registry.files import checksum_of, hash_file
 from registry.manifests import prepare
 from registry.records import (
     ArtifactKey,
@@ -30,6 +30,7 @@ from registry.records import (
     Removal,
     Unregistration,
 )
+from registry.roots import ArtifactRoots
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
@@ -189,7 +190,9 @@ class MetadataArtifactRegistry:
             found = hash_file(location.path, max_bytes=location.size, keep=True)
         except (FileUnreadable, TooLarge):
             return None
-        return found.content if found.checksum == location.checksum else None
+        if found.content is None or found.checksum != location.checksum:
+            return None
+        return bytes(found.content)
 
 
 def _matches(content: bytes | None, checksum: str) -> bool:

@@ -17,6 +17,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from registry import wire
@@ -32,6 +34,7 @@ from registry.db.sizes import free_bytes
 from registry.db.variables import policy_of, read_variables, write_variables
 from registry.db.writer import Batch, Writer
 from registry.errors import (
+    Busy,
     NotRegistered,
     RegistryError,
     TooLarge,
@@ -39,9 +42,9 @@ from registry.errors import (
     Unserveable,
     UploadsPending,
 )
-from registry.files import ArtifactRoots
-from registry.holdings import Holdings, Stream
-from registry.manifests import check_manifest_bytes, prepare
+from registry.holdings import Holdings
+from registry.manifests import check_manifest_bytes, prepare_in
+from registry.places import Places
 from registry.records import (
     Artifact,
     ArtifactKey,
@@ -67,6 +70,7 @@ from registry.records import (
     check_drain,
     check_lease,
 )
+from registry.streams import Stream
 from registry.uploads import Uploads
 
 T = TypeVar("T")
@@ -98,16 +102,13 @@ class Registry:
     ) -> None:
         self.settings = settings
         self.database = database
-        self.roots = ArtifactRoots(settings.artifact_roots)
         self.writer = Writer(database, queue_max=settings.write_queue_max, on_batch=on_batch)
+        # Nothing of holders' files is looked at here: a file system that hangs would take them all.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
-        # Apart, so that a file system that hangs takes nothing with it that is not on it.
-        self._file_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="registry-files")
+        self._places = Places(settings.artifact_roots, settings.file_timeout_s)
         self._locator = Locator(database)
         self._cache = ContentCache(settings.content_cache_bytes)
-        self._holdings = Holdings(
-            database, self.roots, self._cache, self._run, self._run_on_files, self._note
-        )
+        self._holdings = Holdings(database, self._places, self._cache, self._run, self._note)
         self._observing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._latest: dict[tuple[int, int], Observation] = {}
         """What was observed of a ref while an observation of it was on its way."""
@@ -123,6 +124,7 @@ class Registry:
         Raises:
             RegistryError: the database cannot be used.
         """
+        self._places.start(partial(self._forget_proofs, asyncio.get_running_loop()))
         await self._run(self.database.presence.require)
         self.writer.start()
 
@@ -131,7 +133,7 @@ class Registry:
         await self._run(self.writer.close)
         self._locator.close()
         self._threads.shutdown(wait=True)
-        self._file_threads.shutdown(wait=False, cancel_futures=True)
+        self._places.close()
         self.database.close()
 
     # Serving
@@ -151,30 +153,46 @@ class Registry:
         """The located content if it can be had without waiting."""
         return self._holdings.ready(location)
 
-    async def open(self, key: tuple[str, ...], location: Location) -> Body | Stream:
+    async def open(
+        self, key: tuple[str, ...], location: Location, start: int = 0
+    ) -> Body | Stream | None:
         """The bytes of an entry: the located holder's, or those of another that has them (S5).
 
+        What is streamed was found right where it begins to be sent, at `start`. None: the key
+        stands for something else by now.
+
         Raises:
-            Unserveable: no holder has bytes that match the checksum (S12).
             NotRegistered: the entry went meanwhile.
+            Unserveable: no holder has bytes that match the checksum (S12).
+            Busy: nobody has them who could be looked at, and somebody could not be.
         """
-        opened = await self._holdings.open(location)
-        if opened is not None:
-            return opened
-        others = await self.read(locations_of, location.entry_id, location.checksum, HOLDERS_TRIED)
-        for other in others:
-            if (other.owner_id, other.path) == (location.owner_id, location.path):
-                continue
-            opened = await self._holdings.open(other)
-            if opened is not None:
-                self._locator.prefer(key, location, other)
-                return opened
-        if not others and (now := self.find(key)) != location:
-            if now is None:
+        trouble: Busy | None = None
+        tried = {(location.owner_id, location.path)}
+        others = holders = [location]
+        while others:
+            for other in others:
+                try:
+                    opened = await self._holdings.open(other, start)
+                except Busy as error:
+                    trouble = error
+                    continue
+                if opened is not None:
+                    if other is not location and trouble is None:
+                        self._locator.prefer(key, location, other)
+                    return opened
+            holders = await self.read(
+                locations_of, location.entry_id, location.checksum, HOLDERS_TRIED
+            )
+            others = [each for each in holders if (each.owner_id, each.path) not in tried]
+            tried.update((each.owner_id, each.path) for each in others)
+        if not holders:
+            if self.find(key) is None:
                 raise NotRegistered(f"{'/'.join(key)} is not registered any more.")
-            return await self.open(key, now)
+            return None
+        if trouble is not None:
+            raise trouble
         raise Unserveable(
-            f"{'/'.join(key)} is registered, but none of its {len(others)} holders has bytes with "
+            f"{'/'.join(key)} is registered, but none of its {len(holders)} holders has bytes with "
             f"{location.checksum}. They must put the file back, or register it again."
         )
 
@@ -211,13 +229,11 @@ class Registry:
         limits = self.settings
         if any(offer.path is not None for offer in offers):
             check_distinct([offer.key for offer in offers])
-            artifacts = await self._run_on_files(
-                lambda: prepare(
-                    offers,
-                    self.roots,
-                    max_blob_bytes=limits.max_blob_bytes,
-                    max_manifest_bytes=limits.max_manifest_bytes,
-                )
+            artifacts = await prepare_in(
+                self._places,
+                offers,
+                max_blob_bytes=limits.max_blob_bytes,
+                max_manifest_bytes=limits.max_manifest_bytes,
             )
         else:
             artifacts = tuple(
@@ -469,13 +485,14 @@ class Registry:
         """Run what may block in one of the service's few threads."""
         return await self._run(work, *arguments)
 
-    async def _run_on_files(self, work: Callable[..., T], *arguments: Any) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._file_threads, work, *arguments)
-
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, work, *arguments)
+
+    def _forget_proofs(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread, when mounts have come or gone."""
+        with suppress(RuntimeError):  # The loop is closed.
+            loop.call_soon_threadsafe(self._holdings.forget_proofs)
 
     def _note(self, observation: Observation) -> None:
         """Put down what a look at a file found, behind the answer that it was made for."""
@@ -502,9 +519,8 @@ class Registry:
         try:
             await self.writer.submit(observe, observation)
         except RegistryError as error:
-            log.warning(
-                "could not note that %s is %s: %s", observation.path, observation.status, error
-            )
+            what = observation.path or f"the copy of {observation.checksum}"
+            log.warning("could not note that %s is %s: %s", what, observation.status, error)
 
 
 class _PendingUploads:

@@ -18,12 +18,14 @@ LAYERS = [
     {
         *("registry.wire", "registry.slugs", "registry.files", "registry.config"),
         *("registry.metrics", "registry.tokens", "registry.shapes", "registry.logs"),
-        *("registry.room", "registry.memory"),
+        *("registry.room", "registry.memory", "registry.roots", "registry.blocks"),
+        *("registry.mounts", "registry.file_pools", "registry.places"),
     },
     {"registry.db"},
     {
         *("registry.service", "registry.holdings", "registry.manifests", "registry.contents"),
-        *("registry.embedded", "registry.sweeper", "registry.uploads"),
+        *("registry.embedded", "registry.sweeper", "registry.uploads", "registry.streams"),
+        "registry.file_memory",
     },
     {"registry.api", "registry.web"},
     {"registry.cli", "registry.__main__"},

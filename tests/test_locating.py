@@ -58,9 +58,11 @@ def find(registry: Registry) -> Location:
 
 
 async def content(registry: Registry, location: Location) -> bytes:
-    opened = await registry.open(KEY, location)
+    """What a reader gets who found an entry there: if it was replaced since, what it is now."""
+    while (opened := await registry.open(KEY, location)) is None:
+        location = find(registry)
     assert isinstance(opened, Body)
-    return opened.content
+    return bytes(opened.content)
 
 
 def test_a_holder_that_moved_its_file_meanwhile_is_served_from_the_new_path(

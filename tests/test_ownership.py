@@ -28,7 +28,6 @@ from registry import MetadataArtifactRegistry
 from registry.db import blobs, releasing, store
 from registry.db.engine import Database
 from registry.errors import Conflict, NotRegistered
-from registry.files import ArtifactRoots
 from registry.manifests import prepare as prepare_manifest
 from registry.records import (
     Artifact,
@@ -43,6 +42,7 @@ from registry.records import (
     Source,
     Unregistration,
 )
+from registry.roots import ArtifactRoots
 from tests.support import assert_sound, checksum, sql
 
 OWNERS = [

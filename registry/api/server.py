@@ -22,7 +22,7 @@ from registry.api.workers import METRICS_VARIABLE, Workers, shared_metrics, stop
 from registry.config import RESOLVED_VARIABLE, Settings
 from registry.db import schema
 from registry.errors import SettingsError
-from registry.files import ArtifactRoots
+from registry.roots import ArtifactRoots
 
 # The application is imported when it is made: how metrics are kept is decided by the environment
 # at that moment (registry/metrics.py).

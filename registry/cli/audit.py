@@ -47,7 +47,7 @@ def audit(
 ) -> None:
     """Report leaks and faults. Exit 1 if any is above a note. Changes nothing."""
     from registry.db import audit as audits
-    from registry.files import ArtifactRoots
+    from registry.roots import ArtifactRoots
 
     wanted = audits.check_classes(classes or [])
     with _opened(database_url) as database:

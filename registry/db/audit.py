@@ -27,6 +27,7 @@ from registry.records import (
     Severity,
     shown,
 )
+from registry.roots import ArtifactRoots
 
 FINDINGS_MAX = 1000
 TOP_OWNERS = 10
@@ -209,7 +210,7 @@ _STILL = Statement(
 )
 
 
-def check_files(database: Database, roots: files.ArtifactRoots | None) -> Iterator[Finding]:
+def check_files(database: Database, roots: ArtifactRoots | None) -> Iterator[Finding]:
     """Look at every file that is held in place: is it there, unchanged, and below a root?
 
     Without roots every path is taken as allowed. Reads each file whose identity is not the one
@@ -236,7 +237,7 @@ def _is_still_held(database: Database, row: Row) -> bool:
         return bool(conn.run(_STILL, **names))
 
 
-def _look(row: Row, roots: files.ArtifactRoots | None) -> Finding | None:
+def _look(row: Row, roots: ArtifactRoots | None) -> Finding | None:
     path, identity, verified_at, checksum, size = row[2:7]
     if roots is not None and not roots.allow(path):
         return _of_row(row, "path_outside_roots", f"{path} is below no artifact root")

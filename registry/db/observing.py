@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, case, func, null, select, update
 
 from registry.db.engine import Connection, Statement
 from registry.db.journal import EventRow, write_events
@@ -16,14 +16,15 @@ from registry.records import RefStatus
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """An in-place file as it was found beside the checksum that it should have.
+    """A holder's bytes as they were found beside the checksum that they should have: those of the
+    file at `path`, or of the copy if that is None.
 
     `file_identity` is None unless it is OK and trusted.
     """
 
     owner_id: int
     entry_id: int
-    path: str
+    path: str | None
     checksum: str
     status: RefStatus
     file_identity: str | None = None
@@ -35,7 +36,7 @@ _STATUS = Statement(
     .where(
         owner_refs.c.owner_id == bindparam("ref_owner_id"),
         owner_refs.c.entry_id == bindparam("ref_entry_id"),
-        owner_refs.c.path == bindparam("ref_path"),
+        owner_refs.c.path.is_not_distinct_from(bindparam("ref_path")),
         entries.c.checksum == bindparam("ref_checksum"),
     )
 )
@@ -43,7 +44,11 @@ _OBSERVE = Statement(
     update(owner_refs)
     .values(
         status=bindparam("new_status"),
-        file_identity=func.coalesce(bindparam("new_identity"), owner_refs.c.file_identity),
+        # A file that drifted is not believed for what it looks like, until it is hashed right.
+        file_identity=case(
+            (bindparam("new_status") == "drifted", null()),
+            else_=func.coalesce(bindparam("new_identity"), owner_refs.c.file_identity),
+        ),
         verified_at=bindparam("now"),
     )
     .where(
