@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.machine import WORK
-from registry.db import blobs, leasing, schema, store
-from registry.db.engine import Database
-from registry.db.tables import HEAD_REVISION
-from registry.files import checksum_of
-from registry.records import LEASE_MAX_MS, Artifact, ArtifactKey, Owner, Registration
+from registry.core.hashing import checksum_of
+from registry.core.records import LEASE_MAX_MS, Artifact, ArtifactKey, Owner, Registration
+from registry.store.ops import blobs, leases, register
+from registry.store.sqlite import migrate
+from registry.store.sqlite.engine import Database
+from registry.store.tables import HEAD_REVISION
 
 REFS = 10
 CONTENTS = 1000
@@ -95,7 +96,7 @@ def _kept(entries: int, ttl_ms: int, kind: str, tell: Callable[[str], None]) -> 
 
 def _make(path: Path, owners: int, ttl_ms: int, tell: Callable[[str], None]) -> None:
     url = f"sqlite:///{path}"
-    schema.prepare(url)
+    migrate.prepare(url)
     database = Database(url)
     uploads = [
         blobs.Upload(checksum, CONTENT_BYTES, lambda number=number: content(number))  # type: ignore[misc]
@@ -109,7 +110,7 @@ def _make(path: Path, owners: int, ttl_ms: int, tell: Callable[[str], None]) -> 
             Registration(owner(n), manifest(n, owners * REFS), lease_ttl_ms=ttl_ms) for n in numbers
         ]
         with database.write() as conn:
-            store.register(conn, conn.now, items)
+            register.register(conn, conn.now, items)
         tell(f"making {owners * REFS} entries: {100 * (first + len(items)) // owners} %")
     with database.write() as conn:
         pass
@@ -126,7 +127,7 @@ def _renew(path: Path, owners: int) -> None:
     for first in range(0, owners if due else 0, OWNERS_PER_TRANSACTION):
         numbers = range(first, min(first + OWNERS_PER_TRANSACTION, owners))
         with database.write() as conn:
-            leasing.renew(conn, conn.now, [owner(number) for number in numbers])
+            leases.renew(conn, conn.now, [owner(number) for number in numbers])
     database.close()
 
 

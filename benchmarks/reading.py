@@ -15,7 +15,7 @@ from benchmarks import databases, load, programs
 from benchmarks.machine import WORK, forget_peak, memory_mib
 from benchmarks.measuring import Figure, Goal, InTurn, Spread, in_turn
 from benchmarks.programs import Program
-from registry.files import checksum_of
+from registry.core.hashing import checksum_of
 
 Tell = Callable[[str], None]
 

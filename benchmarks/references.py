@@ -19,8 +19,8 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from registry.api.server import listen, uvicorn_options
-from registry.files import checksum_of
+from registry.core.hashing import checksum_of
+from registry.server.process import listen, uvicorn_options
 
 
 def bare(file: Path) -> ASGIApp:

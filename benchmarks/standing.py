@@ -8,8 +8,8 @@ from benchmarks import databases, programs
 from benchmarks.machine import memory_mib
 from benchmarks.measuring import Figure, Goal, Spread
 from benchmarks.reading import Tell, Tools
-from registry.db.audit import audit
-from registry.db.engine import Database
+from registry.store.reads.audit import audit
+from registry.store.sqlite.engine import Database
 
 ENTRIES = 1_000_000
 IDLE_S = 2.0

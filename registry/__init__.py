@@ -10,22 +10,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from registry.embedded import MetadataArtifactRegistry as MetadataArtifactRegistry
+    from registry.core.records import ArtifactKey as ArtifactKey
+    from registry.core.records import Owner as Owner
+    from registry.core.records import Receipt as Receipt
+    from registry.core.slugs import slugify as slugify
     from registry.errors import RegistryError as RegistryError
-    from registry.records import ArtifactKey as ArtifactKey
-    from registry.records import Owner as Owner
-    from registry.records import Receipt as Receipt
-    from registry.slugs import slugify as slugify
+    from registry.service.embedded import MetadataArtifactRegistry as MetadataArtifactRegistry
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ArtifactKey": "registry.records",
-    "MetadataArtifactRegistry": "registry.embedded",
-    "Owner": "registry.records",
-    "Receipt": "registry.records",
+    "ArtifactKey": "registry.core.records",
+    "MetadataArtifactRegistry": "registry.service.embedded",
+    "Owner": "registry.core.records",
+    "Receipt": "registry.core.records",
     "RegistryError": "registry.errors",
-    "slugify": "registry.slugs",
+    "slugify": "registry.core.slugs",
 }
 
 __all__ = [

@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
+from registry.core.records import shown
 from registry.errors import SettingsError
-from registry.records import shown
 
 PREFIX = "REGISTRY_"
 """What the name of every environment variable of the service begins with."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from registry.records import ConflictingKey
+    from registry.core.records import ConflictingKey
 
 
 class RegistryError(Exception):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from registry.db.engine import Database
-from registry.db.schema import prepare
+from registry.store.sqlite.engine import Database
+from registry.store.sqlite.migrate import prepare
 from tests.fleet import World
 from tests.support import Server, assert_sound
 

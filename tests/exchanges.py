@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 
-from registry.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Owner
 from tests.support import Dump, Server, assert_sound, dump_of, sql
 
 _numbers = itertools.count(1)

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import unquote
 
-from registry import wire
-from registry.files import checksum_of
-from registry.records import ArtifactKey, Entry
+from registry.core.hashing import checksum_of
+from registry.core.records import ArtifactKey, Entry
+from registry.wire import messages as wire
 
 SLUG = "tiny"
 
@@ -135,7 +135,7 @@ class FileServer:
             )
             for number, (name, content) in enumerate(contents.items())
         ]
-        answer = wire.ArtifactsAnswer([wire.EntryAnswer.of(entry) for entry in entries], None)
+        answer = wire.ArtifactsResponse([wire.EntryResponse.of(entry) for entry in entries], None)
         body = wire.encode(answer)
         handler.send_response_only(200)
         handler.send_header("content-length", str(len(body)))

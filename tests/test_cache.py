@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry.client.cache import PARTIAL_KEPT_S, USED_LATELY_S, BlobCache, default_directory
-from registry.files import checksum_of
+from registry.core.hashing import checksum_of
 
 LONG_AGO_S = 2 * max(PARTIAL_KEPT_S, USED_LATELY_S)
 

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from registry.cli import COMMANDS, output
-from registry.cli.failures import exit_code_of
+from registry.cli.exit_codes import exit_code_of
 from registry.cli.output import Column, ProgressBar, print_table
 from registry.cli.text import counted, printable, shown_size
 from registry.config import SETTINGS
+from registry.core.hashing import checksum_of
+from registry.core.records import ArtifactKey, Owner
 from registry.errors import error_classes
-from registry.files import checksum_of
-from registry.records import ArtifactKey, Owner
 from tests.support import Server, copied, wait_for
 
 CONTENTS = {"config.json": b"{}", "tokenizer.json": b"[1]" * 1000}

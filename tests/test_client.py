@@ -18,8 +18,8 @@ from registry.client.async_client import AsyncRegistryClient
 from registry.client.client import RegistryClient
 from registry.client.protocol import Endpoint, content_path
 from registry.client.retries import RetryPolicy
-from registry.files import checksum_of
-from registry.records import ArtifactKey, Offer, Owner
+from registry.core.hashing import checksum_of
+from registry.core.records import ArtifactKey, Offer, Owner
 from tests.fileservers import FileServer, Manner, Request, begin, well
 from tests.support import Server
 
@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_sent(tmp_path
 
 
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.client.exchange.ANSWER_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("registry.client.transport.ANSWER_MAX_BYTES", 1 << 20)
 
     def endless() -> Iterator[bytes]:
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from registry.contents import ContentCache
+from registry.content.cache import ContentCache
 
 
 def kept(cache: ContentCache, name: str, size: int) -> object:

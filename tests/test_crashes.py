@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from registry.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Owner
 from tests.support import (
     Server,
     assert_sound,

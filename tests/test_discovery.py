@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from registry.core.hashing import checksum_of
+from registry.core.records import Owner
 from registry.discovery import (
     Change,
     Discovery,
@@ -34,8 +36,6 @@ from registry.discovery.cards import (
 )
 from registry.discovery.file import FileDiscovery
 from registry.errors import DiscoveryUnavailable, Invalid, SettingsError
-from registry.files import checksum_of
-from registry.records import Owner
 from tests.support import wait_for
 
 OWNER = Owner("dynamo", "backend", "generate", 0x6E652232AF6BF1C3)
@@ -175,7 +175,7 @@ def test_a_record_of_a_killed_publisher_lapses(opener: Opener, tmp_path: Path) -
     program = (
         "import sys, time\nfrom pathlib import Path\n"
         "from registry.discovery import *\nfrom registry.discovery.file import *\n"
-        "from registry.discovery.cards import make_card\nfrom registry.records import Owner\n"
+        "from registry.discovery.cards import make_card\nfrom registry.core.records import Owner\n"
         "store = FileDiscovery(Path(sys.argv[1]), ttl_s=1.0)\n"
         "store.publish(model_record(Owner('n', 'c', 'e', 1), make_card('Org/Tiny', [])))\n"
         "time.sleep(60)"

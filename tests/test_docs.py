@@ -19,20 +19,8 @@ import pytest
 from typer.core import TyperGroup
 
 from registry import cli
-from registry.api import access
-from registry.api.describing import STORAGE, Call
-from registry.api.http import STATUS
-from registry.api.owners import PATH as OWNER_PATH
-from registry.api.routes import CALLS
 from registry.config import SETTINGS, Setting
-from registry.db import blobs, leasing, observing, releasing, store, sweeping
-from registry.db.audit import CLASSES
-from registry.db.engine import Connection, Database
-from registry.db.schema import prepare
-from registry.db.tables import VIEWS, metadata
-from registry.db.variables import Adoption, Policy, adopt
-from registry.errors import error_classes
-from registry.records import (
+from registry.core.records import (
     Artifact,
     ArtifactKey,
     Owner,
@@ -41,6 +29,18 @@ from registry.records import (
     Removal,
     Unregistration,
 )
+from registry.errors import error_classes
+from registry.server import auth
+from registry.server.http import STATUS
+from registry.server.openapi.spec import STORAGE, Call
+from registry.server.routes.owners import PATH as OWNER_PATH
+from registry.server.routes.table import CALLS
+from registry.store.ops import blobs, expire, file_status, leases, register, release
+from registry.store.ops.settings_table import Adoption, Policy, adopt
+from registry.store.reads.audit import CLASSES
+from registry.store.sqlite.engine import Connection, Database
+from registry.store.sqlite.migrate import prepare
+from registry.store.tables import VIEWS, metadata
 from tests.documents import DOCUMENTS, Block, Reader, anchors, blocks, links, prose, section
 from tests.support import ROOT, Server, checksum, sql
 
@@ -239,7 +239,7 @@ def test_every_route_is_documented_and_no_other() -> None:
 @pytest.mark.parametrize("call", documented_calls(), ids=heading_of)
 def test_a_route_is_documented_with_role_parameters_and_errors(call: Call) -> None:
     text = section(DOCS / "http.md", heading_of(call))
-    needed = access.role_needed(call.method, call.path)
+    needed = auth.role_needed(call.method, call.path)
     assert ("no token" if needed is None else f"role `{needed}`") in text
     errors = {error.code for error in call.problems if error not in STORAGE}
     if not call.path.startswith("/v1/metadata/"):  # Its headers are those of RFC 9110.
@@ -383,15 +383,15 @@ class _Past:
         self._attach(6 * HOUR_MS, self._worker(105), old)
         with self._at(5 * HOUR_MS) as (conn, now):
             removal = Removal("old-model", "_base", request_id="deploy-4711", actor="ops")
-            releasing.remove(conn, now, [removal])
+            release.remove(conn, now, [removal])
         with self._at(4 * HOUR_MS) as (conn, now):
-            releasing.unregister(conn, now, [Unregistration(self._worker(105))])
+            release.unregister(conn, now, [Unregistration(self._worker(105))])
         self._attach(2 * HOUR_MS, self._worker(402), self._llama, lease_ttl_ms=60_000)
         self._upload(20 * MINUTE_MS, b"never registered")
         self._refuse(10 * MINUTE_MS)
         self._attach(100 * SECOND_MS, self._worker(401), self._llama, lease_ttl_ms=60_000)
         with self._at(50 * SECOND_MS) as (conn, now):
-            leasing.drain(conn, now, [leasing.Drain(self._worker(102), 30_000)])
+            leases.drain(conn, now, [leases.Drain(self._worker(102), 30_000)])
 
     def _hold_in_place(self, ago_ms: int) -> None:
         owner = self._worker(103)
@@ -404,16 +404,16 @@ class _Past:
             for key in keys
         )
         with self._at(ago_ms) as (conn, now):
-            store.register(conn, now, [Registration(owner, artifacts)])
+            register.register(conn, now, [Registration(owner, artifacts)])
             refs = conn.run_text(
                 "SELECT owner_id, entry_id, path, checksum FROM holders WHERE slug = 'phi-4'"
             )
             states = (RefStatus.DRIFTED, RefStatus.MISSING)
             looks = [
-                observing.Observation(ref[0], ref[1], ref[2], ref[3], status)
+                file_status.Observation(ref[0], ref[1], ref[2], ref[3], status)
                 for ref, status in zip(refs, states, strict=True)
             ]
-            observing.observe(conn, now, looks)
+            file_status.observe(conn, now, looks)
 
     def _refuse(self, ago_ms: int) -> None:
         self._attach(ago_ms, self._worker(104), dict.fromkeys(self._llama, b"%d" % ago_ms))
@@ -426,8 +426,8 @@ class _Past:
             self._attach(ago_ms, owner, {key: key.suffix.encode()}, lease_ttl_ms=60_000)
         for step in range(8):
             with self._at(ago_ms - step * 90 * SECOND_MS) as (conn, now):
-                command = sweeping.Sweep(force=True, release_brake=step == 6)
-                sweeping.sweep(conn, now, [command])
+                command = expire.Sweep(force=True, release_brake=step == 6)
+                expire.sweep(conn, now, [command])
 
     def _attach(
         self, ago_ms: int, owner: Owner, contents: dict[ArtifactKey, bytes], **fields: Any
@@ -436,7 +436,7 @@ class _Past:
             self._upload(ago_ms, content)
         artifacts = tuple(Artifact(key, checksum(content)) for key, content in contents.items())
         with self._at(ago_ms) as (conn, now):
-            store.register(conn, now, [Registration(owner, artifacts, **fields)])
+            register.register(conn, now, [Registration(owner, artifacts, **fields)])
 
     def _upload(self, ago_ms: int, content: bytes) -> None:
         upload = blobs.Upload(checksum(content), len(content), lambda: content)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from registry import wire
+from registry.core.records import Drained, Lease, OwnerState, Renewed
 from registry.errors import LeaseGone
-from registry.records import Drained, Lease, OwnerState, Renewed
+from registry.wire import messages as wire
 from tests.fleet import DAY, GRACE, HOUR, INTERVAL, LEASE, MINUTE, SECOND, World, key, worker
 from tests.support import Server
 

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry import ArtifactKey, MetadataArtifactRegistry, Owner, Receipt, RegistryError
-from registry.db import blobs, store
-from registry.db.engine import Database
-from registry.db.locator import Location
+from registry.core.records import Artifact, Kept, Outcome, OwnerState, Registration
 from registry.errors import (
     Busy,
     Conflict,
@@ -26,7 +24,9 @@ from registry.errors import (
     TooLarge,
     Unserveable,
 )
-from registry.records import Artifact, Kept, Outcome, OwnerState, Registration
+from registry.store.ops import blobs, register
+from registry.store.reads.lookup import Location
+from registry.store.sqlite.engine import Database
 from tests.support import assert_sound, checksum, dump_of, sql
 
 OWNER = Owner("dynamo", "backend", "generate", instance_id=7, lora_slug=None)
@@ -59,7 +59,7 @@ def hold_a_copy(database_path: Path, owner: Owner, content: bytes) -> None:
     database = Database(f"sqlite:///{database_path}")
     with database.write() as conn:
         blobs.store_blobs(conn, conn.now, [upload])
-        (outcome,) = store.register(conn, conn.now, [item])
+        (outcome,) = register.register(conn, conn.now, [item])
     database.close()
     assert not isinstance(outcome, RegistryError)
 

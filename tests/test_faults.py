@@ -18,12 +18,7 @@ from typing import Any
 
 import pytest
 
-from registry.db import blobs, observing, releasing, store
-from registry.db.engine import Connection, Database
-from registry.db.schema import prepare
-from registry.db.writer import Writer
-from registry.errors import Busy, Conflict, StorageUnavailable
-from registry.records import (
+from registry.core.records import (
     Artifact,
     ArtifactKey,
     Owner,
@@ -33,6 +28,11 @@ from registry.records import (
     Removal,
     Unregistration,
 )
+from registry.errors import Busy, Conflict, StorageUnavailable
+from registry.store.group_commit import Writer
+from registry.store.ops import blobs, file_status, register, release
+from registry.store.sqlite.engine import Connection, Database
+from registry.store.sqlite.migrate import prepare
 from tests.support import Dump, assert_sound, checksum, dump_of, sql
 
 NOW = 1_700_000_000_000
@@ -108,7 +108,7 @@ def _faulty(monkeypatch: pytest.MonkeyPatch) -> None:
         return connection
 
     monkeypatch.setattr(FaultyConnection, "fault", Fault())
-    monkeypatch.setattr("registry.db.engine.sqlite3.connect", faulty)
+    monkeypatch.setattr("registry.store.sqlite.engine.sqlite3.connect", faulty)
 
 
 @contextmanager
@@ -127,27 +127,27 @@ Step = tuple[Operation, list[Any]]
 
 WORLD: list[Step] = [
     (blobs.store_blobs, [upload(OLD), upload(NEW)]),
-    (store.register, [hold(ONE, copy(CONFIG, OLD), copy(TOKENIZER, OLD))]),
-    (store.register, [hold(TWO, copy(CONFIG, OLD), at(ADDED, OLD, "/models/added.json"))]),
+    (register.register, [hold(ONE, copy(CONFIG, OLD), copy(TOKENIZER, OLD))]),
+    (register.register, [hold(TWO, copy(CONFIG, OLD), at(ADDED, OLD, "/models/added.json"))]),
 ]
 """ONE and TWO share a key, and each has one alone; a copy goes with its last ref."""
 
 STEPS: dict[str, Step] = {
-    "create": (store.register, [hold(THREE, copy(ArtifactKey("new", "_base", "a.json"), NEW))]),
-    "share": (store.register, [hold(THREE, copy(CONFIG, OLD), at(TOKENIZER, OLD, "/there"))]),
-    "replace": (store.register, [hold(ONE, copy(TOKENIZER, NEW))]),
-    "move": (store.register, [hold(ONE, at(TOKENIZER, OLD, "/a"), at(CONFIG, OLD, "/b"))]),
-    "conflict": (store.register, [hold(THREE, copy(ADDED, NEW), copy(CONFIG, NEW))]),
+    "create": (register.register, [hold(THREE, copy(ArtifactKey("new", "_base", "a.json"), NEW))]),
+    "share": (register.register, [hold(THREE, copy(CONFIG, OLD), at(TOKENIZER, OLD, "/there"))]),
+    "replace": (register.register, [hold(ONE, copy(TOKENIZER, NEW))]),
+    "move": (register.register, [hold(ONE, at(TOKENIZER, OLD, "/a"), at(CONFIG, OLD, "/b"))]),
+    "conflict": (register.register, [hold(THREE, copy(ADDED, NEW), copy(CONFIG, NEW))]),
     "many": (
-        store.register,
+        register.register,
         [hold(THREE, copy(CONFIG, OLD)), hold(ONE, copy(TOKENIZER, NEW)), hold(TWO)],
     ),
-    "unregister": (releasing.unregister, [Unregistration(ONE), Unregistration(TWO)]),
-    "remove": (releasing.remove, [Removal("model", "_base")]),
+    "unregister": (release.unregister, [Unregistration(ONE), Unregistration(TWO)]),
+    "remove": (release.remove, [Removal("model", "_base")]),
     "store_blobs": (blobs.store_blobs, [upload(b"unheard of"), upload(OLD)]),
     "observe": (
-        observing.observe,
-        [observing.Observation(2, 3, "/models/added.json", checksum(OLD), RefStatus.MISSING)],
+        file_status.observe,
+        [file_status.Observation(2, 3, "/models/added.json", checksum(OLD), RefStatus.MISSING)],
     ),
 }
 
@@ -341,12 +341,12 @@ def test_a_bad_item_of_a_batch_hurts_only_itself(world: Database) -> None:
         gate = Gate()
         first = await held_up(writer, gate)
         good = [
-            await begin(writer, store.register, hold(some_owner(number), copy(CONFIG, OLD)))
+            await begin(writer, register.register, hold(some_owner(number), copy(CONFIG, OLD)))
             for number in range(100, 105)
         ]
-        bad = await begin(writer, store.register, hold(some_owner(105), malformed))
-        refused = await begin(writer, store.register, hold(some_owner(106), copy(CONFIG, NEW)))
-        gone = await begin(writer, releasing.unregister, Unregistration(ONE))
+        bad = await begin(writer, register.register, hold(some_owner(105), malformed))
+        refused = await begin(writer, register.register, hold(some_owner(106), copy(CONFIG, NEW)))
+        gone = await begin(writer, release.unregister, Unregistration(ONE))
         gate.opened.set()
         await first
         for task in good:
@@ -370,8 +370,8 @@ def test_two_conflicting_new_registrations_in_one_batch_are_one_winner_and_one_c
     async def scenario(writer: Writer) -> None:
         gate = Gate()
         _ = await held_up(writer, gate)
-        first = await begin(writer, store.register, hold(some_owner(1), at(key, OLD, "/a")))
-        second = await begin(writer, store.register, hold(some_owner(2), at(key, NEW, "/b")))
+        first = await begin(writer, register.register, hold(some_owner(1), at(key, OLD, "/a")))
+        second = await begin(writer, register.register, hold(some_owner(2), at(key, NEW, "/b")))
         gate.opened.set()
         assert isinstance(await first, Registered)
         with pytest.raises(Conflict):
@@ -388,7 +388,7 @@ def test_a_fault_at_the_commit_of_a_batch_is_survived_by_every_item(world: Datab
         gate = Gate()
         _ = await held_up(writer, gate)
         tasks = [
-            await begin(writer, store.register, hold(some_owner(number), copy(CONFIG, OLD)))
+            await begin(writer, register.register, hold(some_owner(number), copy(CONFIG, OLD)))
             for number in range(100, 110)
         ]
         fault = Fault()
@@ -424,7 +424,7 @@ def test_a_batch_is_answered_only_after_its_commit(world: Database) -> None:
     async def scenario(writer: Writer) -> None:
         with failing(Fault(on=before)):
             tasks = [
-                await begin(writer, store.register, hold(some_owner(number), copy(CONFIG, OLD)))
+                await begin(writer, register.register, hold(some_owner(number), copy(CONFIG, OLD)))
                 for number in range(100, 103)
             ]
             assert await asyncio.to_thread(reached.wait, WAIT_S)
@@ -443,16 +443,16 @@ def test_a_full_queue_is_busy_and_what_was_accepted_is_written(world: Database) 
         gate = Gate()
         _ = await held_up(writer, gate)
         accepted = [
-            await begin(writer, store.register, hold(some_owner(number), copy(CONFIG, OLD)))
+            await begin(writer, register.register, hold(some_owner(number), copy(CONFIG, OLD)))
             for number in (100, 101)
         ]
         assert writer.waiting == 2
         with pytest.raises(Busy):
-            await writer.submit(store.register, hold(some_owner(102), copy(CONFIG, OLD)))
+            await writer.submit(register.register, hold(some_owner(102), copy(CONFIG, OLD)))
         gate.opened.set()
         for task in accepted:
             await task
-        await writer.submit(store.register, hold(some_owner(103), copy(CONFIG, OLD)))
+        await writer.submit(register.register, hold(some_owner(103), copy(CONFIG, OLD)))
 
     with_writer(world, scenario, queue_max=2)
     assert owners_with_refs(world) == {"1", "2", "100", "101", "103"}
@@ -464,8 +464,8 @@ def test_a_caller_that_was_cancelled_while_waiting_still_gets_its_write(world: D
     async def scenario(writer: Writer) -> None:
         gate = Gate()
         _ = await held_up(writer, gate)
-        task = await begin(writer, releasing.unregister, Unregistration(ONE))
-        other = await begin(writer, releasing.unregister, Unregistration(TWO))
+        task = await begin(writer, release.unregister, Unregistration(ONE))
+        other = await begin(writer, release.unregister, Unregistration(TWO))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -480,14 +480,14 @@ def test_closing_writes_what_was_accepted_and_refuses_what_comes_after(world: Da
     async def scenario(writer: Writer) -> None:
         gate = Gate()
         _ = await held_up(writer, gate)
-        accepted = await begin(writer, store.register, hold(THREE, copy(CONFIG, OLD)))
+        accepted = await begin(writer, register.register, hold(THREE, copy(CONFIG, OLD)))
         closing = asyncio.create_task(asyncio.to_thread(writer.close))
         gate.opened.set()
         await closing
         assert isinstance(await accepted, Registered)
         assert not writer.alive
         with pytest.raises(Busy):
-            await writer.submit(store.register, hold(some_owner(100), copy(CONFIG, OLD)))
+            await writer.submit(register.register, hold(some_owner(100), copy(CONFIG, OLD)))
 
     with_writer(world, scenario)
     assert owners_with_refs(world) == {"1", "2", "3"}
@@ -501,7 +501,7 @@ def test_every_submit_during_a_close_is_answered(world: Database) -> None:
         written: list[int] = []
         for number in range(first, first + 10_000):
             try:
-                await writer.submit(store.register, hold(some_owner(number), copy(CONFIG, OLD)))
+                await writer.submit(register.register, hold(some_owner(number), copy(CONFIG, OLD)))
             except Busy:
                 return written
             written.append(number)
@@ -551,7 +551,7 @@ def test_a_submit_that_meets_the_close_halfway_is_answered(world: Database) -> N
 
         writer._queue = Queue()  # type: ignore[assignment]
         try:
-            await writer.submit(store.register, hold(THREE, copy(CONFIG, OLD)))
+            await writer.submit(register.register, hold(THREE, copy(CONFIG, OLD)))
         except Busy:
             assert owners_with_refs(world) == {"1", "2"}
         else:
@@ -569,7 +569,7 @@ def test_an_operation_with_too_few_outcomes_fails_and_the_writer_lives_on(world:
         with pytest.raises(ValueError, match="outcomes"):
             await writer.submit(forgetful, None)
         assert isinstance(
-            await writer.submit(store.register, hold(THREE, copy(CONFIG, OLD))), Registered
+            await writer.submit(register.register, hold(THREE, copy(CONFIG, OLD))), Registered
         )
 
     with_writer(world, scenario)
@@ -592,12 +592,12 @@ def test_a_lock_that_stays_is_busy_and_nothing_is_written(world: Database, tmp_p
     async def scenario(writer: Writer) -> None:
         with locked(tmp_path / "registry.db"):
             with pytest.raises(Busy):
-                await writer.submit(store.register, hold(THREE, copy(CONFIG, OLD)))
+                await writer.submit(register.register, hold(THREE, copy(CONFIG, OLD)))
             with pytest.raises(Busy):
                 perform(world, STEPS["unregister"])
         assert dump_of(tmp_path / "registry.db") == before
         assert isinstance(
-            await writer.submit(store.register, hold(THREE, copy(CONFIG, OLD))), Registered
+            await writer.submit(register.register, hold(THREE, copy(CONFIG, OLD))), Registered
         )
 
     with_writer(world, scenario)
@@ -614,7 +614,7 @@ def test_a_lock_that_is_released_in_time_is_waited_for(tmp_path: Path) -> None:
 
     async def scenario(writer: Writer) -> None:
         with failing(Fault(on=count_attempts)), locked(tmp_path / "registry.db") as other:
-            task = await begin(writer, store.register, hold(THREE, copy(CONFIG, OLD)))
+            task = await begin(writer, register.register, hold(THREE, copy(CONFIG, OLD)))
             for _ in range(3):
                 assert await asyncio.to_thread(tried.acquire, timeout=WAIT_S)
             assert not task.done()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from registry.db.engine import Connection, Database
-from registry.db.writer import GATHERED_MAX, Writer
 from registry.errors import Busy
+from registry.store.group_commit import GATHERED_MAX, Writer
+from registry.store.sqlite.engine import Connection, Database
 
 
 def note(conn: Connection, now: int, items: Sequence[int]) -> list[int]:

@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import registry.db
-from registry.db import leasing, releasing, schema, store, sweeping
-from registry.db.audit import audit
-from registry.db.engine import Connection, Database, Statement
-from registry.db.locator import Locator
-from registry.db.sweeping import Sweep
-from registry.records import (
+
+from registry.core.records import (
     Artifact,
     ArtifactKey,
     Owner,
     Registration,
     Unregistration,
 )
+from registry.store.ops import expire, leases, register, release
+from registry.store.ops.expire import Sweep
+from registry.store.reads.audit import audit
+from registry.store.reads.lookup import Locator
+from registry.store.sqlite import migrate
+from registry.store.sqlite.engine import Connection, Database, Statement
 from tests.support import checksum
 
 Operation = Callable[[Connection, int, Sequence[Any]], Sequence[Any]]
@@ -95,7 +96,7 @@ def registration(number: int, refs: int = REFS) -> Registration:
 
 def make(path: Path, entries: int) -> None:
     """A sound database in which owner i holds entries 10 i to 10 i + 9, all of one content."""
-    schema.prepare(f"sqlite:///{path}")
+    migrate.prepare(f"sqlite:///{path}")
     connection = sqlite3.connect(path)
     names = {"count": entries, "refs": REFS, "now": NOW, "content": CONTENT}
     connection.execute(
@@ -150,20 +151,20 @@ def small(tmp_path: Path) -> Iterator[Traced]:
 
 
 def test_a_read_takes_two_statements_and_a_repeated_one_takes_one(small: Traced) -> None:
-    locator = Locator(small)
-    locator.find(("model-1", "_base", "1.json"))
+    lookup = Locator(small)
+    lookup.find(("model-1", "_base", "1.json"))
     for expected in (["PRAGMA", "SELECT"], ["PRAGMA"]):
         small.forget()
-        assert locator.find(("model-1", "_base", "2.json")) is not None
+        assert lookup.find(("model-1", "_base", "2.json")) is not None
         assert [statement.split()[0] for statement in small.statements] == expected
-    locator.close()
+    lookup.close()
 
 
 BATCHES: dict[str, tuple[Operation, Callable[[int], Any], int]] = {
-    "register": (store.register, lambda n: registration(1000 + n), 14),
-    "register again": (store.register, registration, 12),
-    "renew": (leasing.renew, owner, 6),
-    "unregister": (releasing.unregister, lambda n: Unregistration(owner(n)), 16),
+    "register": (register.register, lambda n: registration(1000 + n), 14),
+    "register again": (register.register, registration, 12),
+    "renew": (leases.renew, owner, 6),
+    "unregister": (release.unregister, lambda n: Unregistration(owner(n)), 16),
 }
 """Operations, their items by number, and the most statements that a batch of them may take."""
 
@@ -177,8 +178,8 @@ def test_statements_do_not_grow_with_a_batch(small: Traced, name: str) -> None:
 
 
 def test_statements_do_not_grow_with_a_manifest(small: Traced) -> None:
-    short = small.perform(store.register, [registration(1000, refs=1)])
-    long = small.perform(store.register, [registration(2000, refs=500)])
+    short = small.perform(register.register, [registration(1000, refs=1)])
+    long = small.perform(register.register, [registration(2000, refs=500)])
     assert long == short, small.statements
 
 
@@ -186,7 +187,7 @@ def test_statements_of_a_sweep_do_not_grow_with_the_lapsed_owners(small: Traced)
     counts = []
     with small.write() as conn:
         conn.run_text("INSERT INTO settings VALUES ('brake_percent', '100')")
-    small.perform(sweeping.sweep, [Sweep(force=True)])
+    small.perform(expire.sweep, [Sweep(force=True)])
     for lapsed in (1, 80):
         with small.write() as conn:
             conn.run_text(
@@ -197,7 +198,7 @@ def test_statements_of_a_sweep_do_not_grow_with_the_lapsed_owners(small: Traced)
             conn.run_text("UPDATE settings SET value = '0' WHERE name = 'expiry_floor_at'")
         small.forget()
         with small.write() as conn:
-            (swept,) = sweeping.sweep(conn, NOW, [Sweep(force=True)])
+            (swept,) = expire.sweep(conn, NOW, [Sweep(force=True)])
         assert len(swept.ended) == lapsed
         counts.append(len(small.statements))
     assert counts[1] <= counts[0] <= 32
@@ -213,11 +214,11 @@ def work(database: Traced, operation: Operation, items: Sequence[Any]) -> int:
 
 def reads(database: Traced) -> int:
     """The instructions of a hundred point reads."""
-    locator = Locator(database)
+    lookup = Locator(database)
     database.forget()
     for number in range(100):
-        assert locator.find((f"model-{number}", "_base", "3.json")) is not None
-    locator.close()
+        assert lookup.find((f"model-{number}", "_base", "3.json")) is not None
+    lookup.close()
     return database.instructions
 
 
@@ -226,11 +227,11 @@ def test_work_does_not_grow_with_the_database(small: Traced, large: Traced) -> N
     owners = range(20, 40)
     new = [registration(20_000 + number) for number in owners]
     steps: list[tuple[Operation, Sequence[Any]]] = [
-        (store.register, new),
-        (releasing.unregister, [Unregistration(each.owner) for each in new]),
-        (leasing.renew, [owner(number) for number in owners]),
-        (releasing.unregister, [Unregistration(owner(number)) for number in owners]),
-        (store.register, [registration(number) for number in owners]),
+        (register.register, new),
+        (release.unregister, [Unregistration(each.owner) for each in new]),
+        (leases.renew, [owner(number) for number in owners]),
+        (release.unregister, [Unregistration(owner(number)) for number in owners]),
+        (register.register, [registration(number) for number in owners]),
     ]
     found = [
         [reads(database), *(work(database, *step) for step in steps)] for database in (small, large)
@@ -290,16 +291,17 @@ def test_no_statement_scans_a_big_table_but_those_that_say_why(large: Traced) ->
 
 
 def test_the_hot_statements_use_their_indexes(large: Traced) -> None:
-    from registry.db import blobs, locator
+    from registry.store.ops import blobs
+    from registry.store.reads import lookup
 
     for statement, index in (
-        (locator._LOCATE, "sqlite_autoindex_entries_1"),
-        (locator._LOCATE, "ix_owner_refs_entry_id"),
-        (locator._LOCATE_AT_ENDPOINT, "sqlite_autoindex_entries_1"),
-        (store._FIND_ENTRIES, "sqlite_autoindex_entries_1"),
-        (store._FIND_REFS, "PRIMARY KEY"),
-        (releasing.FIND_OWNERS, "sqlite_autoindex_owners_1"),
-        (releasing._JOURNAL, "ix_owner_refs_entry_id"),
+        (lookup._LOCATE, "sqlite_autoindex_entries_1"),
+        (lookup._LOCATE, "ix_owner_refs_entry_id"),
+        (lookup._LOCATE_AT_ENDPOINT, "sqlite_autoindex_entries_1"),
+        (register._FIND_ENTRIES, "sqlite_autoindex_entries_1"),
+        (register._FIND_REFS, "PRIMARY KEY"),
+        (release.FIND_OWNERS, "sqlite_autoindex_owners_1"),
+        (release._JOURNAL, "ix_owner_refs_entry_id"),
         (blobs._COLLECT, "ix_owner_refs_blob_checksum"),
     ):
         steps = plan(large, statement)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.client.harvest import find_broken_links, harvest
+from registry.client.model_files import find_broken_links, harvest
 from registry.errors import FileUnreadable
 from tests.support import MODEL
 

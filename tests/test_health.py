@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from registry import service
 from registry.config import Settings
-from registry.db.engine import Database
-from registry.service import Registry
+from registry.service import registry as registry_module
+from registry.service.registry import Registry
+from registry.store.sqlite.engine import Database
 from tests.support import Server, sql
 
 
@@ -75,7 +75,7 @@ def test_a_writer_that_ended_is_told_and_is_not_waited_for(database: Database) -
 
 
 def test_a_check_that_hangs_is_given_up(database: Database, monkeypatch: Any) -> None:
-    monkeypatch.setattr(service, "HEALTH_PATIENCE_S", 3.0)
+    monkeypatch.setattr(registry_module, "HEALTH_PATIENCE_S", 3.0)
 
     async def hang(*_arguments: object) -> Any:
         await asyncio.Event().wait()

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from registry.records import ArtifactKey
+from registry.core.records import ArtifactKey
 from tests.exchanges import journal, key_of, new_slug, problem_of, rows_of, running, settle, worker
 from tests.support import Server, checksum, copied, in_place, sql, wait_for
 

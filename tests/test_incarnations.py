@@ -6,16 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from registry.db import store
-from registry.errors import (
-    ChecksumMismatch,
-    Conflict,
-    ContentMissing,
-    LeaseGone,
-    RegistryError,
-    Superseded,
-)
-from registry.records import (
+from registry.core.records import (
     Artifact,
     ArtifactKey,
     Outcome,
@@ -25,6 +16,15 @@ from registry.records import (
     Registration,
     Renewed,
 )
+from registry.errors import (
+    ChecksumMismatch,
+    Conflict,
+    ContentMissing,
+    LeaseGone,
+    RegistryError,
+    Superseded,
+)
+from registry.store.ops import register
 from tests.fleet import DAY, GRACE, HOUR, LEASE, MINUTE, SECOND, World, key, worker
 from tests.support import Server, checksum, copied, dump_of
 
@@ -47,7 +47,7 @@ def old(world: World) -> World:
 
 def offer(world: World, owner: Owner, *artifacts: Artifact) -> Registered | RegistryError:
     """Register under the worker's name without uploading anything."""
-    return world.do(store.register, Registration(owner, artifacts, LEASE, NAME))
+    return world.do(register.register, Registration(owner, artifacts, LEASE, NAME))
 
 
 def held(world: World) -> list[tuple[str, str, str]]:
@@ -170,7 +170,7 @@ def test_a_suspect_and_one_that_drains_are_superseded_like_any_other(old: World)
 def test_of_two_instances_in_one_list_the_last_stays(world: World) -> None:
     with world.database.write() as conn:
         items = [Registration(worker(n), (), LEASE, NAME) for n in (1, 2, 1, 3)]
-        outcomes = store.register(conn, conn.now, items)
+        outcomes = register.register(conn, conn.now, items)
     assert [isinstance(each, Registered) for each in outcomes] == [True, True, False, True]
     assert world.states() == {
         worker(1): "superseded",

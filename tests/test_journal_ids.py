@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from registry.db import queries, schema
-from registry.db.audit import verify
-from registry.db.journal import find_unresolved
-from registry.db.retention import Prune, prune
+from registry.core.records import EventFilter, EventOrder, Owner
 from registry.errors import Conflict
-from registry.records import EventFilter, EventOrder, Owner
+from registry.store.journal import find_unresolved
+from registry.store.ops.prune import Prune, prune
+from registry.store.reads import queries
+from registry.store.reads.audit import verify
+from registry.store.sqlite import migrate as migrate_module
 from tests.fleet import Hasty, World, key, worker
 
 HELD, GONE, AGAIN = key(slug="held"), key(slug="gone"), key(slug="again")
@@ -59,8 +60,8 @@ def migrate(world: World) -> None:
     """Down to the revision before, and up again."""
     url = f"sqlite:///{world.path}"
     world.database.close()
-    schema.downgrade(url, "0002")
-    schema.upgrade(url)
+    migrate_module.downgrade(url, "0002")
+    migrate_module.upgrade(url)
     world.database = Hasty(url, clock=world.clock)
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from registry import wire
 from registry.client.client import RegistryClient
-from registry.db import leasing, store
-from registry.db.engine import Database
-from registry.db.writer import BATCH_ITEMS, Writer
+from registry.core.records import Drained, Lease, Owner, Registration, Renewed
 from registry.errors import Invalid, LeaseGone, Superseded
-from registry.records import Drained, Lease, Owner, Registration, Renewed
+from registry.store.group_commit import BATCH_ITEMS, Writer
+from registry.store.ops import leases, register
+from registry.store.sqlite.engine import Database
+from registry.wire import messages as wire
 from tests.fleet import DAY, GRACE, LEASE, SECOND, START, World, count_statements, run_cli, worker
 from tests.support import Server
 
@@ -133,14 +133,14 @@ def test_renewals_of_10_000_owners_share_commits_and_write_no_journal(world: Wor
     with world.database.write() as conn:
         for start in range(0, len(fleet), 1000):
             items = [Registration(owner, (), LEASE) for owner in fleet[start : start + 1000]]
-            store.register(conn, conn.now, items)
+            register.register(conn, conn.now, items)
     before = world.sql("SELECT COUNT(*), MAX(id) FROM events")
     world.clock.now += 20 * SECOND
     database = Traced(world.url, clock=world.clock)
     writer = Writer(database, queue_max=len(fleet))
 
     async def renew_all() -> Sequence[Renewed]:
-        renewals = [asyncio.ensure_future(writer.submit(leasing.renew, each)) for each in fleet]
+        renewals = [asyncio.ensure_future(writer.submit(leases.renew, each)) for each in fleet]
         await asyncio.sleep(0)  # All wait in the queue before the writer takes the first.
         writer.start()
         return await asyncio.gather(*renewals)

@@ -13,12 +13,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from registry.db.engine import Database
-from registry.db.writer import WAITING_ROWS_MAX, Writer
+from registry.content.budget import Room
+from registry.content.uploads import UPLOADS_MAX
+from registry.core.records import ArtifactKey, Owner
 from registry.errors import Busy
-from registry.records import ArtifactKey, Owner
-from registry.room import Room
-from registry.uploads import UPLOADS_MAX
+from registry.store.group_commit import WAITING_ROWS_MAX, Writer
+from registry.store.sqlite.engine import Database
 from tests.exchanges import Answer, Line, problem_of, request, running
 from tests.support import Server, checksum, copied, wait_for
 
@@ -199,9 +199,7 @@ def test_a_kept_connection_may_be_silent_for_longer(shared: Server, path: str) -
             time.sleep(4)
 
 
-SOON = (
-    "from registry import cli; from registry.api import server; server.KEEP_ALIVE_S = 1; cli.main()"
-)
+SOON = "from registry import cli; from registry.server import process as server; server.KEEP_ALIVE_S = 1; cli.main()"
 
 
 @pytest.mark.parametrize("path", [f"/v1/metadata/{KEY}", "/live"])

@@ -9,10 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.db import blobs, leasing, observing, releasing, store
-from registry.db.engine import Connection, Database
-from registry.errors import Conflict, ContentMissing, RegistryError
-from registry.records import (
+from registry.core.records import (
     Artifact,
     ArtifactKey,
     Outcome,
@@ -23,6 +20,9 @@ from registry.records import (
     Removal,
     Unregistration,
 )
+from registry.errors import Conflict, ContentMissing, RegistryError
+from registry.store.ops import blobs, file_status, leases, register, release
+from registry.store.sqlite.engine import Connection, Database
 from tests.support import FAULTS, Dump, checksum, dump
 
 Operation = Callable[[Connection, int, Sequence[Any]], Sequence[Any]]
@@ -76,7 +76,7 @@ registrations = st.builds(
     actor=names,
 )
 observations = st.builds(
-    observing.Observation,
+    file_status.Observation,
     st.integers(1, len(OWNERS)),
     st.integers(1, len(KEYS)),
     st.sampled_from(PATHS),
@@ -87,18 +87,18 @@ observations = st.builds(
 uploads = contents.map(lambda each: blobs.Upload(checksum(each), len(each), lambda: each))
 
 OPERATIONS: dict[str, tuple[Operation, st.SearchStrategy[Any]]] = {
-    "register": (store.register, registrations),
-    "unregister": (releasing.unregister, st.builds(Unregistration, owners, names, names)),
+    "register": (register.register, registrations),
+    "unregister": (release.unregister, st.builds(Unregistration, owners, names, names)),
     "remove": (
-        releasing.remove,
+        release.remove,
         st.sampled_from(KEYS).flatmap(
             lambda key: st.builds(Removal, st.just(key.slug), st.just(key.suffix), names, names)
         ),
     ),
     "store_blobs": (blobs.store_blobs, uploads),
-    "observe": (observing.observe, observations),
-    "renew": (leasing.renew, owners),
-    "drain": (leasing.drain, st.builds(leasing.Drain, owners, st.just(5000), names, names)),
+    "observe": (file_status.observe, observations),
+    "renew": (leases.renew, owners),
+    "drain": (leases.drain, st.builds(leases.Drain, owners, st.just(5000), names, names)),
 }
 
 passed_ms = st.sampled_from([0, 1, GRACE_MS - 1, GRACE_MS, GRACE_MS + 1])
@@ -132,7 +132,9 @@ def items_for(conn: Connection, name: str) -> st.SearchStrategy[Any]:
     if name != "observe" or not refs:
         return item
     held = st.sampled_from(refs).flatmap(
-        lambda ref: st.builds(observing.Observation, *map(st.just, ref), st.sampled_from(RefStatus))
+        lambda ref: st.builds(
+            file_status.Observation, *map(st.just, ref), st.sampled_from(RefStatus)
+        )
     )
     return st.one_of(held, held, held, item)
 
@@ -205,7 +207,7 @@ def test_of_two_conflicting_new_registrations_in_one_list_the_first_wins(
         for owner, content in zip(OWNERS, (b"one", b"other"), strict=False)
     )
     with database.write() as conn:
-        won, lost = store.register(conn, START, [first, second])
+        won, lost = register.register(conn, START, [first, second])
     assert isinstance(won, Registered)
     assert won.artifacts[0].outcome is Outcome.CREATED
     assert isinstance(lost, Conflict)
@@ -228,7 +230,7 @@ def test_content_that_one_item_drops_is_missing_for_the_next_of_the_list(
             Registration(OWNERS[0], (moved,)),
             Registration(OWNERS[3], (Artifact(KEYS[1], checksum(b"one")),)),
         ]
-        accepted, refused = store.register(conn, START, items)
+        accepted, refused = register.register(conn, START, items)
     assert isinstance(accepted, Registered)
     assert isinstance(refused, ContentMissing)
     assert refused.missing == (checksum(b"one"),)

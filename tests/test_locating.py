@@ -11,13 +11,13 @@ import pytest
 
 from registry import MetadataArtifactRegistry, Owner
 from registry.config import Settings
-from registry.contents import Body
-from registry.db.engine import Database
-from registry.db.locator import Location
-from registry.db.observing import Observation, observe
+from registry.content.cache import Body
+from registry.core.records import Outcome, RefStatus
 from registry.errors import NotRegistered, Unserveable
-from registry.records import Outcome, RefStatus
-from registry.service import Registry
+from registry.service.registry import Registry
+from registry.store.ops.file_status import Observation, observe
+from registry.store.reads.lookup import Location
+from registry.store.sqlite.engine import Database
 from tests.support import checksum, dump_of
 
 ONE, TWO = (Owner("ns", "backend", "generate", number) for number in (1, 2))

@@ -22,8 +22,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from registry.core.records import ArtifactKey, Drained, Owner, OwnerState, Registered, Renewed
 from registry.errors import Conflict, LeaseGone, Superseded
-from registry.records import ArtifactKey, Drained, Owner, OwnerState, Registered, Renewed
 from tests.fleet import (
     DAY,
     GRACE,

@@ -12,9 +12,9 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from registry.db.sizes import Counted
-from registry.metrics import PREFIX, Metrics
-from registry.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Owner
+from registry.server.metrics import PREFIX, Metrics
+from registry.store.reads.stats import Counted
 from tests.exchanges import Line, running
 from tests.support import Server, checksum, in_place, wait_for
 

@@ -25,8 +25,10 @@ from typer.testing import CliRunner
 
 from registry import __version__
 from registry.cli.db import app as db_app
-from registry.db import backups, schema, sqlite_file, tables
 from registry.errors import Busy, DatabaseRefused, Invalid, StorageUnavailable
+from registry.store import tables
+from registry.store.sqlite import backup as backup_module
+from registry.store.sqlite import inspect, migrate
 from tests.support import ROOT
 
 HEAD = tables.HEAD_REVISION
@@ -40,7 +42,7 @@ Rows = list[tuple[Any, ...]]
 def migrated(tmp_path: Path) -> Path:
     """A new database at the head revision."""
     path = tmp_path / "registry.db"
-    schema.prepare(url_of(path))
+    migrate.prepare(url_of(path))
     return path
 
 
@@ -55,8 +57,8 @@ class Release:
     def running(self) -> Iterator[None]:
         """In this block, the functions of `schema` are those of the later release."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(schema, "HEAD_REVISION", self.head)
-            patch.setattr(schema, "migrations_directory", lambda: self.migrations)
+            patch.setattr(migrate, "HEAD_REVISION", self.head)
+            patch.setattr(migrate, "migrations_directory", lambda: self.migrations)
             yield
 
 
@@ -153,7 +155,7 @@ AT_ONCE = """
 import os, sys, traceback
 from pathlib import Path
 import alembic.command, alembic.ddl.sqlite, sqlalchemy.dialects.sqlite
-from registry.db import schema
+from registry.store.sqlite import migrate as schema
 
 count, url, head, migrations = sys.argv[1:]
 schema.HEAD_REVISION = head
@@ -257,11 +259,11 @@ def test_the_description_of_a_schema_sees_its_constraints(migrated: Path) -> Non
 
 
 def test_a_migrated_database_differs_in_nothing(migrated: Path) -> None:
-    assert schema.check(url_of(migrated)) == []
+    assert migrate.check(url_of(migrated)) == []
 
 
 def test_the_head_of_the_migrations_is_the_one_that_the_tables_name() -> None:
-    known = [each.revision for each in schema.history()]
+    known = [each.revision for each in migrate.history()]
     assert known == [f"{number:04}" for number in range(1, int(HEAD) + 1)]
 
 
@@ -277,7 +279,7 @@ def test_a_new_database_is_ours_durable_and_open_to_old_programs(migrated: Path)
 def test_alembic_in_a_checkout_makes_the_same_database(migrated: Path, tmp_path: Path) -> None:
     alembic("-x", f"url={url_of(tmp_path / 'named.db')}", "upgrade", "head", cwd=tmp_path)
     assert described(tmp_path / "named.db") == described(migrated)
-    assert schema.check(url_of(tmp_path / "named.db")) == []
+    assert migrate.check(url_of(tmp_path / "named.db")) == []
 
 
 def test_alembic_takes_the_database_from_the_environment_or_the_folder(tmp_path: Path) -> None:
@@ -291,13 +293,13 @@ def test_alembic_takes_the_database_from_the_environment_or_the_folder(tmp_path:
             **environment,
         )
         assert done.returncode == 0, done.stderr
-        assert schema.current(url_of(tmp_path / name)) == HEAD
+        assert migrate.current(url_of(tmp_path / name)) == HEAD
 
 
 def test_alembic_writes_the_same_database_as_sql(migrated: Path, tmp_path: Path) -> None:
     execute(tmp_path / "sql.db", alembic("upgrade", "head", "--sql", cwd=tmp_path))
     assert described(tmp_path / "sql.db") == described(migrated)
-    schema.prepare(url_of(tmp_path / "sql.db"))
+    migrate.prepare(url_of(tmp_path / "sql.db"))
     assert rows(tmp_path / "sql.db", "PRAGMA journal_mode") == [("wal",)]
 
 
@@ -389,17 +391,17 @@ def test_check_reports_a_change(case: str, migrated: Path) -> None:
     if case == "a table is missing":
         # Without its settings a database has no revision that one could trust.
         with pytest.raises(DatabaseRefused):
-            schema.check(url_of(migrated))
+            migrate.check(url_of(migrated))
         with connected(migrated) as connection:
             found = schema_differences(connection)
     else:
-        found = schema.check(url_of(migrated))
+        found = migrate.check(url_of(migrated))
     assert len(found) == 1
     assert expected in found[0]
 
 
 def schema_differences(connection: sqlite3.Connection) -> list[str]:
-    from registry.db.differences import find_differences
+    from registry.store.sqlite.differences import find_differences
 
     return find_differences(connection)
 
@@ -409,7 +411,7 @@ def test_check_reports_another_definition(case: str, migrated: Path, tmp_path: P
     old, new, expected = EDITS[case]
     edited = tmp_path / "edited.db"
     rebuild(migrated, edited, lambda sql: sql.replace(old, new))
-    found = schema.check(url_of(edited))
+    found = migrate.check(url_of(edited))
     assert any(sentence.startswith(expected) for sentence in found), found
 
 
@@ -419,7 +421,7 @@ def test_check_does_not_mind_another_spelling(migrated: Path, tmp_path: Path) ->
         return sql.replace("size >= 0", "size>=0 /* none */").replace(") STRICT", ")\n strict")
 
     rebuild(migrated, tmp_path / "respelled.db", respell)
-    assert schema.check(url_of(tmp_path / "respelled.db")) == []
+    assert migrate.check(url_of(tmp_path / "respelled.db")) == []
 
 
 def rebuild(source: Path, target: Path, edit: Callable[[str], str]) -> None:
@@ -443,7 +445,7 @@ def rebuild(source: Path, target: Path, edit: Callable[[str], str]) -> None:
 def test_opening_a_database_at_head_writes_nothing_and_needs_no_alembic(migrated: Path) -> None:
     before = contents(migrated.parent)
     script = (
-        "import sys; from registry.db import schema; schema.prepare(sys.argv[1]); "
+        "import sys; from registry.store.sqlite import migrate as schema; schema.prepare(sys.argv[1]); "
         "assert schema.find_problem(sys.argv[1]) is None; assert 'alembic' not in sys.modules"
     )
     done = run("-c", script, url_of(migrated), cwd=migrated.parent)
@@ -455,18 +457,18 @@ def test_an_empty_file_gets_the_schema(tmp_path: Path) -> None:
     path = tmp_path / "a #1 %41?ü.db"
     path.touch()
     told: list[str] = []
-    schema.prepare(url_of(path), notify=told.append)
+    migrate.prepare(url_of(path), notify=told.append)
     assert told == [f"Made {path} with schema revision {HEAD}."]
-    assert schema.check(url_of(path)) == []
+    assert migrate.check(url_of(path)) == []
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_upgrade_downgrade_and_upgrade_again_end_where_they_began(migrated: Path) -> None:
     before = described(migrated)
-    schema.downgrade(url_of(migrated), "base")
+    migrate.downgrade(url_of(migrated), "base")
     assert described(migrated) == {}
-    assert schema.current(url_of(migrated)) is None
-    schema.upgrade(url_of(migrated))
+    assert migrate.current(url_of(migrated)) is None
+    migrate.upgrade(url_of(migrated))
     assert described(migrated) == before
     assert rows(migrated, "PRAGMA integrity_check") == [("ok",)]
 
@@ -477,12 +479,12 @@ def test_an_upgrade_writes_a_backup_and_keeps_every_row(
     execute(migrated, ROWS)
     told: list[str] = []
     with release(EXPAND).running():
-        schema.prepare(url_of(migrated), notify=told.append)
-        schema.prepare(url_of(migrated), notify=told.append)
+        migrate.prepare(url_of(migrated), notify=told.append)
+        migrate.prepare(url_of(migrated), notify=told.append)
 
     (backup,) = backups_of(migrated)
     assert re.fullmatch(rf"registry\.db\.{HEAD}-\d{{8}}T\d{{6}}Z\.backup", backup.name)
-    assert schema.check(url_of(backup)) == []
+    assert migrate.check(url_of(backup)) == []
     assert rows(backup, "PRAGMA integrity_check") == [("ok",)]
     query = "SELECT instance_id, filename, content FROM holders JOIN blobs USING (checksum)"
     expected = [("18446744073709551615", "config.json", b"{}")]
@@ -498,18 +500,18 @@ def test_a_downgrade_writes_a_backup_of_the_newer_schema(
     migrated: Path, release: Callable[..., Release]
 ) -> None:
     with release(EXPAND).running():
-        schema.prepare(url_of(migrated))
-        schema.downgrade(url_of(migrated), HEAD)
-        assert schema.find_problem(url_of(migrated)) is not None
-    assert schema.check(url_of(migrated)) == []
+        migrate.prepare(url_of(migrated))
+        migrate.downgrade(url_of(migrated), HEAD)
+        assert migrate.find_problem(url_of(migrated)) is not None
+    assert migrate.check(url_of(migrated)) == []
     assert [each.name.split(".")[2][:4] for each in backups_of(migrated)] == [HEAD, NEXT]
 
 
 def test_a_backup_never_takes_the_place_of_a_file(migrated: Path) -> None:
     names = set()
     for _ in range(3):
-        name = backups.find_free_name(migrated, HEAD)
-        backups.write_backup(migrated, name)
+        name = backup_module.find_free_name(migrated, HEAD)
+        backup_module.write_backup(migrated, name)
         names.add(name)
     assert set(backups_of(migrated)) == names
     assert len(names) == 3
@@ -520,10 +522,10 @@ def test_a_backup_that_cannot_be_written_stops_the_upgrade(
 ) -> None:
     taken = migrated.with_name("not a directory")
     taken.touch()
-    monkeypatch.setattr(backups, "find_free_name", lambda path, revision: taken / "x.backup")
+    monkeypatch.setattr(backup_module, "find_free_name", lambda path, revision: taken / "x.backup")
     with release(EXPAND).running(), pytest.raises(StorageUnavailable, match="Nothing was changed"):
-        schema.prepare(url_of(migrated))
-    assert schema.check(url_of(migrated)) == []
+        migrate.prepare(url_of(migrated))
+    assert migrate.check(url_of(migrated)) == []
 
 
 @pytest.mark.parametrize(
@@ -540,8 +542,8 @@ def test_a_failing_revision_leaves_the_old_schema_whole(
     execute(migrated, ROWS)
     later = release(EXPAND, "DROP VIEW holders", "CREATE TABLE more (a)", failing)
     with later.running(), pytest.raises(StorageUnavailable, match="Nothing was changed"):
-        schema.prepare(url_of(migrated))
-    assert schema.check(url_of(migrated)) == []
+        migrate.prepare(url_of(migrated))
+    assert migrate.check(url_of(migrated)) == []
     assert rows(migrated, "SELECT count(*) FROM holders") == [(1,)]
     assert backups_of(migrated) == []
 
@@ -551,8 +553,8 @@ def test_a_revision_with_a_mistake_leaves_the_old_schema_whole(
 ) -> None:
     later = release(EXPAND, code="raise RuntimeError('a mistake')")
     with later.running(), pytest.raises(RuntimeError, match="a mistake"):
-        schema.prepare(url_of(migrated))
-    assert schema.check(url_of(migrated)) == []
+        migrate.prepare(url_of(migrated))
+    assert migrate.check(url_of(migrated)) == []
 
 
 def test_a_revision_that_would_break_a_foreign_key_is_undone(
@@ -563,9 +565,9 @@ def test_a_revision_that_would_break_a_foreign_key_is_undone(
         release("DELETE FROM owners").running(),
         pytest.raises(DatabaseRefused, match="refer to nothing"),
     ):
-        schema.prepare(url_of(migrated))
+        migrate.prepare(url_of(migrated))
     assert rows(migrated, "SELECT count(*) FROM owners") == [(1,)]
-    assert schema.current(url_of(migrated)) == HEAD
+    assert migrate.current(url_of(migrated)) == HEAD
 
 
 def test_an_upgrade_that_is_killed_half_way_leaves_the_old_schema_whole(
@@ -579,7 +581,7 @@ def test_an_upgrade_that_is_killed_half_way_leaves_the_old_schema_whole(
         cwd=checkout_of(later),
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert schema.check(url_of(migrated)) == []
+    assert migrate.check(url_of(migrated)) == []
     assert rows(migrated, "SELECT count(*) FROM holders") == [(1,)]
 
 
@@ -599,7 +601,7 @@ def test_twenty_processes_open_one_new_file_at_once(tmp_path: Path) -> None:
     for round_number in range(3):
         path = tmp_path / f"{round_number}.db"
         prepare_at_once(20, path)
-        assert schema.check(url_of(path)) == []
+        assert migrate.check(url_of(path)) == []
         assert rows(path, "PRAGMA integrity_check") == [("ok",)]
         assert backups_of(path) == []
 
@@ -607,8 +609,8 @@ def test_twenty_processes_open_one_new_file_at_once(tmp_path: Path) -> None:
 def test_twenty_threads_open_one_new_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "registry.db"
     with ThreadPoolExecutor(20) as threads:
-        list(threads.map(lambda _: schema.prepare(url_of(path)), range(20)))
-    assert schema.check(url_of(path)) == []
+        list(threads.map(lambda _: migrate.prepare(url_of(path)), range(20)))
+    assert migrate.check(url_of(path)) == []
 
 
 def test_of_many_upgrades_at_once_one_does_the_work_and_all_end_well(
@@ -617,7 +619,7 @@ def test_of_many_upgrades_at_once_one_does_the_work_and_all_end_well(
     execute(migrated, ROWS)
     later = release(EXPAND)
     prepare_at_once(6, migrated, later.head, later.migrations)
-    assert schema.current(url_of(migrated)) == NEXT
+    assert migrate.current(url_of(migrated)) == NEXT
     assert len(backups_of(migrated)) == 1
     assert rows(migrated, "SELECT count(*) FROM events") == [(1,)]
 
@@ -629,15 +631,15 @@ def test_an_upgrade_waits_for_a_writer_and_keeps_what_it_wrote(
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("INSERT INTO settings VALUES ('last_sweep_at', '7')")
         with monkeypatch.context() as patch:
-            patch.setattr(schema, "LOCK_TIMEOUT_S", 0.02)
+            patch.setattr(migrate, "LOCK_TIMEOUT_S", 0.02)
             with pytest.raises(Busy, match=re.escape(str(migrated))):
-                schema.prepare(url_of(migrated))
+                migrate.prepare(url_of(migrated))
         with ThreadPoolExecutor(1) as thread:
-            upgraded = thread.submit(schema.prepare, url_of(migrated))
+            upgraded = thread.submit(migrate.prepare, url_of(migrated))
             writer.execute("COMMIT")
             upgraded.result(timeout=30)
     assert rows(migrated, "SELECT value FROM settings WHERE name = 'last_sweep_at'") == [("7",)]
-    assert schema.current(url_of(migrated)) == NEXT
+    assert migrate.current(url_of(migrated)) == NEXT
 
 
 def test_a_schema_that_is_only_in_the_log_is_seen(tmp_path: Path) -> None:
@@ -646,10 +648,10 @@ def test_a_schema_that_is_only_in_the_log_is_seen(tmp_path: Path) -> None:
         reader.execute("PRAGMA journal_mode = WAL").fetchall()
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM sqlite_master").fetchall()
-        schema.prepare(url_of(path))
+        migrate.prepare(url_of(path))
         assert int.from_bytes(path.read_bytes()[68:72]) == 0  # Its application id.
-        assert schema.current(url_of(path)) == HEAD
-        assert schema.find_problem(url_of(path)) is None
+        assert migrate.current(url_of(path)) == HEAD
+        assert migrate.find_problem(url_of(path)) is None
 
 
 # Newer databases
@@ -659,11 +661,11 @@ def test_a_newer_database_that_admits_this_program_is_opened_as_it_is(
     migrated: Path, release: Callable[..., Release]
 ) -> None:
     with release(EXPAND).running():
-        schema.prepare(url_of(migrated))
+        migrate.prepare(url_of(migrated))
     before = contents(migrated.parent)
-    schema.prepare(url_of(migrated))
-    schema.upgrade(url_of(migrated))
-    assert schema.find_problem(url_of(migrated)) is None
+    migrate.prepare(url_of(migrated))
+    migrate.upgrade(url_of(migrated))
+    assert migrate.find_problem(url_of(migrated)) is None
     assert contents(migrated.parent) == before
 
 
@@ -672,16 +674,16 @@ def test_a_database_that_needs_a_newer_program_is_refused_and_left_as_it_is(
     oldest: str | None, migrated: Path, release: Callable[..., Release]
 ) -> None:
     with release(EXPAND).running():
-        schema.prepare(url_of(migrated))
+        migrate.prepare(url_of(migrated))
     execute(migrated, "INSERT INTO settings VALUES ('program_version', '7.8.9')")
     set_oldest_program(migrated, oldest)
     before = contents(migrated.parent)
     with pytest.raises(DatabaseRefused) as refused:
-        schema.prepare(url_of(migrated))
+        migrate.prepare(url_of(migrated))
     for expected in (NEXT, "7.8.9", HEAD, __version__, "Install a newer version", "backup"):
         assert expected in refused.value.detail
-    assert schema.find_problem(url_of(migrated)) == refused.value.detail
-    for change in (schema.upgrade, schema.downgrade):
+    assert migrate.find_problem(url_of(migrated)) == refused.value.detail
+    for change in (migrate.upgrade, migrate.downgrade):
         with pytest.raises(DatabaseRefused):
             change(url_of(migrated), HEAD)
     assert contents(migrated.parent) == before
@@ -702,26 +704,26 @@ def test_a_newer_program_may_be_faster_to_make_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with release(EXPAND).running():
-        schema.prepare(url_of(migrated))
+        migrate.prepare(url_of(migrated))
     set_oldest_program(migrated, oldest)
-    first_sees(monkeypatch, sqlite_file.NOTHING)
+    first_sees(monkeypatch, inspect.NOTHING)
     if oldest == HEAD:
-        schema.prepare(url_of(migrated))
+        migrate.prepare(url_of(migrated))
     else:
         with pytest.raises(DatabaseRefused, match="Install a newer version"):
-            schema.prepare(url_of(migrated))
+            migrate.prepare(url_of(migrated))
 
 
-def first_sees(monkeypatch: pytest.MonkeyPatch, found: sqlite_file.Found) -> None:
+def first_sees(monkeypatch: pytest.MonkeyPatch, found: inspect.Found) -> None:
     """The first look answers this: the file changes between it and what follows."""
     looks = iter([found])
-    monkeypatch.setattr(schema, "look", lambda path: next(looks, None) or sqlite_file.look(path))
+    monkeypatch.setattr(migrate, "look", lambda path: next(looks, None) or inspect.look(path))
 
 
 def test_a_revision_that_nobody_made_is_refused(migrated: Path) -> None:
     execute(migrated, "UPDATE alembic_version SET version_num = 'a1b2c3'")
     with pytest.raises(DatabaseRefused, match="a1b2c3"):
-        schema.prepare(url_of(migrated))
+        migrate.prepare(url_of(migrated))
 
 
 # Files that are not ours
@@ -759,7 +761,7 @@ def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(kind: str, tmp_pat
     path = tmp_path / "registry.db"
     FOREIGN[kind](path)
     before = contents(tmp_path)
-    for use in (schema.prepare, schema.upgrade, schema.current, schema.check):
+    for use in (migrate.prepare, migrate.upgrade, migrate.current, migrate.check):
         with pytest.raises(DatabaseRefused, match=re.escape(str(path))):
             use(url_of(path))
     assert contents(tmp_path) == before
@@ -776,7 +778,7 @@ def test_a_database_that_another_program_has_open_is_left_as_it_is(
             other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         before = contents(tmp_path)
         with pytest.raises(DatabaseRefused, match="another program"):
-            schema.prepare(url_of(path))
+            migrate.prepare(url_of(path))
         after = contents(tmp_path)
         del before["registry.db-shm"], after["registry.db-shm"]  # Where readers leave marks.
         assert after == before
@@ -788,9 +790,9 @@ def test_a_database_that_appears_while_one_is_being_made_is_left_as_it_is(
     path = tmp_path / "registry.db"
     execute(path, "CREATE TABLE other (a)")
     before = contents(tmp_path)
-    first_sees(monkeypatch, sqlite_file.NOTHING)
+    first_sees(monkeypatch, inspect.NOTHING)
     with pytest.raises(DatabaseRefused, match="another program"):
-        schema.prepare(url_of(path))
+        migrate.prepare(url_of(path))
     assert contents(tmp_path) == before
 
 
@@ -798,9 +800,9 @@ def test_a_database_that_disappears_before_it_is_upgraded_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "registry.db"
-    first_sees(monkeypatch, sqlite_file.Found("0000", "0000", None, has_wal=True))
-    schema.prepare(url_of(path))
-    assert schema.check(url_of(path)) == []
+    first_sees(monkeypatch, inspect.Found("0000", "0000", None, has_wal=True))
+    migrate.prepare(url_of(path))
+    assert migrate.check(url_of(path)) == []
 
 
 def test_what_cannot_be_a_database_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -820,32 +822,32 @@ def test_what_cannot_be_a_database_is_refused_with_what_to_do(tmp_path: Path) ->
         "nonsense": "sqlite:///PATH",
     }.items():
         with pytest.raises(DatabaseRefused, match=expected):
-            schema.prepare(url)
-        assert schema.find_problem(url)
+            migrate.prepare(url)
+        assert migrate.find_problem(url)
 
 
 def test_an_old_sqlite_library_is_refused(migrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 37, 2))
     with pytest.raises(DatabaseRefused, match=r"needs 3\.38"):
-        schema.prepare(url_of(migrated))
+        migrate.prepare(url_of(migrated))
 
 
 def test_a_damaged_database_is_refused(migrated: Path) -> None:
     whole = migrated.read_bytes()
     migrated.write_bytes(whole[:4096] + b"\xff" * 4096 + whole[8192:])
     with pytest.raises(DatabaseRefused, match="damaged"):
-        schema.check(url_of(migrated))
+        migrate.check(url_of(migrated))
     migrated.write_bytes(whole[:4096])
     with pytest.raises(DatabaseRefused, match="damaged"):
-        schema.prepare(url_of(migrated))
-    assert schema.find_problem(url_of(migrated))
+        migrate.prepare(url_of(migrated))
+    assert migrate.find_problem(url_of(migrated))
 
 
 def test_a_file_or_directory_that_may_not_be_written_is_refused() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         path = directory / "registry.db"
-        schema.prepare(url_of(path))
+        migrate.prepare(url_of(path))
         for file_mode, directory_mode, expected in (
             (0o444, 0o777, "Give the user both rights"),
             (0o666, 0o555, "give the user write access"),
@@ -853,9 +855,9 @@ def test_a_file_or_directory_that_may_not_be_written_is_refused() -> None:
             path.chmod(file_mode)
             directory.chmod(directory_mode)
             with without_privileges(), pytest.raises(DatabaseRefused, match=expected):
-                schema.prepare(url_of(path))
+                migrate.prepare(url_of(path))
         with without_privileges(), pytest.raises(DatabaseRefused, match="give the user write"):
-            schema.prepare(url_of(directory / "new.db"))
+            migrate.prepare(url_of(directory / "new.db"))
         directory.chmod(0o755)
 
 
@@ -874,17 +876,17 @@ def without_privileges() -> Iterator[None]:
 
 def test_a_missing_database_has_no_revision_and_is_not_made_by_looking(tmp_path: Path) -> None:
     url = url_of(tmp_path / "registry.db")
-    assert schema.current(url) is None
+    assert migrate.current(url) is None
     with pytest.raises(DatabaseRefused, match="db upgrade"):
-        schema.check(url)
+        migrate.check(url)
     with pytest.raises(DatabaseRefused, match="nothing to take back"):
-        schema.downgrade(url, "base")
-    assert schema.find_problem(url)
+        migrate.downgrade(url, "base")
+    assert migrate.find_problem(url)
     assert contents(tmp_path) == {}
 
 
 def test_a_revision_that_does_not_exist_is_refused(migrated: Path) -> None:
-    for change in (schema.upgrade, schema.downgrade):
+    for change in (migrate.upgrade, migrate.downgrade):
         with pytest.raises(Invalid, match=HEAD):
             change(url_of(migrated), "9999")
 

@@ -15,9 +15,7 @@ from typing import Any
 import pytest
 
 from registry.client import RegistryClient
-from registry.db import queries
-from registry.db.engine import Database
-from registry.records import (
+from registry.core.records import (
     ArtifactKey,
     EventFilter,
     EventKind,
@@ -26,6 +24,8 @@ from registry.records import (
     Model,
     Owner,
 )
+from registry.store.reads import queries
+from registry.store.sqlite.engine import Database
 from tests.commands import Done, run_here
 from tests.support import Server, checksum, in_place, sql, wait_for
 
@@ -242,7 +242,7 @@ LENGTH = 200_000
 @pytest.fixture(scope="module")
 def long_journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """A long journal. A busy owner has half of it, a popular slug a quarter."""
-    from registry.db.schema import prepare
+    from registry.store.sqlite.migrate import prepare
 
     path = tmp_path_factory.mktemp("journal") / "registry.db"
     prepare(f"sqlite:///{path}")

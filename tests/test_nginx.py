@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from registry.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Owner
 from tests.support import JSON, ROOT, Server, assert_sound, owner_body, wait_for
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/bin")

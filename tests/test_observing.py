@@ -6,11 +6,11 @@ import asyncio
 from pathlib import Path
 
 from registry.config import Settings
-from registry.db import store
-from registry.db.engine import Database
-from registry.db.observing import Observation
-from registry.records import Artifact, ArtifactKey, Owner, RefStatus, Registration
-from registry.service import Registry
+from registry.core.records import Artifact, ArtifactKey, Owner, RefStatus, Registration
+from registry.service.registry import Registry
+from registry.store.ops import register
+from registry.store.ops.file_status import Observation
+from registry.store.sqlite.engine import Database
 from tests.exchanges import journal
 from tests.support import checksum
 
@@ -40,7 +40,7 @@ def test_what_is_seen_while_a_look_is_put_down_is_put_down_behind_it(
     with database.write() as conn:
         artifact = Artifact(KEY, checksum(b""), 0, str(file))
         item = Registration(Owner("n", "c", "e", 1), (artifact,), None)
-        store.register(conn, conn.now, [item])
+        register.register(conn, conn.now, [item])
     asyncio.run(scenario())
     told = [event["kind"] for event in journal(Path(database.path), "missing", "restored")]
     assert told == ["missing", "restored"]

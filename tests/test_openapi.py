@@ -19,16 +19,16 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
-from registry.api.app import create_app
-from registry.api.describing import Call
-from registry.api.http import PAGE_MAX, STATUS
-from registry.api.openapi import Security, document
-from registry.api.routes import CALLS
 from registry.config import Settings
-from registry.db.tables import events
+from registry.core.records import ArtifactKey, EventKind, Owner
 from registry.errors import error_classes
-from registry.records import ArtifactKey, EventKind, Owner
-from registry.tokens import Role, create
+from registry.server.app import create_app
+from registry.server.http import PAGE_MAX, STATUS
+from registry.server.openapi.document import Security, document
+from registry.server.openapi.spec import Call
+from registry.server.routes.table import CALLS
+from registry.server.tokens import Role, create
+from registry.store.tables import events
 from tests.support import ROOT, Server, assert_sound
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.db import leasing, store, sweeping
-from registry.db.engine import Connection, Database, system_clock
-from registry.db.sweeping import Sweep
-from registry.db.variables import Policy
-from registry.records import LEASE_MAX_MS, Artifact, Owner, Registration, Renewed
-from registry.sweeper import Sweeper
+from registry.core.records import LEASE_MAX_MS, Artifact, Owner, Registration, Renewed
+from registry.service.sweeper import Sweeper
+from registry.store.ops import expire, register
+from registry.store.ops import leases as leases_module
+from registry.store.ops.expire import Sweep
+from registry.store.ops.settings_table import Policy
+from registry.store.sqlite.engine import Connection, Database, system_clock
 from tests.fleet import (
     DAY,
     GRACE,
@@ -298,7 +299,7 @@ class Fleet:
         self.conn, self.now, self.lived = conn, START, 0
         self.alive, self.dead = FLEET[:8], set(FLEET[8:])
         content = Artifact(key(), "blake3:" + "0" * 64, 2, "/models/config.json")
-        store.register(conn, self.now, [Registration(each, (content,), LEASE) for each in FLEET])
+        register.register(conn, self.now, [Registration(each, (content,), LEASE) for each in FLEET])
         self.sweep()
 
     def live_for(self, duration: int) -> None:
@@ -306,12 +307,12 @@ class Fleet:
         for _ in range(-(-duration // (20 * SECOND))):
             self.now += 20 * SECOND
             self.lived += 20 * SECOND
-            for outcome in leasing.renew(self.conn, self.now, self.alive):
+            for outcome in leases_module.renew(self.conn, self.now, self.alive):
                 assert isinstance(outcome, Renewed)
             self.sweep()
 
     def sweep(self) -> None:
-        (swept,) = sweeping.sweep(self.conn, self.now, [Sweep(force=True)])
+        (swept,) = expire.sweep(self.conn, self.now, [Sweep(force=True)])
         for each in swept.ended:
             assert each.owner in self.dead
             assert self.lived >= LEASE + GRACE

@@ -25,11 +25,9 @@ from hypothesis.stateful import (
 )
 
 from registry import MetadataArtifactRegistry
-from registry.db import blobs, releasing, store
-from registry.db.engine import Database
-from registry.errors import Conflict, NotRegistered
-from registry.manifests import prepare as prepare_manifest
-from registry.records import (
+from registry.content.manifest import prepare as prepare_manifest
+from registry.content.roots import ArtifactRoots
+from registry.core.records import (
     Artifact,
     ArtifactKey,
     Kept,
@@ -42,7 +40,11 @@ from registry.records import (
     Source,
     Unregistration,
 )
-from registry.roots import ArtifactRoots
+from registry.errors import Conflict, NotRegistered
+from registry.store.ops import blobs
+from registry.store.ops import register as register_ops
+from registry.store.ops import release as release_module
+from registry.store.sqlite.engine import Database
 from tests.support import assert_sound, checksum, sql
 
 OWNERS = [
@@ -178,7 +180,7 @@ class Ownership(RuleBasedStateMachine):
         holders = {key: self.model.holders(key) for key in lines}
         registration = Registration(owner, self.artifacts(lines), lease_ttl_ms=60_000)
         with self.database.write() as conn:
-            outcome = store.register(conn, conn.now, [registration])[0]
+            outcome = register_ops.register(conn, conn.now, [registration])[0]
         if self.model.register(owner, lines):
             assert isinstance(outcome, Registered)
             assert [each.outcome for each in outcome.artifacts] == before
@@ -201,7 +203,7 @@ class Ownership(RuleBasedStateMachine):
         expected = [self.expect_release_of(owner) for owner in (first, second)]
         with self.database.write() as conn:
             items = [Unregistration(first), Unregistration(second)]
-            receipts = releasing.unregister(conn, conn.now, items)
+            receipts = release_module.unregister(conn, conn.now, items)
         for receipt, each in zip(receipts, expected, strict=True):
             assert_same_receipt(receipt, each)
 
@@ -411,10 +413,10 @@ def test_a_repeated_upload_protects_content_for_another_grace_period(database: D
         with database.write() as conn:
             conn.run_text("DELETE FROM blobs")
             blobs.store_blobs(conn, 0, [item])
-            store.register(conn, 0, [registration])
+            register_ops.register(conn, 0, [registration])
             if again_at is not None:
                 assert blobs.store_blobs(conn, again_at, [item]) == [False]
-            releasing.unregister(conn, at, [Unregistration(OWNERS[0])])
+            release_module.unregister(conn, at, [Unregistration(OWNERS[0])])
             return blobs.find_content(conn, checksum(content)) is not None
 
     with database.write() as conn:

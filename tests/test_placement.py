@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import placement
-from registry.client.placement import Placed, place
+from registry.client import install
+from registry.client.install import Placed, place
+from registry.core.hashing import checksum_of
 from registry.errors import ChecksumMismatch, FileUnreadable
-from registry.files import checksum_of
 
 CONTENTS = {"config.json": b"{}", "tokenizer.json": b"[1]" * 100_000, "copy.json": b"{}"}
 
@@ -129,7 +129,7 @@ def test_an_interrupted_staging_leaves_nothing(
     def interrupt(directory: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(placement, "sync_directory", interrupt)
+    monkeypatch.setattr(install, "sync_directory", interrupt)
     with pytest.raises(KeyboardInterrupt):
         place(files, tmp_path / "new")
     assert os.listdir(tmp_path) == ["cache"]

@@ -16,8 +16,8 @@ import httpx2
 import pytest
 
 from registry import MetadataArtifactRegistry
+from registry.core.records import ArtifactKey, Outcome, Owner
 from registry.errors import NotRegistered
-from registry.records import ArtifactKey, Outcome, Owner
 from tests.support import Server, assert_sound, checksum, copied, in_place, owner_body, sql
 
 SERVICES = 2
@@ -35,7 +35,9 @@ SHARED = ArtifactKey("shared", "_base", "config.json")
 
 # A clean process that has the registry loaded, from which others are forked at once.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["registry.embedded", "alembic.command", "registry.db.schema"])
+processes.set_forkserver_preload(
+    ["registry.service.embedded", "alembic.command", "registry.store.sqlite.migrate"]
+)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from registry.records import ArtifactKey
+from registry.core.records import ArtifactKey
 from tests.exchanges import Line, journal, key_of, new_slug, problem_of, running, worker
 from tests.support import Server, checksum, copied, in_place
 

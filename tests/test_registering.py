@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from registry.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Owner
 from tests.exchanges import (
     Line,
     journal,

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 from registry.client.attach import attach
 from registry.client.cache import BlobCache
 from registry.client.client import RegistryClient
+from registry.client.download import Receiver
 from registry.client.protocol import Endpoint
-from registry.client.receiving import Receiver
 from registry.client.resolver import (
     Download,
     FetchLimits,
@@ -34,6 +34,8 @@ from registry.client.resolver import (
     files_of,
 )
 from registry.client.retries import RetryPolicy
+from registry.core.hashing import FileContent, checksum_of
+from registry.core.records import ArtifactKey, Owner
 from registry.discovery.cards import Card, CardFile, make_card
 from registry.errors import (
     ChecksumMismatch,
@@ -45,8 +47,6 @@ from registry.errors import (
     TooLarge,
     Unserveable,
 )
-from registry.files import FileContent, checksum_of
-from registry.records import ArtifactKey, Owner
 from tests.exchanges import new_slug, running
 from tests.fileservers import SLUG, FileServer, Manner, Request, begin, well
 from tests.models import TEXT, make_model

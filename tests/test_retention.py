@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from registry.db import retention, store
-from registry.db.blobs import find_content
+from registry.core.records import Artifact, Registration
 from registry.errors import LeaseGone
-from registry.records import Artifact, Registration
-from registry.sweeper import Sweeper
+from registry.service.sweeper import Sweeper
+from registry.store.ops import prune, register
+from registry.store.ops.blobs import find_content
 from tests.fleet import (
     DAY,
     HOUR,
@@ -87,11 +87,11 @@ def test_ids_of_pruned_owners_are_never_given_again(world: World) -> None:
 def test_many_tombstones_go_in_bounded_batches(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "TOMBSTONES_PER_PRUNE", 10)
+    monkeypatch.setattr(prune, "TOMBSTONES_PER_PRUNE", 10)
     for owner in world.attach_many(worker(number) for number in range(25)):
         world.unregister(owner)
     world.clock.now += DAY
-    pruned = [world.do(retention.prune, retention.Prune()) for _ in range(3)]
+    pruned = [world.do(prune.prune, prune.Prune()) for _ in range(3)]
     assert [each.tombstones for each in pruned] == [10, 10, 5]
     assert [each.more for each in pruned] == [True, True, False]
     world.assert_healthy()
@@ -158,12 +158,12 @@ def test_the_journal_is_pruned_in_stretches_and_from_its_start_again_every_hour(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What had to stay is not looked at in every sweep, and it goes in the end."""
-    monkeypatch.setattr(retention, "EVENTS_PER_PRUNE", 5)
+    monkeypatch.setattr(prune, "EVENTS_PER_PRUNE", 5)
     world.adopt(journal_retention_ms=0)
     fleet = [worker(number) for number in range(4)]
     for owner in fleet:
         world.attach(owner, lease=None)  # Three events each, the last of which explains the ref.
-    pruned = [world.do(retention.prune, retention.Prune()) for _ in range(3)]
+    pruned = [world.do(prune.prune, prune.Prune()) for _ in range(3)]
     assert [(each.events, each.more) for each in pruned] == [(4, True), (3, True), (1, False)]
     assert event_ids(world) == [3, 6, 9, 12]
     assert world.variable("journal_pruned_to") == "12"
@@ -244,14 +244,14 @@ def test_an_upload_that_is_repeated_or_registered_meanwhile_stays(world: World) 
         world.upload(content)
     world.clock.now += UPLOAD_GRACE
     with world.database.read() as conn:
-        abandoned = retention.find_abandoned(conn, conn.now)
+        abandoned = prune.find_abandoned(conn, conn.now)
     assert set(abandoned) == {checksum(content) for content in contents}
     world.upload(b"repeated")
     world.do(
-        store.register,
+        register.register,
         Registration(MINE, (Artifact(CONFIG, checksum(b"registered")),)),
     )
-    world.do(retention.prune, retention.Prune(abandoned))
+    world.do(prune.prune, prune.Prune(abandoned))
     with world.database.read() as conn:
         left = [find_content(conn, checksum(content)) for content in contents]
     assert left == [None, b"repeated", b"registered"]
@@ -273,7 +273,7 @@ def test_content_that_was_let_go_within_its_upload_grace_is_pruned_behind_it(
 
 
 def test_many_uploads_go_in_bounded_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "BLOBS_PER_PRUNE", 10)
+    monkeypatch.setattr(prune, "BLOBS_PER_PRUNE", 10)
     for number in range(25):
         world.upload(str(number).encode())
     world.clock.now += UPLOAD_GRACE
@@ -314,7 +314,7 @@ def test_a_service_with_much_to_prune_does_not_miss_its_next_sweep(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stops after a pause and goes on behind the next sweep, from where it was."""
-    monkeypatch.setattr(retention, "EVENTS_PER_PRUNE", 1)
+    monkeypatch.setattr(prune, "EVENTS_PER_PRUNE", 1)
     monkeypatch.setattr(Sweeper, "pause_s", 0.0)
     old_things(world)
     count = len(event_ids(world))

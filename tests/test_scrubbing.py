@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from registry import files, sweeper
-from registry.db import store
-from registry.db.locator import Location
-from registry.records import Artifact, ArtifactKey, Owner, Registered, Registration
-from registry.service import Registry
-from registry.sweeper import Sweeper
+from registry.core import hashing
+from registry.core.records import Artifact, ArtifactKey, Owner, Registered, Registration
+from registry.service import sweeper
+from registry.service.registry import Registry
+from registry.service.sweeper import Sweeper
+from registry.store.ops import register
+from registry.store.reads.lookup import Location
 from tests.fleet import DAY, INTERVAL, MINUTE, SECOND, START, Service, World, key, worker
 from tests.support import wait_for
 
@@ -35,11 +36,11 @@ def hold_file(
 ) -> None:
     """Register a file in place, as it is now."""
     path.write_bytes(content)
-    found = files.hash_file(str(path), max_bytes=1 << 30)
+    found = hashing.hash_file(str(path), max_bytes=1 << 30)
     artifact = Artifact(
         each or key(path.name), found.checksum, found.size, str(path), found.identity
     )
-    outcome = world.do(store.register, Registration(owner, (artifact,)))
+    outcome = world.do(register.register, Registration(owner, (artifact,)))
     assert isinstance(outcome, Registered)
 
 

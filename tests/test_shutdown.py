@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from registry.api.server import SHUTDOWN_S
-from registry.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Owner
+from registry.server.process import SHUTDOWN_S
 from tests.exchanges import Line, request, traceback_of
 from tests.support import Server, checksum, copied, sql, wait_for
 

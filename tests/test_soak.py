@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from registry.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Owner
 from tests.fleet import DAY, GRACE, HOUR, INTERVAL, LEASE, SECOND, World, key, worker, worst_of
 from tests.support import Server, checksum, sql, wait_for
 
@@ -120,8 +120,8 @@ WORKER = """
     import signal, sys, time
     from registry.client.client import RegistryClient
     from registry.errors import ContentMissing
-    from registry.files import checksum_of
-    from registry.records import ArtifactKey, Offer, Owner
+    from registry.core.hashing import checksum_of
+    from registry.core.records import ArtifactKey, Offer, Owner
 
     url, instance = sys.argv[1:]
     base = Owner("dynamo", "backend", "generate", int(instance))

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from registry.db.asking import Answers, ask
-from registry.db.schema import prepare
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
+from registry.store.sqlite.adhoc_sql import Answers, ask
+from registry.store.sqlite.migrate import prepare
 from tests.commands import Done, run_here
 from tests.support import assert_sound, dump_of, sql
 
@@ -236,6 +236,6 @@ def test_a_read_only_connection_is_read_only_also_where_its_statements_are_not_l
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three bars stand one behind the other; this is the last one alone."""
-    monkeypatch.setattr("registry.db.asking._is_allowed", lambda *arguments: True)
+    monkeypatch.setattr("registry.store.sqlite.adhoc_sql._is_allowed", lambda *arguments: True)
     with pytest.raises(RegistryError, match="read-only"):
         asked(path, "INSERT INTO settings VALUES ('a', 'b')")

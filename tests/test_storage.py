@@ -20,12 +20,12 @@ from typing import Any
 import httpx2
 import pytest
 
-from registry.db import presence, schema
-from registry.db.engine import Database
-from registry.db.locator import LOOK_EVERY_S
-from registry.db.presence import REPEATED_AFTER_S
+from registry.core.records import ArtifactKey, Owner
 from registry.errors import RegistryError, StorageUnavailable
-from registry.records import ArtifactKey, Owner
+from registry.store.reads.lookup import LOOK_EVERY_S
+from registry.store.sqlite import file_guard, migrate
+from registry.store.sqlite.engine import Database
+from registry.store.sqlite.file_guard import REPEATED_AFTER_S
 from tests.commands import run_here
 from tests.support import Server, assert_sound, copied, dump_of, sql, wait_for
 
@@ -224,8 +224,8 @@ def foreign(path: Path) -> None:
 
 
 def older(path: Path) -> None:
-    schema.prepare(f"sqlite:///{path}")
-    schema.downgrade(f"sqlite:///{path}", "0001")
+    migrate.prepare(f"sqlite:///{path}")
+    migrate.downgrade(f"sqlite:///{path}", "0001")
     for backup in path.parent.glob(f"{path.name}.0*"):
         backup.unlink()
 
@@ -399,7 +399,7 @@ def test_a_full_disk_refuses_writes_keeps_what_was_acknowledged_and_is_left_behi
 def test_a_backup_on_a_full_disk_is_refused_and_leaves_nothing(
     small_disk: Path, database_path: Path
 ) -> None:
-    schema.prepare(f"sqlite:///{database_path}")
+    migrate.prepare(f"sqlite:///{database_path}")
     fill(small_disk)
     url = f"sqlite:///{database_path}"
     done = run_here("db", "backup", small_disk / "copy", REGISTRY_DATABASE_URL=url)
@@ -466,7 +466,7 @@ def test_a_service_that_may_not_write_its_database_does_not_start_and_says_why(
     home: Path, file_mode: int, folder_mode: int
 ) -> None:
     path = home / "registry.db"
-    schema.prepare(f"sqlite:///{path}")
+    migrate.prepare(f"sqlite:///{path}")
     path.chmod(file_mode)
     home.chmod(folder_mode)
     with pytest.raises(AssertionError, match="by this user"):
@@ -480,8 +480,8 @@ def test_a_service_that_may_not_write_its_database_does_not_start_and_says_why(
 def watched(database_path: Path) -> Iterator[Database]:
     """A database as the service opens it."""
     url = f"sqlite:///{database_path}"
-    schema.prepare(url)
-    database = Database(url, busy_timeout_s=5, accept=schema.acceptor(url))
+    migrate.prepare(url)
+    database = Database(url, busy_timeout_s=5, accept=migrate.acceptor(url))
     yield database
     database.close()
 
@@ -526,7 +526,7 @@ def test_a_write_that_waited_while_the_database_was_replaced_goes_to_the_new_one
         waits.set()
         return pause(low, high)
 
-    monkeypatch.setattr("registry.db.engine.random.uniform", waiting)
+    monkeypatch.setattr("registry.store.sqlite.engine.random.uniform", waiting)
     with sql(database_path) as other:
         other.execute("BEGIN IMMEDIATE")
         thread = threading.Thread(target=write, args=(watched, "waited"))
@@ -555,7 +555,7 @@ def test_connections_that_were_in_use_are_closed_when_they_come_back(
 def test_a_removed_log_is_written_back_only_when_no_other_connection_is_in_use(
     watched: Database, database_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(presence, "REPEATED_AFTER_S", 0.0)
+    monkeypatch.setattr(file_guard, "REPEATED_AFTER_S", 0.0)
     write(watched, "kept")
     with watched.read() as reader:
         assert reader.run_text("SELECT count(*) FROM settings WHERE name = 'kept'") == [(1,)]
@@ -616,7 +616,7 @@ def test_what_fails_is_logged_once_and_again_when_it_works(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("registry.db.driver.CALM_S", 0.0)
+    monkeypatch.setattr("registry.store.sqlite.errors.CALM_S", 0.0)
     write(watched, "before")
     away = database_path.with_name("away")
     database_path.rename(away)

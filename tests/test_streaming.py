@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.records import ArtifactKey
+from registry.core.records import ArtifactKey
 from tests.exchanges import Line, key_of, new_slug, problem_of, running, worker
 from tests.support import Server, checksum, in_place, sql, wait_for
 

@@ -19,8 +19,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from registry.db.engine import system_clock
-from registry.records import Owner
+from registry.core.records import Owner
+from registry.store.sqlite.engine import system_clock
 from tests.fleet import GRACE, LEASE, Clock, World, key, worker, worst_of
 from tests.support import Server, assert_sound, copied, dump_of, sql, wait_for
 
@@ -191,7 +191,7 @@ WORKER = """
     import sys, time
     from registry.client.client import RegistryClient
     from registry.errors import LeaseGone
-    from registry.records import ArtifactKey, Offer, Owner
+    from registry.core.records import ArtifactKey, Offer, Owner
 
     url, checksum = sys.argv[1:]
     mine = Owner("dynamo", "backend", "generate", 1)

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from registry.config import Settings
-from registry.db import sweeping
-from registry.db.engine import system_clock
-from registry.db.sweeping import Ending, Sweep, Swept
-from registry.db.variables import Policy, policy_of, read_variables
+from registry.core.records import OwnerState, Renewed
 from registry.errors import LeaseGone
-from registry.records import OwnerState, Renewed
-from registry.sweeper import Sweeper, pause_s, policy_from
+from registry.service.sweeper import Sweeper, pause_s, policy_from
+from registry.store.ops import expire
+from registry.store.ops.expire import Ending, Sweep, Swept
+from registry.store.ops.settings_table import Policy, policy_of, read_variables
+from registry.store.sqlite.engine import system_clock
 from tests.fleet import (
     GRACE,
     HOUR,
@@ -125,18 +125,18 @@ def test_a_renewal_between_two_batches_is_not_overlooked(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each batch judges again under the write lock."""
-    monkeypatch.setattr(sweeping, "OWNERS_PER_SWEEP", 2)
+    monkeypatch.setattr(expire, "OWNERS_PER_SWEEP", 2)
     world.adopt(brake_percent=100)
     fleet = world.attach_many(worker(number) for number in range(5))
     world.sweep()
     world.sweeping_for(LEASE + GRACE - 1)
     world.clock.now += 1
-    first = world.do(sweeping.sweep, Sweep(force=True))
+    first = world.do(expire.sweep, Sweep(force=True))
     assert ([each.owner for each in first.ended], first.more) == (fleet[:2], True)
     gone, renewed = world.renew(fleet[0], fleet[3])
     assert isinstance(gone, LeaseGone)
     assert isinstance(renewed, Renewed)
-    second = world.do(sweeping.sweep, Sweep(repeated=True))
+    second = world.do(expire.sweep, Sweep(repeated=True))
     assert [each.owner for each in second.ended] == [fleet[2], fleet[4]]
     assert world.live() == {fleet[3]}
     world.assert_healthy()
@@ -146,8 +146,8 @@ def test_batches_are_bounded_by_owners_and_by_refs(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At least one owner goes in each, however much it holds."""
-    monkeypatch.setattr(sweeping, "OWNERS_PER_SWEEP", 4)
-    monkeypatch.setattr(sweeping, "REFS_PER_SWEEP", 10)
+    monkeypatch.setattr(expire, "OWNERS_PER_SWEEP", 4)
+    monkeypatch.setattr(expire, "REFS_PER_SWEEP", 10)
     world.adopt(brake_percent=100)
     for numbers, files in ((range(6), 1), (range(6, 9), 4), (range(9, 11), 20)):
         world.attach_many((worker(number) for number in numbers), files=files)
@@ -157,7 +157,7 @@ def test_batches_are_bounded_by_owners_and_by_refs(
     batches: list[tuple[int, int]] = []
     item, more = Sweep(force=True), True
     while more:
-        done = world.do(sweeping.sweep, item)
+        done = world.do(expire.sweep, item)
         batches.append((len(done.ended), done.released))
         item, more = Sweep(repeated=True), done.more
     assert batches == [(4, 4), (4, 10), (1, 4), (1, 20), (1, 20)]
@@ -171,16 +171,16 @@ def test_batches_are_bounded_by_owners_and_by_refs(
 def test_who_comes_right_after_another_does_nothing(world: World) -> None:
     mine = worker(1)
     world.attach(mine)
-    assert not world.do(sweeping.sweep, Sweep()).skipped
+    assert not world.do(expire.sweep, Sweep()).skipped
     before = dump_of(world.path)
     world.clock.now += INTERVAL // 2 - 1
-    assert world.do(sweeping.sweep, Sweep()) == Swept(skipped=True)
+    assert world.do(expire.sweep, Sweep()) == Swept(skipped=True)
     assert dump_of(world.path) == before
-    assert not world.do(sweeping.sweep, Sweep(force=True)).skipped
+    assert not world.do(expire.sweep, Sweep(force=True)).skipped
     world.clock.now += INTERVAL // 2
-    assert not world.do(sweeping.sweep, Sweep()).skipped
+    assert not world.do(expire.sweep, Sweep()).skipped
     world.clock.now -= HOUR
-    assert not world.do(sweeping.sweep, Sweep()).skipped  # Nobody swept in the last half hour.
+    assert not world.do(expire.sweep, Sweep()).skipped  # Nobody swept in the last half hour.
     world.assert_healthy()
 
 

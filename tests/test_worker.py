@@ -31,6 +31,9 @@ from registry.client.lifecycle import (
     find_pause_s,
 )
 from registry.client.retries import RetryPolicy
+from registry.core.hashing import checksum_of
+from registry.core.records import ArtifactKey, Lease, Owner, Renewed
+from registry.core.slugs import slugify
 from registry.discovery import Change, Kind, Record, RecordKey
 from registry.discovery.file import FileDiscovery
 from registry.errors import (
@@ -45,9 +48,6 @@ from registry.errors import (
     ServiceUnreachable,
     Superseded,
 )
-from registry.files import checksum_of
-from registry.records import ArtifactKey, Lease, Owner, Renewed
-from registry.slugs import slugify
 from tests.exchanges import running
 from tests.proxies import Proxy, Rule, busy
 from tests.support import ROOT, Server, wait_for
@@ -908,7 +908,7 @@ from pathlib import Path
 from registry.client import Worker
 from registry.discovery import Kind
 from registry.discovery.file import FileDiscovery
-from registry.records import Owner
+from registry.core.records import Owner
 
 url, public_url, model, store, namespace, step = sys.argv[1:]
 
@@ -1060,7 +1060,7 @@ def test_a_detach_that_hangs_ends_in_time_and_is_left_to_the_lease(
     model, store = make_model(tmp_path / "model"), tmp_path / "kv"
     program = tmp_path / "program.py"
     program.write_text(
-        "import registry.cli.holding as holding\nholding.DETACH_MAX_S = 0.5\n"
+        "import registry.cli.hold as holding\nholding.DETACH_MAX_S = 0.5\n"
         "from registry.cli import main\nmain()\n"
     )
     with Proxy(service.url) as proxy:

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from registry import __version__
-from registry.cli.failures import INTERRUPTED, exit_code_of, report
+from registry.cli.exit_codes import INTERRUPTED, exit_code_of, report
 from registry.errors import RegistryError
 
 COMMANDS = {
@@ -29,15 +29,15 @@ COMMANDS = {
     "renew": ("registry.cli.lease:renew", "Renew an owner's lease."),
     "drain": ("registry.cli.lease:drain", "Announce that an owner is going to detach."),
     "fetch": ("registry.cli.fetch:fetch", "Download a model's files, verified."),
-    "ls": ("registry.cli.look:ls", "List the registered files."),
-    "owners": ("registry.cli.look:owners", "List the owners, or show what one holds."),
-    "models": ("registry.cli.look:models", "List the models, and whether they can be served."),
+    "ls": ("registry.cli.inspect:ls", "List the registered files."),
+    "owners": ("registry.cli.inspect:owners", "List the owners, or show what one holds."),
+    "models": ("registry.cli.inspect:models", "List the models, and whether they can be served."),
     "events": ("registry.cli.events:events", "Show what happened, and go on with --follow."),
     "sql": ("registry.cli.sql:sql", "Ask the database one question in SQL."),
     "audit": ("registry.cli.audit:audit", "Report leaks and faults of a database."),
     "sweep": ("registry.cli.audit:sweep", "End lapsed owners now."),
     "verify": ("registry.cli.audit:verify", "Check a database, its content and its journal."),
-    "explain": ("registry.cli.look:explain", "Show why a file is served, and whose bytes."),
+    "explain": ("registry.cli.inspect:explain", "Show why a file is served, and whose bytes."),
 }
 """Every command: where it is (a function, or a Typer app with commands of its own), and its line
 in the help of the program."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry import wire
 from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
 from registry.cli.output import (
     Column,
@@ -18,8 +17,9 @@ from registry.cli.output import (
     print_table,
 )
 from registry.cli.text import counted, shown_size
-from registry.records import Owner, Receipt, parse_instance_id
-from registry.slugs import slugify
+from registry.core.records import Owner, Receipt, parse_instance_id
+from registry.core.slugs import slugify
+from registry.wire import messages as wire
 
 if TYPE_CHECKING:
     from registry.client.attach import Attached
@@ -98,12 +98,12 @@ def attach(
     slug = slugify(name)
     from registry.client.attach import attach as attach_directory
     from registry.client.client import RegistryClient
-    from registry.client.harvest import find_broken_links
+    from registry.client.model_files import find_broken_links
 
     for filename in find_broken_links(model_dir):
         print(f"warning: {model_dir / filename} is a link to nothing; left out", file=sys.stderr)
     if hold:
-        from registry.cli.holding import hold as hold_model
+        from registry.cli.hold import hold as hold_model
         from registry.client.worker import Worker
         from registry.discovery.cards import LoraInfo
 
@@ -142,7 +142,7 @@ def attach(
             on_progress=progress,
         )
     if as_json:
-        print_json(wire.RegisteredAnswer.of(attached.registered))
+        print_json(wire.RegisteredResponse.of(attached.registered))
     else:
         _print_attached(client.url, attached, in_place)
 
@@ -166,7 +166,7 @@ def detach(
     with RegistryClient(url, token=token) as client:
         receipt = client.unregister_for_owner(identity)
     if as_json:
-        print_json(wire.ReceiptAnswer.of(receipt))
+        print_json(wire.ReceiptResponse.of(receipt))
     else:
         _print_receipt(receipt)
 
@@ -195,7 +195,7 @@ def _print_attached(url: str, attached: Attached, in_place: bool) -> None:
 
 def _print_held(owner: Owner, card: Card, as_json: bool) -> None:
     if as_json:
-        print_json({"owner": wire.OwnerBody.of(owner), "card": dict(card.content)})
+        print_json({"owner": wire.OwnerIdentity.of(owner), "card": dict(card.content)})
     else:
         columns = [Column("SIZE", right=True), Column("URL")]
         print_table(columns, [(shown_size(file.size), file.url) for file in card.files])

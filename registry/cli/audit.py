@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.cli.db import DEFAULT_URL, DatabaseUrl
-from registry.cli.failures import REFUSED
+from registry.cli.exit_codes import REFUSED
 from registry.cli.options import AsJson
 from registry.cli.output import Column, print_facts, print_json, print_table
 from registry.cli.text import counted, shown_size
 
 if TYPE_CHECKING:
-    from registry.db.engine import Database
-    from registry.db.sweeping import Ending, Swept
-    from registry.records import AuditReport, AuditSummary
+    from registry.core.records import AuditReport, AuditSummary
+    from registry.store.ops.expire import Ending, Swept
+    from registry.store.sqlite.engine import Database
 
 BREATHER_S = 0.01
 
@@ -46,8 +46,8 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Report leaks and faults. Exit 1 if any is above a note. Changes nothing."""
-    from registry.db import audit as audits
-    from registry.roots import ArtifactRoots
+    from registry.content.roots import ArtifactRoots
+    from registry.store.reads import audit as audits
 
     wanted = audits.check_classes(classes or [])
     with _opened(database_url) as database:
@@ -70,7 +70,7 @@ def verify(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> 
 
     Reads the whole database; may run beside a service.
     """
-    from registry.db import audit as audits
+    from registry.store.reads import audit as audits
 
     with _opened(database_url) as database:
         report = audits.report_of(audits.verify(database), None)
@@ -104,8 +104,8 @@ def sweep(
 
 def _rehearse(database: Database, release_brake: bool) -> Swept:
     """Who would be ended now. Takes no lock and writes nothing."""
-    from registry.db.sweeping import Sweep
-    from registry.db.sweeping import sweep as sweep_once
+    from registry.store.ops.expire import Sweep
+    from registry.store.ops.expire import sweep as sweep_once
 
     item = Sweep(force=True, release_brake=release_brake, dry_run=True)
     with database.read() as conn:
@@ -115,9 +115,9 @@ def _rehearse(database: Database, release_brake: bool) -> Swept:
 def _sweep_all(database: Database, release_brake: bool) -> Swept:
     """End everybody who is due and prune all that is old, in batches with a breather between
     them, in which others get the write lock."""
-    from registry.db.retention import Prune, find_abandoned, prune
-    from registry.db.sweeping import Sweep, Swept
-    from registry.db.sweeping import sweep as sweep_once
+    from registry.store.ops.expire import Sweep, Swept
+    from registry.store.ops.expire import sweep as sweep_once
+    from registry.store.ops.prune import Prune, find_abandoned, prune
 
     released = 0
     ended: list[Ending] = []
@@ -144,9 +144,9 @@ def _sweep_all(database: Database, release_brake: bool) -> Swept:
 @contextmanager
 def _opened(database_url: str) -> Iterator[Database]:
     """The database, if it is one that this program can work with. It is not upgraded."""
-    from registry.db.engine import Database
-    from registry.db.schema import find_problem
     from registry.errors import DatabaseRefused
+    from registry.store.sqlite.engine import Database
+    from registry.store.sqlite.migrate import find_problem
 
     problem = find_problem(database_url)
     if problem is not None:
@@ -159,11 +159,11 @@ def _opened(database_url: str) -> Iterator[Database]:
 
 
 def _print_report(report: AuditReport, as_json: bool) -> None:
-    from registry import wire
-    from registry.records import Severity
+    from registry.core.records import Severity
+    from registry.wire import messages as wire
 
     if as_json:
-        print_json(wire.AuditAnswer.of(report))
+        print_json(wire.AuditResponse.of(report))
     else:
         _print_findings(report)
         if report.summary is not None:
@@ -199,7 +199,7 @@ def _print_findings(report: AuditReport) -> None:
 
 
 def _print_summary(summary: AuditSummary) -> None:
-    from registry.wire import format_time
+    from registry.wire.messages import format_time
 
     def when(at: int | None, otherwise: str) -> str:
         return otherwise if at is None else format_time(at)
@@ -225,14 +225,14 @@ def _print_summary(summary: AuditSummary) -> None:
 
 
 def _print_swept(swept: Swept, dry_run: bool, as_json: bool) -> None:
-    from registry import wire
+    from registry.wire import messages as wire
 
     if as_json:
         ended = [
-            wire.EndedAnswer(wire.OwnerBody.of(each.owner), each.state, each.reason)
+            wire.EndedResponse(wire.OwnerIdentity.of(each.owner), each.state, each.reason)
             for each in swept.ended
         ]
-        print_json(wire.SweptAnswer(ended, swept.released, swept.waiting, swept.paused))
+        print_json(wire.SweptResponse(ended, swept.released, swept.waiting, swept.paused))
         return
     if swept.ended:
         print_table(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from registry.cli.failures import REFUSED
+from registry.cli.exit_codes import REFUSED
 from registry.cli.options import AsJson
 from registry.cli.output import Column, print_json, print_table
 from registry.cli.text import shown_size
@@ -40,10 +40,10 @@ def upgrade(
     database_url: DatabaseUrl = DEFAULT_URL,
 ) -> None:
     """Bring the schema up to date, after a backup beside the file; make it if there is none."""
-    from registry.db import schema
+    from registry.store.sqlite import migrate
 
-    schema.upgrade(database_url, revision, notify=lambda sentence: typer.echo(sentence, err=True))
-    print(f"The schema revision is {schema.current(database_url)}.")
+    migrate.upgrade(database_url, revision, notify=lambda sentence: typer.echo(sentence, err=True))
+    print(f"The schema revision is {migrate.current(database_url)}.")
 
 
 @app.command()
@@ -58,10 +58,12 @@ def downgrade(
     Stop the service first. What only the newer schema can hold is lost, but for the backup. A
     service that starts brings the schema up to date again, unless it is of the older version.
     """
-    from registry.db import schema
+    from registry.store.sqlite import migrate
 
-    schema.downgrade(database_url, revision, notify=lambda sentence: typer.echo(sentence, err=True))
-    print(f"The schema revision is {schema.current(database_url) or 'none'}.")
+    migrate.downgrade(
+        database_url, revision, notify=lambda sentence: typer.echo(sentence, err=True)
+    )
+    print(f"The schema revision is {migrate.current(database_url) or 'none'}.")
 
 
 @app.command()
@@ -75,7 +77,7 @@ def backup(
     The copy holds what was committed at one moment. It is on the disk and was read back when this
     ends; until then it has another name. A file that is there is not overwritten.
     """
-    from registry.db.backups import back_up
+    from registry.store.sqlite.backup import back_up
 
     made = back_up(database_url, file)
     if as_json:
@@ -99,7 +101,7 @@ def restore(
     kept beside the new database, as a backup. An older schema is brought up to date when a
     service starts. The exit code is 1 if the backup or the database that is there forbid it.
     """
-    from registry.db.restoring import restore as restore_backup
+    from registry.store.sqlite.restore import restore as restore_backup
 
     restored = restore_backup(database_url, file, force=force)
     kept = None if restored.kept is None else str(restored.kept)
@@ -114,9 +116,10 @@ def restore(
 @app.command()
 def current(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show the schema revision of the database, and this program's."""
-    from registry.db import schema, tables
+    from registry.store import tables
+    from registry.store.sqlite import migrate
 
-    revision, head = schema.current(database_url), tables.HEAD_REVISION
+    revision, head = migrate.current(database_url), tables.HEAD_REVISION
     if as_json:
         print_json({"revision": revision, "head": head})
     else:
@@ -126,9 +129,9 @@ def current(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) ->
 @app.command()
 def history(as_json: AsJson = False) -> None:
     """List the schema revisions that this program knows, the newest last."""
-    from registry.db import schema
+    from registry.store.sqlite import migrate
 
-    revisions = schema.history()
+    revisions = migrate.history()
     if as_json:
         print_json([{"revision": each.revision, "title": each.title} for each in revisions])
     else:
@@ -139,9 +142,9 @@ def history(as_json: AsJson = False) -> None:
 @app.command()
 def check(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Compare the database with the schema of this program. Exit code 1 if they differ."""
-    from registry.db import schema
+    from registry.store.sqlite import migrate
 
-    differences = schema.check(database_url)
+    differences = migrate.check(database_url)
     if as_json:
         print_json({"differences": differences})
     else:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from registry import wire
 from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
 from registry.cli.output import print_json, shown_checksum
 from registry.cli.text import printable
+from registry.core.records import Event, EventFilter, EventKind, EventOrder, EventPage, Owner
 from registry.errors import Busy, ServiceUnreachable, StorageUnavailable
-from registry.records import Event, EventFilter, EventKind, EventOrder, EventPage, Owner
+from registry.wire import messages as wire
 
 if TYPE_CHECKING:
     from registry.client.client import RegistryClient
@@ -92,13 +92,13 @@ def _behind(client: RegistryClient, wanted: EventFilter, after: int) -> Iterator
         following = page.next
 
 
-def _joined(pages: Iterable[EventPage]) -> wire.EventsAnswer:
+def _joined(pages: Iterable[EventPage]) -> wire.EventsResponse:
     found: list[Event] = []
     last = 0
     for page in pages:
         found += page.events
         last = page.last
-    return wire.EventsAnswer.of(EventPage(tuple(found), None, last))
+    return wire.EventsResponse.of(EventPage(tuple(found), None, last))
 
 
 def _print_following(
@@ -145,7 +145,7 @@ def _wait_for_reader(pause_s: float) -> None:
 
 def _print_json_lines(found: Iterable[Event]) -> None:
     for event in found:
-        print(msgspec.json.encode(wire.EventAnswer.of(event)).decode())
+        print(msgspec.json.encode(wire.EventResponse.of(event)).decode())
 
 
 def _print_lines(found: Iterable[Event]) -> None:

@@ -15,7 +15,7 @@ from registry.cli.output import (
     print_table,
 )
 from registry.cli.text import counted, shown_size
-from registry.records import BASE_SUFFIX
+from registry.core.records import BASE_SUFFIX
 
 if TYPE_CHECKING:
     from registry.client.resolver import FetchedFile

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from registry import wire
 from registry.cli.options import DEFAULT_URL, AsJson, Url
 from registry.cli.output import print_facts, print_json
-from registry.records import Owner
+from registry.core.records import Owner
+from registry.wire import messages as wire
 
 OwnerName = Annotated[
     str,
@@ -29,7 +29,7 @@ def renew(owner: OwnerName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> 
     with RegistryClient(url) as client:
         renewed = client.renew(identity)
     if as_json:
-        print_json(wire.RenewedAnswer.of(renewed))
+        print_json(wire.RenewedResponse.of(renewed))
         return
     lease = renewed.lease
     print_facts(
@@ -61,7 +61,7 @@ def drain(
     with RegistryClient(url) as client:
         drained = client.drain(identity, deadline_s=deadline_s)
     if as_json:
-        print_json(wire.DrainedAnswer.of(drained))
+        print_json(wire.DrainedResponse.of(drained))
         return
     until = wire.format_time(drained.deadline_at)
     print_facts([("owner", str(drained.owner)), ("drained until", until)])

@@ -20,6 +20,6 @@ def serve(config: Path | None = None, **flags: Any) -> None:
     variable, and that over the file.
     """
     settings = load(flags, os.environ, config)
-    from registry.api.server import run
+    from registry.server.process import run
 
     run(settings)

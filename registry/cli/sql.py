@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.db import DEFAULT_URL, DatabaseUrl
-from registry.cli.failures import REFUSED
+from registry.cli.exit_codes import REFUSED
 from registry.cli.options import AsJson
 from registry.cli.output import Column, print_json, print_table
 
 if TYPE_CHECKING:
-    from registry.db.asking import Answers
+    from registry.store.sqlite.adhoc_sql import Answers
 
 TIMEOUT_S = 10.0
 MAX_ROWS = 1000
@@ -41,7 +41,7 @@ def sql(
     """
     if as_csv and as_json:
         raise typer.BadParameter("Choose one of --csv and --json.")
-    from registry.db.asking import ask
+    from registry.store.sqlite.adhoc_sql import ask
 
     answers = ask(database_url, query, timeout_s=timeout_s, max_rows=max_rows)
     if as_json:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from registry import tokens
 from registry.cli.options import AsJson
 from registry.cli.output import print_json
-from registry.tokens import Grant, Role
+from registry.server import tokens
+from registry.server.tokens import Grant, Role
 
 app = typer.Typer(
     name="token",

@@ -12,7 +12,10 @@ from typing import BinaryIO, Self, TypeVar
 import httpx2
 
 from registry.client import protocol
-from registry.client.exchange import (
+from registry.client.download import Receiver
+from registry.client.protocol import Answer, Call, Endpoint, OwnerDetails
+from registry.client.retries import RetryPolicy
+from registry.client.transport import (
     CHUNK_BYTES,
     TIMEOUT_S,
     AnswerBody,
@@ -25,11 +28,7 @@ from registry.client.exchange import (
     timeout_of,
     tls,
 )
-from registry.client.protocol import Answer, Call, Endpoint, OwnerDetails
-from registry.client.receiving import Receiver
-from registry.client.retries import RetryPolicy
-from registry.errors import RegistryError
-from registry.records import (
+from registry.core.records import (
     ArtifactKey,
     Drained,
     Entry,
@@ -45,7 +44,8 @@ from registry.records import (
     Registered,
     Renewed,
 )
-from registry.wire import DRAIN_DEFAULT_S
+from registry.errors import RegistryError
+from registry.wire.messages import DRAIN_DEFAULT_S
 
 T = TypeVar("T")
 

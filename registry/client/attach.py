@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.client.client import RegistryClient
-from registry.client.harvest import ModelFile, harvest
-from registry.client.progress import OnProgress, Tally
+from registry.client.model_files import ModelFile, harvest
+from registry.core.hashing import FileContent, hash_file
+from registry.core.progress import OnProgress, Tally
+from registry.core.records import ArtifactKey, Offer, Owner, Registered
 from registry.errors import ContentMissing
-from registry.files import FileContent, hash_file
-from registry.records import ArtifactKey, Offer, Owner, Registered
 
 FILE_MAX_BYTES = 1 << 30
 """No service takes a file this large; do not read one to find out."""

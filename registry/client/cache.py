@@ -24,8 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from registry.core.hashing import FileContent, hash_file
 from registry.errors import FileUnreadable, TooLarge
-from registry.files import FileContent, hash_file
 
 CACHE_MAX_BYTES = 10 << 30
 USED_LATELY_S = 3600.0

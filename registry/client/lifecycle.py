@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 from enum import Enum, StrEnum, auto
 
+from registry.core.records import Renewed
 from registry.errors import (
     Busy,
     Internal,
@@ -25,7 +26,6 @@ from registry.errors import (
     StorageUnavailable,
     Superseded,
 )
-from registry.records import Renewed
 
 
 class ModelState(StrEnum):

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from registry import errors, wire
-from registry.records import (
+from registry import errors
+from registry.core.records import (
     ArtifactKey,
     Drained,
     Entry,
@@ -33,6 +33,7 @@ from registry.records import (
     Registered,
     Renewed,
 )
+from registry.wire import messages as wire
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -124,16 +125,16 @@ def register(
     worker_name: str | None = None,
 ) -> Call[Registered]:
     """Register a manifest for an owner; None is no lease."""
-    body = wire.RegisterBody(
-        wire.OwnerBody.of(owner),
-        [wire.OfferBody.of(offer) for offer in offers],
+    body = wire.RegisterRequest(
+        wire.OwnerIdentity.of(owner),
+        [wire.ArtifactOffer.of(offer) for offer in offers],
         lease_ttl_s,
         worker_name,
     )
     return Call(
         "POST",
         "/v1/registrations",
-        _reader(wire.RegisteredAnswer, wire.RegisteredAnswer.record),
+        _reader(wire.RegisteredResponse, wire.RegisteredResponse.record),
         headers={"content-type": "application/json"},
         body=wire.encode(body),
     )
@@ -156,13 +157,13 @@ def has_blob(checksum: str) -> Call[bool]:
 
 def unregister_for_owner(owner: Owner) -> Call[Receipt]:
     """End an owner and release all that it holds."""
-    read = _reader(wire.ReceiptAnswer, wire.ReceiptAnswer.record)
+    read = _reader(wire.ReceiptResponse, wire.ReceiptResponse.record)
     return Call("DELETE", f"/v1/owners/{owner}", read)
 
 
 def renew(owner: Owner) -> Call[Renewed]:
     """Renew an owner's lease."""
-    read = _reader(wire.RenewedAnswer, wire.RenewedAnswer.record)
+    read = _reader(wire.RenewedResponse, wire.RenewedResponse.record)
     return Call("POST", f"/v1/owners/{owner}/renew", read)
 
 
@@ -171,15 +172,15 @@ def drain(owner: Owner, deadline_s: float) -> Call[Drained]:
     return Call(
         "POST",
         f"/v1/owners/{owner}/drain",
-        _reader(wire.DrainedAnswer, wire.DrainedAnswer.record),
+        _reader(wire.DrainedResponse, wire.DrainedResponse.record),
         headers={"content-type": "application/json"},
-        body=wire.encode(wire.DrainBody(deadline_s)),
+        body=wire.encode(wire.DrainRequest(deadline_s)),
     )
 
 
 def owner(owner: Owner) -> Call[OwnerDetails]:
     """An owner and what it holds."""
-    return Call("GET", f"/v1/owners/{owner}", _reader(wire.OwnerAnswer, _owner_details))
+    return Call("GET", f"/v1/owners/{owner}", _reader(wire.OwnerResponse, _owner_details))
 
 
 def owners_page(after: str | None) -> Call[Page[OwnerRecord]]:
@@ -187,7 +188,7 @@ def owners_page(after: str | None) -> Call[Page[OwnerRecord]]:
     return Call(
         "GET",
         "/v1/owners",
-        _reader(wire.OwnersAnswer, _owners_page),
+        _reader(wire.OwnersResponse, _owners_page),
         params=_page_params(after),
     )
 
@@ -198,7 +199,7 @@ def artifacts_page(filters: Mapping[str, str | None], after: str | None) -> Call
     return Call(
         "GET",
         "/v1/artifacts",
-        _reader(wire.ArtifactsAnswer, _artifacts_page),
+        _reader(wire.ArtifactsResponse, _artifacts_page),
         params=given | _page_params(after),
     )
 
@@ -208,7 +209,7 @@ def models_page(after: str | None) -> Call[Page[Model]]:
     return Call(
         "GET",
         "/v1/models",
-        _reader(wire.ModelsAnswer, _models_page),
+        _reader(wire.ModelsResponse, _models_page),
         params=_page_params(after),
     )
 
@@ -220,7 +221,7 @@ def events_page(
     params = {"order": order.value, "limit": str(limit)}
     given = {"owner": wanted.owner, "slug": wanted.slug, "kind": wanted.kind, "after": after}
     params |= {name: str(value) for name, value in given.items() if value is not None}
-    read = _reader(wire.EventsAnswer, wire.EventsAnswer.record)
+    read = _reader(wire.EventsResponse, wire.EventsResponse.record)
     return Call("GET", "/v1/events", read, params=params)
 
 
@@ -309,7 +310,7 @@ def _read_explanation(answer: Answer) -> Explanation:
     return _read_explained(answer)
 
 
-_read_explained = _reader(wire.ExplainAnswer, wire.ExplainAnswer.record)
+_read_explained = _reader(wire.ExplainResponse, wire.ExplainResponse.record)
 
 
 def _understood(decode: Callable[[], T]) -> T:
@@ -321,19 +322,19 @@ def _understood(decode: Callable[[], T]) -> T:
         ) from error
 
 
-def _owner_details(answer: wire.OwnerAnswer) -> OwnerDetails:
+def _owner_details(answer: wire.OwnerResponse) -> OwnerDetails:
     return OwnerDetails(answer.record(), tuple(held.record() for held in answer.entries))
 
 
-def _owners_page(answer: wire.OwnersAnswer) -> Page[OwnerRecord]:
+def _owners_page(answer: wire.OwnersResponse) -> Page[OwnerRecord]:
     return Page(tuple(each.record() for each in answer.owners), answer.next)
 
 
-def _artifacts_page(answer: wire.ArtifactsAnswer) -> Page[Entry]:
+def _artifacts_page(answer: wire.ArtifactsResponse) -> Page[Entry]:
     return Page(tuple(each.record() for each in answer.artifacts), answer.next)
 
 
-def _models_page(answer: wire.ModelsAnswer) -> Page[Model]:
+def _models_page(answer: wire.ModelsResponse) -> Page[Model]:
     return Page(tuple(each.record() for each in answer.models), answer.next)
 
 

@@ -24,12 +24,14 @@ import httpx2
 
 from registry.client.async_client import AsyncRegistryClient, receive, repeated
 from registry.client.cache import BlobCache, Claim, default_directory
-from registry.client.exchange import OnBytes, failures_of, headers_with, timeout_of, tls
-from registry.client.placement import Placed, place
-from registry.client.progress import OnProgress, Tallies
+from registry.client.download import Receiver
+from registry.client.install import Placed, place
 from registry.client.protocol import Endpoint, content_path
-from registry.client.receiving import Receiver
 from registry.client.retries import RetryPolicy
+from registry.client.transport import OnBytes, failures_of, headers_with, timeout_of, tls
+from registry.core.hashing import FileContent
+from registry.core.progress import OnProgress, Tallies
+from registry.core.records import BASE_SUFFIX, check_filename, check_slug, shown
 from registry.discovery.cards import Card
 from registry.errors import (
     Invalid,
@@ -39,8 +41,6 @@ from registry.errors import (
     SettingsError,
     TooLarge,
 )
-from registry.files import FileContent
-from registry.records import BASE_SUFFIX, check_filename, check_slug, shown
 
 T = TypeVar("T")
 

@@ -17,7 +17,6 @@ from typing import Any, Self
 
 from registry.client.attach import Manifest, read_manifest, register_manifest
 from registry.client.client import RegistryClient
-from registry.client.exchange import TIMEOUT_S, checked_url
 from registry.client.lifecycle import (
     ModelState,
     Next,
@@ -27,9 +26,12 @@ from registry.client.lifecycle import (
     is_passing,
     outcome_is_unknown,
 )
-from registry.client.progress import OnProgress
 from registry.client.protocol import Endpoint, content_path
 from registry.client.retries import RetryPolicy
+from registry.client.transport import TIMEOUT_S, checked_url
+from registry.core.progress import OnProgress
+from registry.core.records import BASE_SUFFIX, Owner, Receipt, Renewed, check_lease
+from registry.core.slugs import slugify
 from registry.discovery import (
     Discovery,
     Kind,
@@ -41,9 +43,7 @@ from registry.discovery import (
 )
 from registry.discovery.cards import Card, CardFile, LoraInfo, find_context_length, make_card
 from registry.errors import DiscoveryUnavailable, Invalid, RegistryError, Superseded
-from registry.records import BASE_SUFFIX, Owner, Receipt, Renewed, check_lease
-from registry.slugs import slugify
-from registry.wire import LEASE_DEFAULT_S
+from registry.wire.messages import LEASE_DEFAULT_S
 
 CONFIG_MAX_BYTES = 4 << 20
 

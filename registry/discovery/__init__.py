@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
+from registry.core.records import Owner, shown
 from registry.discovery.cards import Card
 from registry.errors import Invalid, SettingsError
-from registry.records import Owner, shown
 
 
 class Kind(StrEnum):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from registry.core.records import check_checksum, shown
+from registry.core.slugs import slugify
 from registry.errors import Invalid
-from registry.records import check_checksum, shown
-from registry.slugs import slugify
 
 KV_CACHE_BLOCK_SIZE = 16
 

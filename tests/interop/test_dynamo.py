@@ -18,10 +18,10 @@ import httpx2
 import pytest
 
 from registry.client import LoraInfo, Worker
+from registry.core.hashing import checksum_of
+from registry.core.records import Owner
 from registry.discovery import Kind
 from registry.discovery.file import FileDiscovery
-from registry.files import checksum_of
-from registry.records import Owner
 from tests.models import make_model
 from tests.proxies import Proxy, Rule
 from tests.support import ROOT, Server, wait_for

@@ -1,0 +1,91 @@
+"""Being a worker until a signal comes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from registry.cli.exit_codes import COULD_NOT_RUN
+from registry.cli.output import ProgressBar
+from registry.client.worker import OnProblem, Worker
+from registry.core.progress import OnProgress
+from registry.core.records import Owner
+from registry.discovery.cards import Card
+from registry.errors import RegistryError, Superseded
+
+DETACH_MAX_S = 20.0
+"""How long detaching may take after a signal; whoever sent it may kill after 30 s."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class _Stopped(BaseException):
+    """A signal came."""
+
+
+def hold(
+    start: Callable[[OnProblem], Worker],
+    attach: Callable[[Worker, OnProgress], Card],
+    show: Callable[[Card], None],
+) -> None:
+    """Attach, show the card, and hold it until a signal comes or another worker takes over.
+
+    The first signal detaches, which takes 20 s at most; a second one ends the process at once.
+
+    Raises:
+        Superseded: a newer instance of the worker has taken its place.
+        RegistryError: it could not be attached, or not be detached.
+    """
+    ended = threading.Event()
+
+    def note(owner: Owner, error: RegistryError) -> None:
+        if isinstance(error, Superseded):
+            ended.set()
+
+    _show_log()
+    with start(note) as worker:
+        try:
+            for number in SIGNALS:
+                signal.signal(number, _stop)
+            with ProgressBar() as progress:
+                card = attach(worker, progress)
+            show(card)
+            ended.wait()
+        except _Stopped:
+            return
+    if worker.superseded is not None:
+        raise worker.superseded
+
+
+def _show_log() -> None:
+    """Have the worker say on standard error what it meets with and how it goes on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log = logging.getLogger("registry")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+    timer = threading.Timer(DETACH_MAX_S, _give_up)
+    timer.daemon = True
+    timer.start()
+    raise _Stopped
+
+
+def _give_up() -> None:
+    print(
+        f"error: could not detach within {DETACH_MAX_S:g} s. The registry releases the files when "
+        "the lease and its grace are over.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(COULD_NOT_RUN)

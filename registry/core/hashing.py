@@ -1,0 +1,230 @@
+"""Files of owners: which paths may be held in place, what a file is, and what is in it.
+
+A file's identity is `device:inode:size:mtime_ns:ctime_ns`, taken by `fstat` of the opened file
+(S12). A write in the same clock tick would not show in it, so an identity is trusted only when it
+was 2 s old as the file was hashed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from blake3 import blake3
+
+from registry.core.records import shown
+from registry.errors import Busy, FileUnreadable, TooLarge
+
+IDENTITY_TRUSTED_AFTER_NS = 2_000_000_000
+READ_BYTES = 1 << 20
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+ABOUT_THE_FILE = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENXIO,
+        errno.ENODEV,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+        errno.EFBIG,
+        errno.EOVERFLOW,
+    }
+)
+"""What a look at a file may fail with that tells something of the file. Every other error tells of
+this process, the machine or the file system at this moment, and is never held against the file."""
+
+_WAYS_OUT = {
+    errno.EMFILE: "this process has as many files open as it may: raise its limit (ulimit -n)",
+    errno.ENFILE: "the machine has as many files open as it can: raise fs.file-max",
+    errno.ENOMEM: "memory is short: give more, or lower content_cache_bytes or max_connections",
+    errno.ENOBUFS: "memory is short: give more, or lower content_cache_bytes or max_connections",
+}
+_CHECK_THE_MOUNT = "check the file system that it is on"
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """What a file held when it was read. `identity` is None while it cannot be trusted yet."""
+
+    path: str
+    checksum: str
+    size: int
+    identity: str | None
+    content: bytes | bytearray | None = None
+
+
+class Hasher(Protocol):
+    """What `blake3` makes of bytes that pass by."""
+
+    def update(self, part: bytes, /) -> object: ...
+
+    def hexdigest(self) -> str: ...
+
+
+def identity_of(status: os.stat_result) -> str:
+    """A file's identity as text (S12)."""
+    return (
+        f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+        f":{status.st_ctime_ns}"
+    )
+
+
+def is_about_the_file(error: BaseException) -> bool:
+    """Whether an error tells something of the file that was looked at, not of us or the moment."""
+    if isinstance(error, OSError):
+        return error.errno in ABOUT_THE_FILE
+    return isinstance(error, ValueError)  # No path can look like this one.
+
+
+@contextmanager
+def looking_at(path: str) -> Iterator[None]:
+    """What a look at a file raises becomes ours: what it says is decided here and nowhere else.
+
+    Raises:
+        FileUnreadable: the error tells something of the file.
+        Busy: a shortage of ours, or a file system that fails: it says nothing about the file, and
+            may be over when the look is repeated.
+    """
+    try:
+        yield
+    except (OSError, ValueError, MemoryError) as error:
+        code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+        reason = os.strerror(code) if code else str(error)
+        if is_about_the_file(error):
+            raise FileUnreadable(
+                f"{shown(path)} cannot be read by the registry: {reason}. Check that it exists "
+                "and that the registry's user may read it."
+            ) from error
+        raise Busy(
+            f"{shown(path)} cannot be looked at now: {reason}. That says nothing about the file; "
+            f"{_WAYS_OUT.get(code or 0, _CHECK_THE_MOUNT)}. Try again."
+        ) from error
+
+
+def trusted_identity(status: os.stat_result, at_ns: int) -> str | None:
+    """A file's identity, or None: it was so young at a time that a write might not show in it."""
+    changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+    return identity_of(status) if at_ns - changed_ns >= IDENTITY_TRUSTED_AFTER_NS else None
+
+
+def find_status(path: str) -> os.stat_result | None:
+    """The status of what is at a resolved path now, or None: no regular file is there.
+
+    Raises:
+        Busy: it cannot be looked at now.
+    """
+    try:
+        with looking_at(path):
+            status = os.lstat(path)
+    except FileUnreadable:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def find_identity(path: str) -> str | None:
+    """The identity of what is at a resolved path now, or None: no regular file is there.
+
+    Raises:
+        Busy: it cannot be looked at now.
+    """
+    status = find_status(path)
+    return None if status is None else identity_of(status)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[int]:
+    """A descriptor of the regular file at a resolved path; anything else is not even opened.
+
+    Raises:
+        FileUnreadable: it is not a regular file, cannot be read, or the path leads elsewhere now.
+        Busy: it cannot be looked at now.
+    """
+    with looking_at(path):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise FileUnreadable(f"{shown(path)} is not a regular file.")
+        descriptor = os.open(path, _OPEN_FLAGS)
+    try:
+        with looking_at(path):
+            moved = not stat.S_ISREG(os.fstat(descriptor).st_mode) or _moved(descriptor, path)
+        if moved:
+            raise FileUnreadable(f"{shown(path)} changed while it was opened. Register it again.")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _moved(descriptor: int, path: str) -> bool:
+    """Whether a directory on the way was swapped for a symlink since the path was resolved."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}") != path
+    except OSError as error:
+        if not is_about_the_file(error):
+            raise
+        return os.path.realpath(path, strict=True) != path  # There is no /proc.
+
+
+def hash_file(
+    path: str,
+    *,
+    max_bytes: int,
+    keep: bool = False,
+    hasher: Hasher | None = None,
+    on_read: Callable[[], None] = lambda: None,
+) -> FileContent:
+    """Read and hash the regular file at a resolved path.
+
+    With `keep` the bytes come along in `content`; otherwise memory stays at 1 MiB. `hasher` makes
+    the checksum, and whatever else it may of the same bytes. `on_read` is called after each MiB.
+
+    Raises:
+        FileUnreadable: it is no regular file, cannot be read, or was written to meanwhile.
+        TooLarge: it has more than `max_bytes`.
+        Busy: it cannot be looked at now.
+    """
+    with looking_at(path), opened(path) as descriptor:
+        before = os.fstat(descriptor)
+        if before.st_size > max_bytes:
+            raise TooLarge(
+                f"{shown(path)} has {before.st_size} bytes; this registry takes files of at most "
+                f"{max_bytes} bytes (max_blob_bytes)."
+            )
+        started_ns = time.time_ns()
+        hasher = hasher or blake3()
+        # What is kept comes in one piece: joined from several it would be in memory twice.
+        content = bytearray(before.st_size) if keep else None
+        size = 0
+        while part := os.read(descriptor, READ_BYTES):
+            on_read()
+            hasher.update(part)
+            if content is not None:
+                content[size : size + len(part)] = part
+            size += len(part)
+            if size > before.st_size:
+                break
+        after = os.fstat(descriptor)
+        kept = bytes(content) if content is not None and size <= READ_BYTES else content
+    if size != before.st_size or identity_of(after) != identity_of(before):
+        raise FileUnreadable(f"{shown(path)} changed while it was read. Register it again.")
+    return FileContent(
+        path=path,
+        checksum=f"blake3:{hasher.hexdigest()}",
+        size=size,
+        identity=trusted_identity(after, started_ns),
+        content=kept,
+    )
+
+
+def checksum_of(content: bytes | memoryview) -> str:
+    """`blake3:` and 64 lowercase hex digits, the form that NVIDIA Dynamo uses."""
+    return f"blake3:{blake3(content).hexdigest()}"

@@ -1,1 +1,0 @@
-"""The registry in SQL: tables, engines, the store's operations, the writer."""

@@ -1,0 +1,98 @@
+"""The ASGI application: the read path in front, then request ids, then the routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from registry.config import Settings
+from registry.errors import MethodNotAllowed, NotFound
+from registry.server.access_log import Observed
+from registry.server.auth import Access, guarded, reloading
+from registry.server.fast_dispatch import Direct
+from registry.server.http import RequestIds, problem, request_id_of, room_for_bodies
+from registry.server.metrics import Metrics
+from registry.server.metrics_endpoint import reporting
+from registry.server.read_path import Serving
+from registry.server.routes.table import ROUTES
+from registry.service.registry import Registry
+from registry.service.sweeper import Sweeper
+from registry.store.sqlite.engine import Database
+from registry.store.sqlite.migrate import acceptor
+
+
+def create_app(settings: Settings) -> Serving:
+    """The application over a migrated database.
+
+    Raises:
+        SettingsError: the token file is not as it should be.
+    """
+    access = Access(settings)
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
+        database = Database(
+            settings.database_url,
+            busy_timeout_s=settings.busy_timeout_s,
+            accept=acceptor(settings.database_url),
+        )
+        registry = Registry(
+            settings,
+            database,
+            on_batch=lambda batch: metrics.wrote(batch.outcomes, batch.items, batch.seconds),
+        )
+        sweeper = Sweeper(registry)
+        await registry.start()
+        sweeper.start()
+        try:
+            async with reporting(metrics, registry) as report:
+                with reloading(access):
+                    yield {
+                        "registry": registry,
+                        "report": report,
+                        "bodies": room_for_bodies(settings.max_body_bytes),
+                    }
+        finally:
+            await sweeper.close()
+            await registry.close()
+
+    app = Starlette(
+        routes=guarded(ROUTES, access),
+        middleware=[Middleware(Observed, metrics), Middleware(RequestIds)],
+        exception_handlers={HTTPException: _not_here},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    direct = Direct(app, ROUTES, access, metrics)
+    return Serving(direct, metrics, access.admit_reader if access.readers_need_token else None)
+
+
+async def _not_here(request: Request, error: Exception) -> Response:
+    path = request.url.path
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = sorted({method for route in ROUTES for method in _methods_at(route, request)})
+        return problem(
+            MethodNotAllowed(
+                f"{path} does not take {request.method}; it takes {', '.join(allowed)}.",
+                allowed=allowed,
+            ),
+            request_id_of(request),
+        )
+    return problem(
+        NotFound(f"There is nothing at {path}. See /openapi.json for what there is."),
+        request_id_of(request),
+    )
+
+
+def _methods_at(route: Route, request: Request) -> set[str]:
+    match, _ = route.matches(request.scope)
+    return (route.methods or set()) if match.value else set()

@@ -1,0 +1,255 @@
+"""Who may call what: bearer tokens, roles for each route, and browsers that are kept from writing.
+
+    no token file               whoever reaches the service may do everything; it listens on
+                                loopback only, unless it is told otherwise
+    a token file                changes need a token, reads need none
+    --require-read-token        reads need one as well; /live and /health never do
+
+A web page from elsewhere can make its visitor's browser send requests to a service that only the
+visitor's machine can reach. What a browser sends along (`Origin`, `Sec-Fetch-Site`, and the `Host`
+that it believes to talk to) gives such a request away, and it is refused if it would change
+anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from registry.config import Settings
+from registry.core.records import shown
+from registry.errors import Forbidden, SettingsError, Unauthenticated
+from registry.server import tokens
+from registry.server.tokens import EVERYTHING, Grant, Role
+
+OWN_HOSTS_REMEMBERED = 64
+OPEN = frozenset({"/live", "/health"})
+"""What needs no token, ever."""
+
+WRITES = frozenset(
+    {
+        ("POST", "/v1/registrations"),
+        ("PUT", "/v1/blobs/{checksum}"),
+        ("DELETE", "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}"),
+        ("POST", "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}/renew"),
+        ("POST", "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}/drain"),
+    }
+)
+"""What the role `write` may do. Every other change is an administrator's."""
+
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+
+log = logging.getLogger("registry.access")
+
+
+def role_needed(method: str, path: str) -> Role | None:
+    """The least role that a route asks for, or None: everybody may."""
+    if path in OPEN:
+        return None
+    if (method, path) in WRITES:
+        return Role.WRITE
+    return Role.READ if method in SAFE_METHODS else Role.ADMIN
+
+
+def grant_of(request: Request) -> Grant:
+    """What the caller may do."""
+    return cast(Grant, request.scope["grant"])
+
+
+def actor_of(request: Request) -> str | None:
+    """The caller's name for the journal, or None: nobody asked who it is."""
+    return grant_of(request).name
+
+
+class Access:
+    """Admits callers, by the tokens of the token file if there is one.
+
+    Raises:
+        SettingsError: the token file is not as it should be.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._file = None if settings.token_file is None else Path(settings.token_file)
+        self._tokens = None if self._file is None else tokens.load(self._file)
+        self.readers_need_token = settings.require_read_token
+        self._host = settings.host
+        self._own_hosts: set[str] = set()
+        """Host headers that were found to name this machine's loopback."""
+        self._checks_host = (
+            self._tokens is None and not settings.insecure and is_loopback(settings.host)
+        )
+
+    @property
+    def has_file(self) -> bool:
+        """Whether there is a token file."""
+        return self._file is not None
+
+    def reload(self) -> None:
+        """Read the token file again. If it is not as it should be, the old tokens stay."""
+        if self._file is None:
+            return
+        try:
+            self._tokens = tokens.load(self._file)
+        except SettingsError as error:
+            log.error("the tokens stay as they were: %s", error)
+        else:
+            log.info("read the tokens of %s again", self._file)
+
+    def admit(self, scope: Scope, needed: Role | None) -> Grant:
+        """What the caller of a request may do, which is at least what is needed.
+
+        Raises:
+            Unauthenticated: a token is needed, and none was sent, or one that is not known.
+            Forbidden: the token's role is not enough.
+        """
+        if self._tokens is None:
+            return EVERYTHING
+        if needed is None or (needed is Role.READ and not self.readers_need_token):
+            return Grant(None, Role.READ)
+        grant = self._tokens.find(_presented(scope))
+        if grant is None:
+            raise Unauthenticated(
+                "The access token is not one that this service knows. Check that it was copied "
+                "whole, or ask for a new one.",
+                was_given=True,
+            )
+        if not grant.role.includes(needed):
+            raise Forbidden(
+                f"The token {grant.name} has the role {grant.role}; this call needs {needed}. Use "
+                "a token with that role, or ask for one."
+            )
+        return grant
+
+    def admit_reader(self, scope: Scope) -> None:
+        """As `admit`, for the metadata files."""
+        self.admit(scope, Role.READ)
+
+    def check_site(self, scope: Scope) -> None:
+        """Raise Forbidden for a change that a web page from elsewhere asks for."""
+        host = (_headers(scope, b"host") or [""])[0].lower()
+        for origin in _headers(scope, b"origin"):
+            if not host or _netloc(origin) != host:
+                raise Forbidden(
+                    f"A page of {shown(origin)} may not change anything here, only the service's "
+                    "own pages. Send the request from a program, without an Origin header."
+                )
+        for site in _headers(scope, b"sec-fetch-site"):
+            if site.lower() not in ("none", "same-origin"):
+                raise Forbidden(
+                    "The browser says that this request comes from another site (Sec-Fetch-Site: "
+                    f"{shown(site)}). Send it from a program."
+                )
+        if self._checks_host and host and not self._is_own(host):
+            raise Forbidden(
+                f"The request was sent to {shown(host)}, which is no name of this machine's "
+                f"loopback. Send it to {self._host}, or start the service with a token file or "
+                "with --insecure."
+            )
+
+    def _is_own(self, host: str) -> bool:
+        if host in self._own_hosts:
+            return True
+        own = self._names_us(host)
+        if own and len(self._own_hosts) < OWN_HOSTS_REMEMBERED:
+            self._own_hosts.add(host)
+        return own
+
+    def _names_us(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        return is_loopback(name) or name == self._host.lower()
+
+
+def _headers(scope: Scope, wanted: bytes) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _presented(scope: Scope) -> str:
+    """The bearer token of a request."""
+    values = _headers(scope, b"authorization")
+    if not values:
+        raise Unauthenticated
+    scheme, _, token = values[0].partition(" ")
+    if scheme.lower() != "bearer" or not token.strip() or len(values) > 1:
+        raise Unauthenticated(
+            "The Authorization header is none that this service understands. Send one, as "
+            "Authorization: Bearer TOKEN.",
+            was_given=True,
+        )
+    return token.strip()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine and nobody else can reach it."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """Lets those through to a route who may call it."""
+
+    def __init__(self, app: ASGIApp, access: Access, path: str) -> None:
+        self._app = app
+        self._access = access
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope["method"]
+        grant = self._access.admit(scope, role_needed(method, self._path))
+        if method not in SAFE_METHODS:
+            self._access.check_site(scope)
+            namespace = scope["path_params"].get("namespace")
+            if namespace is not None:
+                grant.check_namespace(namespace)
+        scope["grant"] = grant
+        await self._app(scope, receive, send)
+
+
+def guarded(routes: Iterable[Route], access: Access) -> list[Route]:
+    """The same routes, each behind a guard."""
+    return [_guarded(route, access) for route in routes]
+
+
+def _guarded(route: Route, access: Access) -> Route:
+    behind = copy(route)
+    behind.app = Guard(route.app, access, route.path)
+    return behind
+
+
+@contextmanager
+def reloading(access: Access) -> Iterator[None]:
+    """Reads the token file, if there is one, again on SIGHUP, while the block runs in the event
+    loop. Signals are the main thread's."""
+    if not access.has_file or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, access.reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)

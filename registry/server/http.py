@@ -1,0 +1,244 @@
+"""Requests in, answers out: bodies within their limits, errors as problems, one status table."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from registry import errors
+from registry.content.budget import Room
+from registry.core.records import shown
+from registry.wire import messages as wire
+
+if TYPE_CHECKING:
+    from registry.core.records import Event
+    from registry.service.registry import Registry
+
+STATUS: dict[type[errors.RegistryError], int] = {
+    errors.Invalid: 422,
+    errors.ChecksumMismatch: 422,
+    errors.FileUnreadable: 422,
+    errors.PathNotAllowed: 403,
+    errors.TooLarge: 413,
+    errors.UnsupportedMediaType: 415,
+    errors.NotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.PreconditionFailed: 412,
+    errors.RangeNotSatisfiable: 416,
+    errors.Conflict: 409,
+    errors.ContentMissing: 424,
+    errors.LeaseGone: 410,
+    errors.Superseded: 410,
+    errors.NotRegistered: 404,
+    errors.UnknownOwner: 404,
+    errors.Unserveable: 503,
+    errors.UploadsPending: 429,
+    errors.Busy: 503,
+    errors.StorageUnavailable: 503,
+    errors.Internal: 500,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.Malformed: 400,
+    errors.RequestTimeout: 408,
+    errors.HeadersTooLarge: 431,
+}
+
+RETRY_AFTER_S = {errors.UploadsPending: 60, errors.StorageUnavailable: 5, errors.Unserveable: 5}
+CHALLENGE = 'Bearer realm="metadata-registry"'
+INVALID_TOKEN = ', error="invalid_token"'
+BODIES_MAX_BYTES = 256 << 20
+REQUEST_ID_MAX = 128
+PAGE_DEFAULT = 100
+PAGE_MAX = 1000
+
+_is_request_id = re.compile(rb"[\x21-\x7e]{1,%d}" % REQUEST_ID_MAX).fullmatch
+
+log = logging.getLogger("registry.http")
+
+
+def registry_of(request: Request) -> Registry:
+    """The service that the application was started with."""
+    return cast("Registry", request.state.registry)
+
+
+def request_id_of(request: Request) -> str | None:
+    """The id that the answer and the journal carry."""
+    return cast("str | None", request.scope.get("request_id"))
+
+
+def answer(body: msgspec.Struct, status: int = 200) -> Response:
+    """A JSON answer."""
+    return Response(wire.encode(body), status, media_type="application/json")
+
+
+def problem(
+    error: errors.RegistryError, request_id: str | None = None, events: list[Event] | None = None
+) -> Response:
+    """An error as an answer."""
+    status = STATUS.get(type(error), 500)
+    headers = {"Cache-Control": "no-store"}
+    retry_after_s = RETRY_AFTER_S.get(type(error))
+    if isinstance(error, errors.Busy):
+        retry_after_s = error.retry_after_s
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    if isinstance(error, errors.MethodNotAllowed):
+        headers["Allow"] = ", ".join(error.allowed)
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = CHALLENGE + (INVALID_TOKEN if error.was_given else "")
+    if isinstance(error, errors.RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size}"
+    body = wire.encode(wire.problem(error, status, request_id, events))
+    return Response(body, status, headers, media_type="application/problem+json")
+
+
+async def read_json_body(request: Request, limit: int) -> bytes:
+    """The body of a request that carries JSON.
+
+    Raises:
+        UnsupportedMediaType: it says that it is something else.
+        TooLarge: it has more than `limit` bytes.
+        Invalid: it ended before it was complete.
+        Busy: there is no room for it beside the bodies of other requests.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise errors.UnsupportedMediaType(
+            f"The content type is {shown(media_type)}; send the body as application/json."
+        )
+    parts = []
+    bodies: Room = request.state.bodies
+    with bodies.share() as share:
+        async for part in body_parts(request, limit, "max_body_bytes"):
+            parts.append(part)
+            share.take(len(part))
+            if share.taken_bytes > limit:
+                raise errors.TooLarge(f"The body has more than {limit} bytes (max_body_bytes).")
+        return b"".join(parts)
+
+
+def room_for_bodies(limit: int) -> Room:
+    """Room for the bodies that are read into memory at the same time, each of at most `limit`."""
+    return Room(max(BODIES_MAX_BYTES, 2 * limit), lambda: errors.Busy(_NO_ROOM))
+
+
+_NO_ROOM = "Too many request bodies are on their way in. Try again shortly."
+
+
+async def read_optional_json_body(request: Request, limit: int) -> bytes:
+    """As `read_json_body`, but a request without a body needs no content type."""
+    if request.headers.get("content-length", "0") == "0" and not (
+        "transfer-encoding" in request.headers or "content-type" in request.headers
+    ):
+        return b""
+    return await read_json_body(request, limit)
+
+
+async def body_parts(request: Request, limit: int, setting: str) -> AsyncIterator[bytes]:
+    """The body of a request as it comes, refused at once if it says that it is too large.
+
+    Raises:
+        TooLarge: the Content-Length is above `limit`.
+        Invalid: the body ended before it was complete.
+    """
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > limit:
+        raise errors.TooLarge(f"The body has {length[:20]} bytes; at most {limit} ({setting}).")
+    try:
+        async for part in request.stream():
+            yield part
+    except ClientDisconnect as error:
+        raise errors.Invalid("The request ended before its body was complete.") from error
+
+
+def page_limit(request: Request) -> int:
+    """The `limit` of a list: 100 unless given, at most 1000.
+
+    Raises:
+        Invalid: it is no number from 1 to 1000.
+    """
+    text = request.query_params.get("limit", str(PAGE_DEFAULT))
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= PAGE_MAX:
+        raise errors.Invalid(f"limit is {shown(text)}; it must be 1 to {PAGE_MAX}.")
+    return int(text)
+
+
+def check_query(request: Request, *known: str) -> None:
+    """Raise Invalid for a query parameter that the call does not know, or that comes twice."""
+    if not request.scope["query_string"]:
+        return
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if name not in known:
+            raise errors.Invalid(
+                f"There is no query parameter {shown(name)} here; there is "
+                f"{', '.join(known) or 'none'}."
+            )
+        if names.count(name) > 1:
+            raise errors.Invalid(f"The query parameter {name} is given twice; give it once.")
+
+
+class RequestIds:
+    """Gives every answer an X-Request-Id, and turns what was raised into a problem."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        # Nobody is kept out by an id, so none has to be hard to guess. Asking the system for each
+        # took as long as a tenth of a registration.
+        self._random = random.Random()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _find_request_id(scope) or f"{self._random.getrandbits(64):016x}"
+        scope["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except errors.RegistryError as error:
+            if started:
+                raise
+            scope["problem"] = error
+            await problem(error, request_id)(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if started:
+                raise
+            await problem(_stopping(), request_id)(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if started:
+                raise
+            await problem(errors.Internal(), request_id)(scope, receive, send_with_id)
+
+
+def _stopping() -> errors.RegistryError:
+    return errors.StorageUnavailable(
+        "The service stops, and did not wait for this request any longer. What it asked for may "
+        "have been done; look, or repeat it when the service is back."
+    )
+
+
+def _find_request_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _is_request_id(value):
+            return cast(bytes, value).decode("ascii")
+    return None

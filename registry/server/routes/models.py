@@ -1,0 +1,85 @@
+"""Looking over the whole: models, the journal."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from registry.core.records import (
+    SLUG_PATTERN,
+    EventFilter,
+    EventKind,
+    EventOrder,
+    Owner,
+    check_slug,
+    shown,
+)
+from registry.errors import Invalid
+from registry.server.http import answer, check_query, page_limit, registry_of
+from registry.server.routes.artifacts import cursor
+from registry.wire import messages as wire
+
+_is_model = re.compile(f"({SLUG_PATTERN})/(_base|{SLUG_PATTERN})").fullmatch
+
+
+async def list_models(request: Request) -> Response:
+    """`GET /v1/models`: a page of models in the order of slug and suffix."""
+    check_query(request, "after", "limit")
+    limit = page_limit(request)
+    models, following = await registry_of(request).models(_model_cursor(request), limit)
+    return answer(
+        wire.ModelsResponse(
+            [wire.ModelResponse.of(model) for model in models],
+            None if following is None else "/".join(following),
+        )
+    )
+
+
+async def list_events(request: Request) -> Response:
+    """`GET /v1/events`: a page of the journal, by id."""
+    check_query(request, "owner", "slug", "kind", "order", "after", "limit")
+    limit = page_limit(request)
+    order = _order(request)
+    after = cursor(request) if "after" in request.query_params else None
+    page = await registry_of(request).events(_event_filter(request), order, after, limit)
+    return answer(wire.EventsResponse.of(page))
+
+
+def _model_cursor(request: Request) -> tuple[str, str]:
+    text = request.query_params.get("after")
+    if text is None:
+        return "", ""
+    match = _is_model(text)
+    if match is None:
+        raise Invalid(f"after is {shown(text)}; give what the page before answered as next.")
+    return match[1], match[2]
+
+
+def _order(request: Request) -> EventOrder:
+    text = request.query_params.get("order", EventOrder.OLDEST)
+    try:
+        return EventOrder(text)
+    except ValueError:
+        raise Invalid(f"order is {shown(text)}; it must be {' or '.join(EventOrder)}.") from None
+
+
+def _event_filter(request: Request) -> EventFilter:
+    given = request.query_params
+    owner = Owner.parse(given["owner"]) if "owner" in given else None
+    slug = given.get("slug")
+    if slug is not None:
+        check_slug("slug", slug)
+    return EventFilter(owner, slug, _kind(given.get("kind")))
+
+
+def _kind(text: str | None) -> EventKind | None:
+    if text is None:
+        return None
+    try:
+        return EventKind(text)
+    except ValueError:
+        raise Invalid(
+            f"There is no event kind {shown(text)}; there are {', '.join(EventKind)}."
+        ) from None

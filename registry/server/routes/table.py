@@ -1,0 +1,340 @@
+"""Every call of the service: where it is, what it does, what it takes and what it answers.
+
+A route and its description are one entry here, so that neither can be without the other. What
+/openapi.json and /docs say is made of this table.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+from starlette.routing import Route
+
+from registry.core.records import EventKind, EventOrder
+from registry.errors import (
+    ChecksumMismatch,
+    Conflict,
+    ContentMissing,
+    FileUnreadable,
+    Invalid,
+    LeaseGone,
+    NotRegistered,
+    PathNotAllowed,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    Superseded,
+    TooLarge,
+    UnknownOwner,
+    Unserveable,
+    UnsupportedMediaType,
+    UploadsPending,
+)
+from registry.server.http import PAGE_DEFAULT
+from registry.server.openapi.spec import STORAGE, Answer, Call, Parameter, Problems, Sent, ok
+from registry.server.read_path import MEDIA_TYPES, OCTET_STREAM
+from registry.server.routes import artifacts, models, operations, owners, registrations
+from registry.server.routes.description import Description
+from registry.store.reads.audit import CLASSES
+from registry.wire import messages as wire
+from registry.wire import types
+
+DESCRIPTION = Description(lambda: CALLS)
+
+READING, WRITING, LOOKING, RUNNING = "Reading", "Registering", "Looking", "Running"
+
+CLASS = Annotated[str, Meta(extra_json_schema={"enum": list(CLASSES)})]
+FILE_TYPES = (*sorted({*MEDIA_TYPES.values()}), OCTET_STREAM)
+
+LIMIT = Parameter("limit", types.PageLimit, "At most so many.", PAGE_DEFAULT)
+AFTER_ID = Parameter("after", types.Cursor, "Begin behind this id: `next` of the page before.")
+AFTER_OWNER = Parameter(
+    "after", types.OwnerText, "Begin behind this owner: `next` of the page before."
+)
+AFTER_MODEL = Parameter(
+    "after", types.ModelText, "Begin behind this model: `next` of the page before."
+)
+CONDITIONS = (
+    Parameter("If-None-Match", str, "Answer 304 if the ETag is one of these.", place="header"),
+    Parameter("If-Match", str, "Answer 412 unless the ETag is one of these.", place="header"),
+)
+RANGES = (
+    Parameter("Range", str, "One range of bytes, or up to 16.", place="header"),
+    Parameter("If-Range", str, "Heed Range only if this is the ETag.", place="header"),
+)
+FILE_HEADERS = ("ETag", "Accept-Ranges", "Cache-Control")
+FILE = {
+    200: Answer("The bytes.", media_types=FILE_TYPES, headers=FILE_HEADERS),
+    304: Answer("They are what If-None-Match names.", headers=("ETag", "Cache-Control")),
+}
+FILE_PARTS = {
+    206: Answer(
+        "The ranges asked for.",
+        media_types=(*FILE_TYPES, "multipart/byteranges"),
+        headers=FILE_HEADERS,
+    )
+}
+FILE_PROBLEMS: Problems = (NotRegistered, PreconditionFailed, Unserveable, *STORAGE)
+
+
+def _file_calls(path: str, title: str, says: str) -> tuple[Call, Call]:
+    return (
+        Call(
+            "GET",
+            path,
+            None,
+            title,
+            READING,
+            FILE | FILE_PARTS,
+            (*FILE_PROBLEMS, RangeNotSatisfiable),
+            says,
+            (*CONDITIONS, *RANGES),
+            has_request_id=False,
+        ),
+        Call(
+            "HEAD",
+            path,
+            None,
+            f"{title}: only the headers",
+            READING,
+            FILE,
+            FILE_PROBLEMS,
+            parameters=CONDITIONS,
+            has_request_id=False,
+        ),
+    )
+
+
+CALLS: tuple[Call, ...] = (
+    *_file_calls(
+        "/v1/metadata/{slug}/{suffix}/{filename}",
+        "Read a file",
+        "The bytes always hash to the checksum in the ETag. If the holder that is tried first does "
+        "not have them any more, another one's are sent; if none has, the answer is 503.",
+    ),
+    *_file_calls(
+        "/v1/metadata/{namespace}/{component}/{endpoint}/{slug}/{suffix}/{filename}",
+        "Read a file that an endpoint holds",
+        "As without the endpoint, if an owner of that endpoint holds the file.",
+    ),
+    Call(
+        "POST",
+        "/v1/registrations",
+        registrations.register,
+        "Register a manifest for an owner",
+        WRITING,
+        ok("All of it is registered.", wire.RegisteredResponse),
+        (
+            Invalid,
+            ChecksumMismatch,
+            FileUnreadable,
+            PathNotAllowed,
+            TooLarge,
+            UnsupportedMediaType,
+            Conflict,
+            ContentMissing,
+            Superseded,
+            *STORAGE,
+        ),
+        "All of it or nothing. Each artifact is a file that stays in place (`path`) or a copy that "
+        "was uploaded before (`checksum`). Registering adds; what the manifest does not name stays "
+        "as it is. Without artifacts it attaches the owner.",
+        sent=Sent("The owner and what it holds.", wire.RegisterRequest),
+    ),
+    Call(
+        "PUT",
+        "/v1/blobs/{checksum}",
+        registrations.upload,
+        "Upload content",
+        WRITING,
+        {
+            200: Answer("It was here already; its upload grace begins anew.", wire.BlobResponse),
+            201: Answer("It is here now.", wire.BlobResponse),
+        },
+        (Invalid, ChecksumMismatch, TooLarge, UploadsPending, *STORAGE),
+        "Content that nobody registers is dropped when its grace period is over.",
+        sent=Sent("The content, whose checksum is the one in the path."),
+    ),
+    Call(
+        "HEAD",
+        "/v1/blobs/{checksum}",
+        registrations.has_blob,
+        "Ask whether content is here",
+        WRITING,
+        {200: Answer("It is.", headers=("ETag",)), 404: Answer("It is not.")},
+        (Invalid, *STORAGE),
+    ),
+    Call(
+        "GET",
+        "/v1/owners",
+        owners.list_owners,
+        "List the owners",
+        LOOKING,
+        ok("A page of owners, by identity.", wire.OwnersResponse),
+        (Invalid, *STORAGE),
+        parameters=(AFTER_OWNER, LIMIT),
+    ),
+    Call(
+        "GET",
+        owners.PATH,
+        owners.show_owner,
+        "Show an owner and what it holds",
+        LOOKING,
+        ok("The owner. One that has ended holds nothing.", wire.OwnerResponse),
+        (Invalid, UnknownOwner, *STORAGE),
+    ),
+    Call(
+        "DELETE",
+        owners.PATH,
+        owners.unregister_for_owner,
+        "Release all that an owner holds and end it",
+        WRITING,
+        ok("What was released. An unknown owner releases nothing.", wire.ReceiptResponse),
+        (Invalid, *STORAGE),
+    ),
+    Call(
+        "POST",
+        f"{owners.PATH}/renew",
+        owners.renew,
+        "Renew an owner's lease",
+        WRITING,
+        ok("The renewed lease.", wire.RenewedResponse),
+        (Invalid, LeaseGone, Superseded, *STORAGE),
+    ),
+    Call(
+        "POST",
+        f"{owners.PATH}/drain",
+        owners.drain,
+        "Announce that an owner will be detached",
+        WRITING,
+        ok("It drains, and is served until it is detached.", wire.DrainedResponse),
+        (Invalid, TooLarge, UnsupportedMediaType, LeaseGone, Superseded, *STORAGE),
+        "Past the deadline the sweeper detaches it. Registering again cancels the drain.",
+        sent=Sent(
+            "How long it may take; 5 minutes if left out.", wire.DrainRequest, required=False
+        ),
+    ),
+    Call(
+        "GET",
+        "/v1/artifacts",
+        artifacts.list_artifacts,
+        "List the registered files",
+        LOOKING,
+        ok("A page of entries, by id.", wire.ArtifactsResponse),
+        (Invalid, *STORAGE),
+        parameters=(
+            Parameter("slug", str, "Only this model."),
+            Parameter("suffix", str, "Only `_base`, or this LoRA's slug."),
+            Parameter("filename", str, "Only files of this name."),
+            Parameter("checksum", str, "Only this content."),
+            AFTER_ID,
+            LIMIT,
+        ),
+    ),
+    Call(
+        "DELETE",
+        "/v1/artifacts/{slug}/{suffix}",
+        artifacts.remove,
+        "Drop a model's files, whoever holds them",
+        WRITING,
+        ok("What was dropped.", wire.ReceiptResponse),
+        (Invalid, *STORAGE),
+    ),
+    Call(
+        "GET",
+        "/v1/artifacts/{slug}/{suffix}/{filename}",
+        artifacts.explain,
+        "Explain a file: its content, its holders, its last events",
+        LOOKING,
+        ok("The entry, up to 1000 holders, the last 20 events.", wire.ExplainResponse),
+        (Invalid, NotRegistered, *STORAGE),
+        "A 404 carries the last events of the key as well.",
+    ),
+    Call(
+        "GET",
+        "/v1/models",
+        models.list_models,
+        "List the models",
+        LOOKING,
+        ok("A page of models, by slug and suffix.", wire.ModelsResponse),
+        (Invalid, *STORAGE),
+        parameters=(AFTER_MODEL, LIMIT),
+    ),
+    Call(
+        "GET",
+        "/v1/events",
+        models.list_events,
+        "Read the journal",
+        LOOKING,
+        ok("A page of events, by id.", wire.EventsResponse),
+        (Invalid, *STORAGE),
+        "To follow the journal, ask again with `last` of the answer before as `after`.",
+        (
+            Parameter("owner", types.OwnerText, "Only events of this owner."),
+            Parameter("slug", types.Slug, "Only events of this model."),
+            Parameter("kind", EventKind, "Only events of this kind."),
+            Parameter("order", EventOrder, "Which come first.", EventOrder.OLDEST),
+            AFTER_ID,
+            LIMIT,
+        ),
+    ),
+    Call(
+        "GET",
+        "/v1/audit",
+        operations.show_audit,
+        "Audit: what is wrong",
+        LOOKING,
+        ok("The findings, and a summary.", wire.AuditResponse),
+        (Invalid, *STORAGE),
+        parameters=(Parameter("class", CLASS, "Only this class of findings."),),
+    ),
+    Call(
+        "GET",
+        "/live",
+        operations.live,
+        "Ask whether the process runs",
+        RUNNING,
+        ok("It does.", wire.LiveResponse),
+    ),
+    Call(
+        "GET",
+        "/health",
+        operations.health,
+        "Ask whether the service can serve and write",
+        RUNNING,
+        {
+            200: Answer("It can.", wire.HealthResponse),
+            503: Answer("It cannot; `checks` says why.", wire.HealthResponse),
+        },
+    ),
+    Call(
+        "GET",
+        "/metrics",
+        operations.show_metrics,
+        "Metrics for Prometheus",
+        RUNNING,
+        {200: Answer("All metrics of all processes of the service.", media_types=("text/plain",))},
+    ),
+    Call(
+        "GET",
+        "/openapi.json",
+        DESCRIPTION.show_openapi,
+        "This description, as OpenAPI 3.1",
+        RUNNING,
+        {200: Answer("The document.", media_types=("application/json",))},
+    ),
+    Call(
+        "GET",
+        "/docs",
+        DESCRIPTION.show_docs,
+        "This description, to be read",
+        RUNNING,
+        {200: Answer("A page that needs nothing from elsewhere.", media_types=("text/html",))},
+    ),
+)
+
+ROUTES = [
+    Route(call.path, call.handler, methods=[call.method])
+    for call in CALLS
+    if call.handler is not None
+]

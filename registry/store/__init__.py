@@ -1,0 +1,1 @@
+"""The registry in SQL: tables, operations that write, queries that read, engines."""

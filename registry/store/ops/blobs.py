@@ -1,0 +1,108 @@
+"""Copied content: uploads come in, and what no owner ref names any more goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import BigInteger, bindparam, cast, delete, exists, func, insert, select, update
+
+from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows
+from registry.store.tables import blobs, owner_refs, settings
+
+UPLOAD_GRACE_DEFAULT_MS = 900_000
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Checked content on its way in. `read` gives the bytes, again if the operation runs again."""
+
+    checksum: str
+    size: int
+    read: Callable[[], bytes]
+
+
+_names = json_rows("rows", checksum=str)
+_upload_grace_ms = func.coalesce(
+    select(cast(settings.c.value, BigInteger))
+    .where(settings.c.name == "upload_grace_ms")
+    .scalar_subquery(),
+    UPLOAD_GRACE_DEFAULT_MS,
+)
+_referenced = exists().where(owner_refs.c.blob_checksum == blobs.c.checksum)
+
+_SIZES = Statement(
+    select(blobs.c.checksum, blobs.c.size).join(_names, blobs.c.checksum == _names.c.checksum)
+)
+_RENEW = Statement(
+    update(blobs)
+    .values(uploaded_at=bindparam("now"))
+    .where(blobs.c.checksum.in_(select(_names.c.checksum)))
+)
+_INSERT = Statement(
+    insert(blobs).values(
+        checksum=bindparam("checksum"),
+        size=bindparam("size"),
+        uploaded_at=bindparam("now"),
+        content=bindparam("content"),
+    )
+)
+_COLLECT = Statement(
+    delete(blobs).where(
+        blobs.c.checksum.in_(select(_names.c.checksum)),
+        blobs.c.uploaded_at <= bindparam("now") - _upload_grace_ms,
+        ~_referenced,
+    )
+)
+_PENDING_BYTES = Statement(
+    select(func.coalesce(func.sum(blobs.c.size), 0)).where(~_referenced).select_from(blobs)
+)
+_CONTENT = Statement(select(blobs.c.content).where(blobs.c.checksum == bindparam("checksum")))
+
+
+def store_blobs(conn: Connection, now: int, items: Sequence[Upload]) -> list[bool]:
+    """Keep uploaded content; True where it was not here before.
+
+    Content that was here has its upload grace renewed, so that nobody's removal takes it before
+    its uploader has registered it.
+    """
+    here = sizes_of(conn, [item.checksum for item in items])
+    if here:
+        conn.run(_RENEW, now=now, rows=as_rows([[checksum] for checksum in here]))
+    outcomes = []
+    for item in items:
+        outcomes.append(item.checksum not in here)
+        if item.checksum not in here:
+            conn.run(_INSERT, checksum=item.checksum, size=item.size, now=now, content=item.read())
+            here[item.checksum] = item.size
+    return outcomes
+
+
+def sizes_of(conn: Connection, checksums: Iterable[str]) -> dict[str, int]:
+    """The sizes of those of the contents that are here as copies."""
+    names = as_rows([[checksum] for checksum in set(checksums)])
+    return dict(conn.run(_SIZES, rows=names)) if names != "[]" else {}
+
+
+def collect_blobs(conn: Connection, now: int, checksums: Iterable[str]) -> None:
+    """Delete those of the contents that no owner ref names and whose upload grace is over."""
+    names = [[checksum] for checksum in sorted(set(checksums))]
+    if names:
+        conn.run(_COLLECT, now=now, rows=as_rows(names))
+
+
+def pending_bytes(conn: Connection) -> int:
+    """Bytes that are uploaded and not registered. Looks at every blob."""
+    total: int = conn.run(_PENDING_BYTES)[0][0]
+    return total
+
+
+def find_content(conn: Connection, checksum: str) -> bytes | None:
+    """Copied content, or None if it is not here. Unchecked: compare its checksum before use."""
+    rows = conn.run(_CONTENT, checksum=checksum)
+    return rows[0][0] if rows else None
+
+
+def find_chunk(conn: Connection, checksum: str, offset: int, length: int) -> bytes | None:
+    """A part of copied content, or None if it is not here any more."""
+    return conn.read_part(blobs.c.content, blobs.c.checksum, checksum, offset, length)

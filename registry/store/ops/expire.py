@@ -1,0 +1,393 @@
+"""The sweeper's operations: who is to be ended, when nobody is, and what else grows old (S9, S10).
+
+A sweep is a few small transactions. The first judges and ends at most 500 owners; while there are
+more it is repeated, so that reads and registrations go on in between. Each judges again under the
+write lock: a renewal that came in time is never overlooked.
+
+What protects the fleet from the registry's own troubles:
+
+- The *floor*. When nobody swept for longer than a third of the grace, the registry was down or
+  stalled, and workers could not renew. From that moment on nobody is ended before one full lease
+  and the grace have passed. The floor is stored, and moves only after such a gap. Drain deadlines
+  do not run on in the gap either.
+- The *brake*. When more than a part of the leased owners have lapsed together, something between
+  them and the registry is broken. Expiry pauses until renewals return, until an operator says
+  otherwise, or until `brake_max_ms` is over; from then on it goes on at a bounded rate. Renewals
+  return over the third of a lease, not at once: whoever is still lapsed when the brake lets go by
+  itself has one full lease more.
+- A clock that was moved. Forward is a gap like any other. After it went back, what it left in the
+  future is cut to what it could be by now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    func,
+    not_,
+    or_,
+    select,
+    update,
+)
+
+from registry.core.records import LEASE_MAX_MS, Owner, OwnerState
+from registry.store.journal import write_service_event
+from registry.store.ops.release import Release, release
+from registry.store.ops.settings_table import Policy, policy_of, read_variables, write_variables
+from registry.store.sqlite.engine import Connection, Row, Statement, one_of
+from registry.store.tables import owner_refs, owners
+
+OWNERS_PER_SWEEP = 500
+REFS_PER_SWEEP = 10_000
+CLOCK_TOLERANCE_MS = 1_000
+ALL = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An owner that is to be ended, and why."""
+
+    owner: Owner
+    state: OwnerState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What to do: `force` sweeps even if another process just did; `release_brake` lets go of
+    the brake; `dry_run` changes nothing and says of everybody who would be ended."""
+
+    force: bool = False
+    release_brake: bool = False
+    dry_run: bool = False
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep did. `waiting` counts the owners that it left alone although their lease and
+    the grace are over, and `paused` says why."""
+
+    skipped: bool = False
+    ended: tuple[Ending, ...] = ()
+    released: int = 0
+    more: bool = False
+    paused: str | None = None
+    waiting: int = 0
+
+
+@dataclass(slots=True)
+class _State:
+    """The sweepers' common memory, kept in the settings table."""
+
+    last_sweep_at: int | None
+    expiry_floor_at: int
+    brake_engaged_at: int | None
+    brake_leased: int
+    brake_released: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Owners with a lease: all, those that lapsed, those whose grace is over as well, and those of
+    them that the floor lets expire."""
+
+    leased: int
+    lapsed: int
+    overdue: int
+    expirable: int
+
+
+def _least(first: ColumnElement[int], second: ColumnElement[int]) -> ColumnElement[int]:
+    return case((first > second, second), else_=first)
+
+
+def _greatest(first: ColumnElement[int], second: ColumnElement[int]) -> ColumnElement[int]:
+    return case((first > second, first), else_=second)
+
+
+_now: ColumnElement[int] = bindparam("now", type_=BigInteger)
+_grace: ColumnElement[int] = bindparam("grace", type_=BigInteger)
+_leased = and_(one_of(owners.c.state, "active", "draining"), owners.c.lease_expires_at.is_not(None))
+_overdrained = and_(owners.c.state == "draining", owners.c.drain_deadline_at <= _now)
+_overdue = and_(_leased, owners.c.lease_expires_at + _grace <= _now, not_(_overdrained))
+_expirable = and_(_overdue, bindparam("floor") + owners.c.lease_ttl_ms + _grace <= _now)
+
+
+def _count_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
+
+
+_COUNTS = Statement(
+    select(
+        func.count(),
+        _count_of(owners.c.lease_expires_at <= _now),
+        _count_of(_overdue),
+        _count_of(_expirable),
+    ).where(_leased)
+)
+_owner = select(
+    owners.c.id,
+    owners.c.namespace,
+    owners.c.component,
+    owners.c.endpoint,
+    owners.c.instance_id,
+    owners.c.lora_slug,
+    select(func.count())
+    .where(owner_refs.c.owner_id == owners.c.id)
+    .correlate(owners)
+    .scalar_subquery(),
+)
+_OVERDRAINED = Statement(
+    _owner.where(_overdrained)
+    .order_by(owners.c.drain_deadline_at, owners.c.id)
+    .limit(bindparam("row_limit"))
+)
+_EXPIRABLE = Statement(
+    _owner.where(_expirable)
+    .order_by(owners.c.lease_expires_at, owners.c.id)
+    .limit(bindparam("row_limit"))
+)
+_POSTPONE_DRAINS = Statement(
+    update(owners)
+    .values(
+        drain_deadline_at=_greatest(
+            owners.c.drain_deadline_at + bindparam("passed"),
+            _now + func.coalesce(owners.c.lease_ttl_ms, 0) + _grace,
+        )
+    )
+    .where(owners.c.state == "draining")
+)
+_latest_lease = _now + owners.c.lease_ttl_ms
+_latest_drain = _now + LEASE_MAX_MS
+_TAKE_BACK = Statement(
+    update(owners)
+    .values(
+        lease_expires_at=_least(owners.c.lease_expires_at, _latest_lease),
+        drain_deadline_at=_least(owners.c.drain_deadline_at, _latest_drain),
+        ended_at=_least(owners.c.ended_at, _now),
+    )
+    .where(
+        or_(
+            owners.c.lease_expires_at > _latest_lease,
+            owners.c.drain_deadline_at > _latest_drain,
+            owners.c.ended_at > _now,
+        )
+    )
+)
+_TAKE_BACK_VERIFIED = Statement(
+    update(owner_refs)
+    .values(verified_at=_now)
+    .where(owner_refs.c.path.is_not(None), owner_refs.c.verified_at > _now)
+)
+
+
+def sweep(conn: Connection, now: int, items: Sequence[Sweep]) -> list[Swept]:
+    """End at most 500 owners that are due; a sweep that another process just made is skipped.
+
+    A dry run writes nothing and names everybody; it may be given a connection that only reads.
+    """
+    return [_sweep(conn, now, item) for item in items]
+
+
+def _sweep(conn: Connection, now: int, item: Sweep) -> Swept:
+    variables = read_variables(conn)
+    policy = policy_of(variables)
+    state = _state_of(variables)
+    if not (item.force or item.repeated) and _just_swept(state, policy, now):
+        return Swept(skipped=True)
+    outage = _was_out(state, policy, now)
+    _mind_the_clock(conn, state, policy, item, now, outage=outage)
+    counts = _count(conn, state, policy, now)
+    floor = state.expiry_floor_at
+    allowed, paused = _brake(conn, state, policy, item, now, counts)
+    if state.expiry_floor_at != floor:
+        counts = _count(conn, state, policy, now)
+    if paused is None and counts.overdue > counts.expirable:
+        paused = (
+            "after an outage, or when the brake let go, everybody has time to renew; nobody is "
+            "ended before its lease and the grace have passed anew"
+        )
+    drained = [] if outage else _due(conn, _OVERDRAINED, item, now=now)
+    expired = _due(
+        conn,
+        _EXPIRABLE,
+        item,
+        at_most=min(allowed, _most(item) - len(drained)),
+        now=now,
+        grace=policy.lease_grace_ms,
+        floor=state.expiry_floor_at,
+    )
+    due = [(row, OwnerState.DETACHED, "drain deadline") for row in drained]
+    due += [(row, OwnerState.EXPIRED, "expired") for row in expired]
+    taken = due if item.dry_run else _within_bounds(due)
+    if not item.dry_run:
+        release(conn, now, [Release(row[0], end, reason) for row, end, reason in taken])
+        _write_state(conn, state, now)
+    ended = tuple(Ending(_owner_of(row), end, reason) for row, end, reason in taken)
+    return Swept(
+        ended=ended,
+        released=sum(row[6] for row, _, _ in taken),
+        more=not item.dry_run and (len(taken) < len(due) or len(due) >= OWNERS_PER_SWEEP),
+        paused=paused,
+        waiting=counts.overdue - sum(each.state is OwnerState.EXPIRED for each in ended),
+    )
+
+
+def _just_swept(state: _State, policy: Policy, now: int) -> bool:
+    """Whether another process swept within the last half of the interval."""
+    last = state.last_sweep_at
+    return last is not None and 0 <= now - last < policy.sweep_interval_ms // 2
+
+
+# The clock
+
+
+def _was_out(state: _State, policy: Policy, now: int) -> bool:
+    """Whether the registry was down or stalled since the last sweep, as far as the clock tells."""
+    last = state.last_sweep_at
+    return last is None or not -CLOCK_TOLERANCE_MS <= now - last <= policy.outage_ms
+
+
+def _mind_the_clock(
+    conn: Connection, state: _State, policy: Policy, item: Sweep, now: int, *, outage: bool
+) -> None:
+    """Move the floor after a gap; take back what a clock that went back left in the future."""
+    state.expiry_floor_at = now if outage else min(state.expiry_floor_at, now)
+    if state.brake_engaged_at is not None:
+        state.brake_engaged_at = min(state.brake_engaged_at, now)
+    if item.dry_run:
+        return
+    if outage and state.last_sweep_at is not None:
+        passed = now - state.last_sweep_at
+        conn.run(_POSTPONE_DRAINS, now=now, passed=passed, grace=policy.lease_grace_ms)
+    conn.run(_TAKE_BACK, now=now)
+    conn.run(_TAKE_BACK_VERIFIED, now=now)
+
+
+def _count(conn: Connection, state: _State, policy: Policy, now: int) -> _Counts:
+    times = {"now": now, "grace": policy.lease_grace_ms, "floor": state.expiry_floor_at}
+    return _Counts(*conn.run(_COUNTS, **times)[0])
+
+
+# The brake
+
+
+def _brake(
+    conn: Connection, state: _State, policy: Policy, item: Sweep, now: int, counts: _Counts
+) -> tuple[int, str | None]:
+    """How many owners may be ended in this sweep, and why not all that are due."""
+    _judge_brake(conn, state, policy, item, now, counts)
+    if state.brake_engaged_at is None:
+        return _most(item), None
+    if now - state.brake_engaged_at < policy.brake_max_ms:
+        return 0, (
+            f"the brake is engaged: {counts.lapsed} of {counts.leased} leased owners lapsed "
+            "together; it ends when renewals return, with `sweep --release-brake`, or "
+            f"{policy.brake_max_ms / 1000:g} s after it engaged"
+        )
+    allowed = min(_most(item), _bounded_rate(state, policy, now))
+    return allowed, f"the brake lets {allowed} owners expire in this sweep"
+
+
+def _judge_brake(
+    conn: Connection, state: _State, policy: Policy, item: Sweep, now: int, counts: _Counts
+) -> None:
+    """Engage the brake or let go of it."""
+    lapsed, leased = counts.lapsed, counts.leased
+    together = lapsed >= policy.brake_min_owners and lapsed * 100 > policy.brake_percent * leased
+    engaged = state.brake_engaged_at is not None
+    if item.release_brake:
+        if engaged:
+            _tell(conn, item, now, "expiry_resumed", "released by command")
+        state.brake_engaged_at, state.brake_released = None, together
+    elif not together:
+        if engaged:
+            reason = f"only {lapsed} of {leased} leased owners are lapsed"
+            _tell(conn, item, now, "expiry_resumed", reason)
+            state.expiry_floor_at = max(state.expiry_floor_at, now - policy.lease_grace_ms)
+        state.brake_engaged_at, state.brake_released = None, False
+    elif counts.expirable and not engaged and not state.brake_released:
+        _tell(conn, item, now, "expiry_paused", f"{lapsed} of {leased} leased owners lapsed")
+        state.brake_engaged_at, state.brake_leased = now, leased
+
+
+def _bounded_rate(state: _State, policy: Policy, now: int) -> int:
+    """What may expire after the longest pause: the brake's part of the fleet in a minute."""
+    elapsed_ms = min(max(now - (state.last_sweep_at or now), 0), policy.sweep_interval_ms * 2)
+    share = int(state.brake_leased * policy.brake_percent * elapsed_ms / (100 * 60_000))
+    return max(policy.brake_min_owners, share)
+
+
+def _tell(conn: Connection, item: Sweep, now: int, kind: str, reason: str) -> None:
+    if not item.dry_run:
+        write_service_event(conn, now, kind, reason)
+
+
+# Who is due
+
+_Due = tuple[Row, OwnerState, str]
+
+
+def _due(
+    conn: Connection, statement: Statement, item: Sweep, at_most: int = ALL, **times: int
+) -> list[Row]:
+    """Owners that are due, longest first, as many as one sweep may end."""
+    row_limit = min(at_most, _most(item))
+    return conn.run(statement, row_limit=row_limit, **times) if row_limit > 0 else []
+
+
+def _most(item: Sweep) -> int:
+    """How many owners one transaction ends at most; a dry run ends none and names all."""
+    return ALL if item.dry_run else OWNERS_PER_SWEEP
+
+
+def _within_bounds(due: list[_Due]) -> list[_Due]:
+    """The first of them, so that one transaction releases about 10,000 refs at most."""
+    refs = 0
+    for index, (row, _, _) in enumerate(due[:OWNERS_PER_SWEEP]):
+        refs += row[6]
+        if refs > REFS_PER_SWEEP and index:
+            return due[:index]
+    return due[:OWNERS_PER_SWEEP]
+
+
+def _owner_of(row: Row) -> Owner:
+    namespace, component, endpoint, instance_id, lora_slug = row[1:6]
+    return Owner(namespace, component, endpoint, int(instance_id), lora_slug or None)
+
+
+# The sweepers' memory
+
+
+def _state_of(variables: dict[str, str]) -> _State:
+    def number(name: str) -> int | None:
+        return int(variables[name]) if name in variables else None
+
+    return _State(
+        number("last_sweep_at"),
+        number("expiry_floor_at") or 0,
+        number("brake_engaged_at"),
+        number("brake_leased") or 0,
+        variables.get("brake_released") == "1",
+    )
+
+
+def _write_state(conn: Connection, state: _State, now: int) -> None:
+    write_variables(
+        conn,
+        {
+            "last_sweep_at": now,
+            "expiry_floor_at": state.expiry_floor_at,
+            "brake_engaged_at": state.brake_engaged_at,
+            "brake_leased": state.brake_leased if state.brake_engaged_at is not None else None,
+            "brake_released": "1" if state.brake_released else None,
+        },
+    )

@@ -1,0 +1,125 @@
+"""An owner's time: renewing its lease, announcing its detach (S9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import BigInteger, bindparam, case, func, null, select, update
+
+from registry.core.records import Drained, Lease, Owner, OwnerState, Renewed
+from registry.errors import LeaseGone, RegistryError, Superseded
+from registry.store.journal import EventRow, write_events
+from registry.store.ops.release import FIND_OWNERS, identity
+from registry.store.ops.supersede import find_superseded, instance_of
+from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows
+from registry.store.sqlite.ids import last_ids
+from registry.store.tables import owner_refs, owners
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """An announced detach: the owner is served until it unregisters, or until the deadline."""
+
+    owner: Owner
+    deadline_ms: int
+    request_id: str | None = None
+    actor: str | None = None
+
+
+_rows = json_rows("rows", id=int)
+_drains = json_rows("rows", id=int, deadline_ms=int)
+_renewed_until = bindparam("now", type_=BigInteger) + owners.c.lease_ttl_ms
+_RENEW = Statement(
+    update(owners)
+    .values(
+        renewed_at=bindparam("now"),
+        # Never shorter: a clock that is an hour slow for a moment must not leave leases that lapse
+        # as it is put right. Where it stays slow, the next sweep cuts them.
+        lease_expires_at=case(
+            (owners.c.lease_expires_at > _renewed_until, owners.c.lease_expires_at),
+            else_=_renewed_until,
+        ),
+    )
+    .where(owners.c.id.in_(select(_rows.c.id)))
+)
+_RENEWED = Statement(
+    select(
+        owners.c.id,
+        owners.c.lease_ttl_ms,
+        owners.c.lease_expires_at,
+        select(func.count())
+        .where(owner_refs.c.owner_id == owners.c.id)
+        .correlate(owners)
+        .scalar_subquery(),
+    ).where(owners.c.id.in_(select(_rows.c.id)))
+)
+_DRAIN = Statement(
+    update(owners)
+    .values(
+        state="draining",
+        drain_deadline_at=bindparam("now") + _drains.c.deadline_ms,
+        ended_at=null(),
+    )
+    .where(owners.c.id == _drains.c.id)
+)
+
+
+def renew(conn: Connection, now: int, items: Sequence[Owner]) -> list[Renewed | RegistryError]:
+    """New expiry per owner, and how many refs it holds; one that was ended is refused, not revived.
+
+    An owner without a lease is only noted as seen. Nothing is journalled: a fleet renews often.
+    """
+    outcomes, live = _find_live(conn, items)
+    if live:
+        wanted = as_rows([[owner_id] for owner_id in set(live.values())])
+        conn.run(_RENEW, now=now, rows=wanted)
+        renewed = {row[0]: row[1:] for row in conn.run(_RENEWED, rows=wanted)}
+        for index, owner_id in live.items():
+            ttl_ms, expires_at, refs = renewed[owner_id]
+            lease = None if ttl_ms is None else Lease(ttl_ms, expires_at)
+            outcomes[index] = Renewed(items[index], lease, refs)
+    return outcomes
+
+
+def drain(conn: Connection, now: int, items: Sequence[Drain]) -> list[Drained | RegistryError]:
+    """Announce a detach per owner; one that was ended is refused. The last deadline counts."""
+    refused, live = _find_live(conn, [item.owner for item in items])
+    outcomes: list[Drained | RegistryError] = list(refused)  # type: ignore[arg-type]
+    if live:
+        deadlines = {owner_id: items[index].deadline_ms for index, owner_id in live.items()}
+        conn.run(_DRAIN, now=now, rows=as_rows(deadlines.items()))
+        event_id = last_ids(conn).get("events", 0)
+        events = []
+        for index, owner_id in live.items():
+            item = items[index]
+            event_id += 1
+            about = (f"within {item.deadline_ms / 1000:g} s", item.actor, item.request_id)
+            events.append(EventRow(event_id, "drained", owner_id, None, None, *about))
+            outcomes[index] = Drained(item.owner, now + item.deadline_ms)
+        write_events(conn, now, events)
+    return outcomes
+
+
+def _find_live(
+    conn: Connection, items: Sequence[Owner]
+) -> tuple[list[Renewed | RegistryError], dict[int, int]]:
+    """The refusal of each owner that has ended or never was; the ids of the others by position."""
+    wanted = as_rows([identity(owner) for owner in items])
+    found = {
+        row[:5]: row[5]
+        for row in conn.run(FIND_OWNERS, rows=wanted)
+        if not OwnerState(row[6]).ended
+    }
+    live = {
+        index: found[identity(owner)]
+        for index, owner in enumerate(items)
+        if identity(owner) in found
+    }
+    gone = [instance_of(owner) for index, owner in enumerate(items) if index not in live]
+    # All owners of an instance are replaced with it, also those that left before or never came.
+    replaced = find_superseded(conn, gone) if gone else set()
+    refusals: list[Renewed | RegistryError] = [
+        Superseded() if instance_of(owner) in replaced else LeaseGone() for owner in items
+    ]
+    return refusals, live

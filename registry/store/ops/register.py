@@ -1,0 +1,587 @@
+"""Registering: what a manifest does to the tables. The other operations are in the rooms beside.
+
+Every operation takes a list and answers in kind, inside a transaction of the caller's; it does
+exactly what running its items one at a time in order would do. A refusal is a value in the
+answer. No operation commits, takes the time, or touches the world: it may run again.
+
+    register                here            store_blobs    blobs.py
+    unregister, remove      releasing.py    observe        observing.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import bindparam, func, insert, literal, null, select, update
+
+from registry.core.records import (
+    Artifact,
+    ArtifactKey,
+    ConflictingKey,
+    Lease,
+    Outcome,
+    Owner,
+    OwnerState,
+    RefStatus,
+    Registered,
+    RegisteredArtifact,
+    Registration,
+)
+from registry.errors import ChecksumMismatch, Conflict, ContentMissing, RegistryError, Superseded
+from registry.store.journal import (
+    EventRow,
+    Refusal,
+    find_unresolved,
+    write_events,
+    write_refusals,
+)
+from registry.store.ops.blobs import collect_blobs, sizes_of
+from registry.store.ops.release import FIND_OWNERS, Freed, collect, identity
+from registry.store.ops.supersede import (
+    Incarnation,
+    Instance,
+    Worker,
+    find_incarnations,
+    find_superseded,
+    instance_of,
+    older_instances,
+    older_owners,
+    supersede,
+    worker_of,
+)
+from registry.store.reads.queries import holders_of
+from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows
+from registry.store.sqlite.ids import last_ids
+from registry.store.tables import entries, owner_refs, owners
+
+CONFLICT_HOLDERS_MAX = 20
+
+
+@dataclass(slots=True)
+class _OwnerRow:
+    id: int
+    state: str
+    worker_name: str | None
+    is_new: bool = False
+    attached_at: int | None = None
+    lease: Lease | None = None
+
+
+@dataclass(slots=True)
+class _EntryRow:
+    id: int
+    checksum: str
+    size: int
+    is_new: bool = False
+
+
+@dataclass(slots=True)
+class _RefRow:
+    blob_checksum: str | None
+    path: str | None
+    file_identity: str | None
+    status: str
+    event_id: int
+    is_new: bool = False
+
+
+def register(
+    conn: Connection, now: int, items: Sequence[Registration]
+) -> list[Registered | RegistryError]:
+    """Write manifests, each wholly or not at all (S1-S4).
+
+    A refusal is Conflict, ContentMissing, ChecksumMismatch or Superseded, and changes nothing
+    but the journal.
+    """
+    outcomes: list[Registered | RegistryError] = []
+    ahead = len(items)
+    while len(outcomes) < len(items):
+        run = _register_run(conn, now, items[len(outcomes) :][:ahead])
+        # Where items have to be judged alone, little is read ahead in vain.
+        ahead = ahead * 4 if len(run) == ahead else 1
+        outcomes += run
+    return outcomes
+
+
+def _register_run(
+    conn: Connection, now: int, items: Sequence[Registration]
+) -> list[Registered | RegistryError]:
+    """As many of the items as can be judged against one reading of the tables, at least one.
+
+    An item that would change or refuse content that is here is judged alone, against the tables
+    themselves: a run ends before it, and the next one begins and ends with it.
+    """
+    batch = _Batch(conn, now, items)
+    outcomes: list[Registered | RegistryError] = []
+    for item in items:
+        changes = batch.changes_content(item)
+        alone = changes or batch.supersedes(item)
+        if alone and outcomes:
+            break
+        outcomes.append(batch.judge(item, changes_content=changes))
+        if alone:
+            break
+    batch.write()
+    return outcomes
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The rows that a list of manifests speaks of, and what the list itself did to them."""
+
+    conn: Connection
+    now: int
+    items: Sequence[Registration]
+    owners: dict[tuple[str, ...], _OwnerRow] = field(init=False)
+    entries: dict[ArtifactKey, _EntryRow] = field(init=False)
+    refs: dict[tuple[int, int], _RefRow] = field(init=False)
+    sizes: dict[str, int] = field(init=False)
+    last: dict[str, int] = field(init=False)
+    events: list[EventRow] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    touched_owners: dict[int, tuple[Owner, _OwnerRow]] = field(default_factory=dict)
+    touched_refs: dict[tuple[int, int], _RefRow] = field(default_factory=dict)
+    replaced: list[_EntryRow] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    incarnations: dict[Worker, list[Incarnation]] = field(init=False)
+    superseded: set[Instance] = field(init=False)
+    freed: Freed | None = None
+    unresolved: set[tuple[str, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        conn, items = self.conn, self.items
+        self.last = last_ids(conn)
+        who = as_rows([identity(item.owner) for item in items])
+        self.owners = {row[:5]: _OwnerRow(*row[5:8]) for row in conn.run(FIND_OWNERS, rows=who)}
+        self.superseded = find_superseded(conn, [instance_of(item.owner) for item in items])
+        workers = [worker for item in items if (worker := worker_of(item)) is not None]
+        self.incarnations = find_incarnations(conn, dict.fromkeys(workers))
+        artifacts = [artifact for item in items for artifact in item.artifacts]
+        self.entries = _find_entries(conn, {artifact.key for artifact in artifacts})
+        self.sizes = sizes_of(
+            conn, [artifact.checksum for artifact in artifacts if artifact.path is None]
+        )
+        self.refs = _find_refs(conn, self._pairs()) if self.owners and self.entries else {}
+
+    def _pairs(self) -> list[tuple[int, int]]:
+        pairs = []
+        for item in self.items:
+            owner = self.owners.get(identity(item.owner))
+            if owner is not None:
+                keys = [artifact.key for artifact in item.artifacts]
+                pairs += [(owner.id, self.entries[key].id) for key in keys if key in self.entries]
+        return pairs
+
+    # Judging
+
+    def changes_content(self, item: Registration) -> bool:
+        """Whether an item offers other content for a key that is here, or drops a copy."""
+        owner = self.owners.get(identity(item.owner))
+        for artifact in item.artifacts:
+            entry = self.entries.get(artifact.key)
+            if entry is None:
+                continue
+            if entry.checksum != artifact.checksum:
+                return True
+            ref = owner and self.refs.get((owner.id, entry.id))
+            if ref and ref.blob_checksum and artifact.path is not None:
+                return True
+        return False
+
+    def supersedes(self, item: Registration) -> bool:
+        """Whether another instance has registered under the item's worker name (S11)."""
+        worker = worker_of(item)
+        return worker is not None and bool(older_instances(item, self.incarnations[worker]))
+
+    def judge(self, item: Registration, *, changes_content: bool) -> Registered | RegistryError:
+        """Accept an item, or say why not. Only an accepted one changes anything."""
+        if instance_of(item.owner) in self.superseded:
+            return Superseded()
+        owner = self.owners.get(identity(item.owner))
+        worker = worker_of(item)
+        older = []
+        if worker is not None and self.supersedes(item):
+            older = older_owners(self.conn, item, self.incarnations[worker])
+        if changes_content:
+            conflicts = self._conflicts(item, [owner.id, *older] if owner else older)
+            if conflicts:
+                return self._refuse(item, conflicts)
+        copies = [artifact for artifact in item.artifacts if artifact.path is None]
+        missing = dict.fromkeys(c.checksum for c in copies if c.checksum not in self.sizes)
+        if missing:
+            return ContentMissing(missing=list(missing))
+        for copy in copies:
+            if copy.size not in (None, self.sizes[copy.checksum]):
+                return ChecksumMismatch(
+                    f"{copy.key} is said to have {copy.size} bytes, but the content with its "
+                    f"checksum has {self.sizes[copy.checksum]}. Correct the size or leave it out."
+                )
+        if older:
+            self.freed = supersede(self.conn, self.now, item, older)
+            self.last = last_ids(self.conn)
+        row = self._attach(item, owner)
+        lines = tuple(self._hold(item, row, artifact) for artifact in item.artifacts)
+        return Registered(item.owner, row.lease, lines)
+
+    def _conflicts(self, item: Registration, own_ids: list[int]) -> list[ConflictingKey]:
+        """Keys that somebody else holds with other content (S2). Such an item is judged alone."""
+        found = []
+        for artifact in item.artifacts:
+            entry = self.entries.get(artifact.key)
+            if entry is not None and entry.checksum != artifact.checksum:
+                holders = holders_of(
+                    self.conn,
+                    entry.id,
+                    limit=CONFLICT_HOLDERS_MAX,
+                    except_owner_ids=own_ids,
+                )
+                if holders:
+                    found.append(
+                        ConflictingKey(artifact.key, entry.checksum, artifact.checksum, holders)
+                    )
+        return found
+
+    def _refuse(self, item: Registration, conflicts: list[ConflictingKey]) -> Conflict:
+        for conflict in conflicts:
+            self.refusals.append(
+                Refusal(
+                    item.owner,
+                    conflict.key.slug,
+                    conflict.key.suffix,
+                    conflict.key.filename,
+                    self.entries[conflict.key].id,
+                    conflict.offered,
+                    conflict.registered,
+                    f"held by {conflict.holders[0].owner}",
+                    item.actor,
+                    item.request_id,
+                )
+            )
+        first = conflicts[0]
+        return Conflict(
+            f"{len(conflicts)} of {len(item.artifacts)} keys are held by other owners with other "
+            f"content, the first {first.key} by {first.holders[0].owner}; nothing was written. "
+            "Register the same bytes, use another slug, or unregister the holders.",
+            conflicts=conflicts,
+        )
+
+    # Accepting
+
+    def _attach(self, item: Registration, row: _OwnerRow | None) -> _OwnerRow:
+        """The owner's row, alive and with a renewed lease."""
+        if row is None:
+            row = _OwnerRow(self._next("owners"), "", None, is_new=True)
+            self.owners[identity(item.owner)] = row
+        if row.state != OwnerState.ACTIVE:
+            reason = "drain cancelled" if row.state == OwnerState.DRAINING else None
+            self._journal(item, row, None, "attached", reason=reason)
+            if row.state != OwnerState.DRAINING:
+                row.attached_at = self.now
+        row.state = OwnerState.ACTIVE
+        row.worker_name = item.worker_name or row.worker_name
+        ttl_ms = item.lease_ttl_ms
+        row.lease = None if ttl_ms is None else Lease(ttl_ms, self.now + ttl_ms)
+        self.touched_owners[row.id] = (item.owner, row)
+        worker = worker_of(item)
+        if worker is not None:
+            mine = Incarnation(row.id, str(item.owner.instance_id))
+            self.incarnations[worker].append(mine)
+        return row
+
+    def _hold(self, item: Registration, owner: _OwnerRow, artifact: Artifact) -> RegisteredArtifact:
+        """One line of an accepted manifest."""
+        entry = self.entries.get(artifact.key)
+        outcome = Outcome.SHARED
+        kind, previous, reason = "registered", None, None
+        if entry is None:
+            entry = _EntryRow(
+                self._next("entries"), artifact.checksum, self._size(artifact), is_new=True
+            )
+            self.entries[artifact.key] = entry
+            self._journal(item, owner, entry, "created")
+            outcome = Outcome.CREATED
+        elif entry.checksum != artifact.checksum:
+            kind, previous, outcome = "replaced", entry.checksum, Outcome.REPLACED
+            entry.checksum = artifact.checksum
+            entry.size = self._size(artifact)
+            self.replaced.append(entry)
+        ref = self.refs.get((owner.id, entry.id))
+        if ref is not None and outcome is Outcome.SHARED:
+            outcome = Outcome.UNCHANGED
+            same_place = ref.path == artifact.path
+            kind, reason = ("", None) if same_place else ("registered", "moved")
+            if same_place and self._was_refused(item, artifact):
+                kind, reason = "registered", "again"
+        if kind:
+            self._journal(item, owner, entry, kind, previous, reason)
+        self._set_ref(item, owner, entry, artifact, ref, journalled=bool(kind))
+        return RegisteredArtifact(artifact.key, entry.checksum, entry.size, outcome)
+
+    def _was_refused(self, item: Registration, artifact: Artifact) -> bool:
+        """Whether the last word on an owner's key is a refusal. Asked once, it is taken back."""
+        if self.unresolved is None:
+            self.unresolved = find_unresolved(self.conn, self.now)
+        key = artifact.key
+        name = (*identity(item.owner), key.slug, key.suffix, key.filename)
+        was_refused = name in self.unresolved
+        self.unresolved.discard(name)
+        return was_refused
+
+    def _set_ref(
+        self,
+        item: Registration,
+        owner: _OwnerRow,
+        entry: _EntryRow,
+        artifact: Artifact,
+        ref: _RefRow | None,
+        *,
+        journalled: bool,
+    ) -> None:
+        """Point the owner's ref at the bytes that were offered."""
+        if ref is None:
+            ref = _RefRow(None, None, None, RefStatus.OK, 0, is_new=True)
+            self.refs[owner.id, entry.id] = ref
+        elif not journalled and artifact.path is None:
+            return
+        blob_checksum = artifact.checksum if artifact.path is None else None
+        if ref.blob_checksum not in (None, blob_checksum):
+            self.dropped.append(ref.blob_checksum)
+        if journalled:
+            ref.event_id = self.last["events"]
+        if ref.status != RefStatus.OK:
+            self._journal(item, owner, entry, "restored")
+        ref.blob_checksum, ref.path = blob_checksum, artifact.path
+        ref.file_identity, ref.status = artifact.file_identity, RefStatus.OK
+        self.touched_refs[owner.id, entry.id] = ref
+
+    def _journal(
+        self,
+        item: Registration,
+        owner: _OwnerRow,
+        entry: _EntryRow | None,
+        kind: str,
+        previous: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        self.events.append(
+            EventRow(
+                self._next("events"),
+                kind,
+                owner.id,
+                entry.id if entry else None,
+                previous,
+                reason,
+                item.actor,
+                item.request_id,
+            )
+        )
+
+    def _size(self, artifact: Artifact) -> int:
+        return self.sizes[artifact.checksum] if artifact.path is None else artifact.size or 0
+
+    def _next(self, table: str) -> int:
+        self.last[table] = self.last.get(table, 0) + 1
+        return self.last[table]
+
+    # Writing
+
+    def write(self) -> None:
+        """Put down what was accepted, in set form, and what was refused."""
+        conn, now = self.conn, self.now
+        self._write_owners()
+        new = [
+            (entry.id, key.slug, key.suffix, key.filename, entry.checksum, entry.size)
+            for key, entry in self.entries.items()
+            if entry.is_new
+        ]
+        if new:
+            conn.run(_INSERT_ENTRIES, now=now, rows=as_rows(new))
+        for entry in self.replaced:
+            conn.run(
+                _REPLACE_ENTRY,
+                now=now,
+                entry_id=entry.id,
+                new_checksum=entry.checksum,
+                new_size=entry.size,
+            )
+        self._write_refs()
+        write_events(conn, now, self.events)
+        write_refusals(conn, now, self.last.get("events", 0), self.refusals)
+        collect_blobs(conn, now, self.dropped)
+        if self.freed is not None:
+            collect(conn, now, self.freed)
+
+    def _write_owners(self) -> None:
+        new: list[object] = []
+        changed: list[object] = []
+        for owner, row in self.touched_owners.values():
+            ttl_ms = row.lease.ttl_ms if row.lease else None
+            values = (row.id, *identity(owner), row.worker_name, ttl_ms, row.attached_at)
+            (new if row.is_new else changed).append(values)
+        if new:
+            self.conn.run(_INSERT_OWNERS, now=self.now, rows=as_rows(new))
+        if changed:
+            self.conn.run(_UPDATE_OWNERS, now=self.now, rows=as_rows(changed))
+
+    def _write_refs(self) -> None:
+        new: list[object] = []
+        changed: list[object] = []
+        for pair, ref in self.touched_refs.items():
+            values = (*pair, ref.blob_checksum, ref.path, ref.file_identity, ref.event_id)
+            (new if ref.is_new else changed).append(values)
+        if new:
+            self.conn.run(_INSERT_REFS, now=self.now, rows=as_rows(new))
+        if changed:
+            self.conn.run(_UPDATE_REFS, now=self.now, rows=as_rows(changed))
+
+
+# Reading what a list of manifests speaks of
+
+_keys = json_rows("rows", slug=str, suffix=str, filename=str)
+_FIND_ENTRIES = Statement(
+    select(
+        entries.c.slug,
+        entries.c.suffix,
+        entries.c.filename,
+        entries.c.id,
+        entries.c.checksum,
+        entries.c.size,
+    ).join(
+        _keys,
+        (entries.c.slug == _keys.c.slug)
+        & (entries.c.suffix == _keys.c.suffix)
+        & (entries.c.filename == _keys.c.filename),
+    )
+)
+_pairs = json_rows("rows", owner_id=int, entry_id=int)
+_FIND_REFS = Statement(
+    select(
+        owner_refs.c.owner_id,
+        owner_refs.c.entry_id,
+        owner_refs.c.blob_checksum,
+        owner_refs.c.path,
+        owner_refs.c.file_identity,
+        owner_refs.c.status,
+        owner_refs.c.event_id,
+    ).join(
+        _pairs,
+        (owner_refs.c.owner_id == _pairs.c.owner_id) & (owner_refs.c.entry_id == _pairs.c.entry_id),
+    )
+)
+
+
+def _find_entries(conn: Connection, keys: set[ArtifactKey]) -> dict[ArtifactKey, _EntryRow]:
+    if not keys:
+        return {}
+    by_name = {(key.slug, key.suffix, key.filename): key for key in keys}
+    rows = conn.run(_FIND_ENTRIES, rows=as_rows(by_name))
+    return {by_name[row[:3]]: _EntryRow(*row[3:]) for row in rows}
+
+
+def _find_refs(
+    conn: Connection, pairs: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], _RefRow]:
+    rows = conn.run(_FIND_REFS, rows=as_rows(sorted(set(pairs)))) if pairs else []
+    return {row[:2]: _RefRow(*row[2:]) for row in rows}
+
+
+# Writing it
+
+_owner_rows = json_rows(
+    "rows",
+    id=int,
+    namespace=str,
+    component=str,
+    endpoint=str,
+    instance_id=str,
+    lora_slug=str,
+    worker_name=str,
+    lease_ttl_ms=int,
+    registered_at=int,
+)
+_UPDATE_OWNERS = Statement(
+    update(owners)
+    .values(
+        state="active",
+        worker_name=_owner_rows.c.worker_name,
+        lease_ttl_ms=_owner_rows.c.lease_ttl_ms,
+        lease_expires_at=bindparam("now") + _owner_rows.c.lease_ttl_ms,
+        registered_at=func.coalesce(_owner_rows.c.registered_at, owners.c.registered_at),
+        renewed_at=bindparam("now"),
+        drain_deadline_at=null(),
+        ended_at=null(),
+        end_reason=null(),
+    )
+    .where(owners.c.id == _owner_rows.c.id)
+)
+_INSERT_OWNERS = Statement(
+    insert(owners).from_select(
+        [
+            *("id", "namespace", "component", "endpoint", "instance_id", "lora_slug"),
+            *("worker_name", "state", "lease_ttl_ms", "lease_expires_at"),
+            *("registered_at", "renewed_at"),
+        ],
+        select(
+            _owner_rows.c.id,
+            _owner_rows.c.namespace,
+            _owner_rows.c.component,
+            _owner_rows.c.endpoint,
+            _owner_rows.c.instance_id,
+            _owner_rows.c.lora_slug,
+            _owner_rows.c.worker_name,
+            literal("active"),
+            _owner_rows.c.lease_ttl_ms,
+            bindparam("now") + _owner_rows.c.lease_ttl_ms,
+            bindparam("now"),
+            bindparam("now"),
+        ),
+    )
+)
+_entry_rows = json_rows("rows", id=int, slug=str, suffix=str, filename=str, checksum=str, size=int)
+_INSERT_ENTRIES = Statement(
+    insert(entries).from_select(
+        [*_entry_rows.c.keys(), "generation", "created_at", "updated_at"],
+        select(*_entry_rows.c, literal(1), bindparam("now"), bindparam("now")),
+    )
+)
+_REPLACE_ENTRY = Statement(
+    update(entries)
+    .values(
+        checksum=bindparam("new_checksum"),
+        size=bindparam("new_size"),
+        generation=entries.c.generation + 1,
+        updated_at=bindparam("now"),
+    )
+    .where(entries.c.id == bindparam("entry_id"))
+)
+_ref_rows = json_rows(
+    "rows",
+    owner_id=int,
+    entry_id=int,
+    blob_checksum=str,
+    path=str,
+    file_identity=str,
+    event_id=int,
+)
+_INSERT_REFS = Statement(
+    insert(owner_refs).from_select(
+        [*_ref_rows.c.keys(), "status", "verified_at", "created_at"],
+        select(*_ref_rows.c, literal("ok"), bindparam("now"), bindparam("now")),
+    )
+)
+_UPDATE_REFS = Statement(
+    update(owner_refs)
+    .values(
+        blob_checksum=_ref_rows.c.blob_checksum,
+        path=_ref_rows.c.path,
+        file_identity=_ref_rows.c.file_identity,
+        event_id=_ref_rows.c.event_id,
+        status="ok",
+        verified_at=bindparam("now"),
+    )
+    .where(
+        owner_refs.c.owner_id == _ref_rows.c.owner_id,
+        owner_refs.c.entry_id == _ref_rows.c.entry_id,
+    )
+)

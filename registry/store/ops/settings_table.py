@@ -1,0 +1,98 @@
+"""The `settings` table: what views and every sweeper must agree on, and the sweepers' state.
+
+The running service writes its settings here; whoever sweeps or audits from outside reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import delete, insert, select
+
+from registry.store.journal import write_service_event
+from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows
+from registry.store.tables import settings
+
+OUTAGE_MIN_MS = 500
+"""Half of the shortest lease: a worker that renews in time survives a stall of this length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The settings that the sweeper and the audit go by. Times in milliseconds."""
+
+    lease_grace_ms: int = 300_000
+    upload_grace_ms: int = 900_000
+    scrub_period_ms: int = 24 * 3_600_000
+    tombstone_retention_ms: int = 24 * 3_600_000
+    journal_retention_ms: int = 90 * 24 * 3_600_000
+    journal_max_rows: int = 10_000_000
+    sweep_interval_ms: int = 10_000
+    brake_min_owners: int = 3
+    brake_max_ms: int = 900_000
+    brake_percent: float = 30
+
+    @property
+    def outage_ms(self) -> int:
+        """How long nobody has swept when that counts as an outage (S10): a third of the grace.
+
+        Never less than OUTAGE_MIN_MS, or a short grace would make an outage of every pause.
+        """
+        return max(self.lease_grace_ms // 3, OUTAGE_MIN_MS)
+
+
+_rows = json_rows("rows", name=str, value=str)
+_ALL = Statement(select(settings.c.name, settings.c.value))
+_DELETE = Statement(delete(settings).where(settings.c.name.in_(select(_rows.c.name))))
+_INSERT = Statement(
+    insert(settings).from_select(["name", "value"], select(_rows.c.name, _rows.c.value))
+)
+
+
+def read_variables(conn: Connection) -> dict[str, str]:
+    """Every row of the table."""
+    return dict(conn.run(_ALL))
+
+
+def write_variables(conn: Connection, values: Mapping[str, object | None]) -> None:
+    """Set rows; None deletes one."""
+    rows = [[name, None if value is None else str(value)] for name, value in values.items()]
+    conn.run(_DELETE, rows=as_rows(rows))
+    kept = [row for row in rows if row[1] is not None]
+    if kept:
+        conn.run(_INSERT, rows=as_rows(kept))
+
+
+def policy_of(variables: Mapping[str, str]) -> Policy:
+    """The policy in the table; what is not there has its default."""
+    names = (name for name in Policy.__dataclass_fields__ if name in variables)
+    return Policy(**{name: _number(variables[name]) for name in names})
+
+
+def _number(text: str) -> Any:
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """The settings of a service that starts, and its version."""
+
+    policy: Policy
+    program_version: str
+
+
+def adopt(conn: Connection, now: int, items: Sequence[Adoption]) -> list[None]:
+    """Put a running service's settings where views and sweepers look. A change of the program's
+    version is journalled."""
+    for item in items:
+        variables = read_variables(conn)
+        values: dict[str, object] = {"program_version": item.program_version, **asdict(item.policy)}
+        if any(variables.get(name) != str(value) for name, value in values.items()):
+            write_variables(conn, values)
+        before = variables.get("program_version")
+        if before not in (None, item.program_version):
+            reason = f"program {before} to {item.program_version}"
+            write_service_event(conn, now, "upgraded", reason)
+    return [None] * len(items)

@@ -1,0 +1,1 @@
+"""Everything that looks. Nothing here writes."""

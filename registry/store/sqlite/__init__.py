@@ -1,0 +1,1 @@
+"""What only SQLite needs: its connections, its file, its errors, copies and upgrades."""

@@ -1,0 +1,1 @@
+"""JSON: what callers send and what they get, as types."""
