@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import registry.db
 
+import registry.store
 from registry.core.records import (
     Artifact,
     ArtifactKey,
@@ -249,27 +249,27 @@ SCANS = {
     "audit._OVERDUE": "the audit looks at everything",
     "blobs._PENDING_BYTES": "counted at most once in 10 s while there are uploads",
     "queries._COUNT_ENTRIES": "counts the entries for whoever asks",
-    "retention._ABANDONED": "once a minute, outside of the write lock",
-    "retention._DELETE_TOMBSTONES": "once in a sweep",
-    "sizes._BLOBS": "counted for the metrics, every few seconds at most",
-    "sizes._ENTRIES": "counted for the metrics, every few seconds at most",
-    "sizes._OWNERS": "counted for the metrics, every few seconds at most",
-    "sizes._REFS": "counted for the metrics, every few seconds at most",
-    "sweeping._COUNTS": "a sweep looks at every owner",
-    "sweeping._EXPIRABLE": "a sweep looks at every owner",
-    "sweeping._OVERDRAINED": "a sweep looks at every owner",
-    "sweeping._POSTPONE_DRAINS": "a sweep looks at every owner",
-    "sweeping._TAKE_BACK": "a sweep looks at every owner",
+    "prune._ABANDONED": "once a minute, outside of the write lock",
+    "prune._DELETE_TOMBSTONES": "once in a sweep",
+    "stats._BLOBS": "counted for the metrics, every few seconds at most",
+    "stats._ENTRIES": "counted for the metrics, every few seconds at most",
+    "stats._OWNERS": "counted for the metrics, every few seconds at most",
+    "stats._REFS": "counted for the metrics, every few seconds at most",
+    "expire._COUNTS": "a sweep looks at every owner",
+    "expire._EXPIRABLE": "a sweep looks at every owner",
+    "expire._OVERDRAINED": "a sweep looks at every owner",
+    "expire._POSTPONE_DRAINS": "a sweep looks at every owner",
+    "expire._TAKE_BACK": "a sweep looks at every owner",
 }
 """The statements that may go through a whole table, and why."""
 
 
 def statements() -> Iterator[tuple[str, Statement]]:
-    for module in pkgutil.iter_modules(registry.db.__path__):
-        found = importlib.import_module(f"registry.db.{module.name}")
+    for module in pkgutil.walk_packages(registry.store.__path__, "registry.store."):
+        found = importlib.import_module(module.name)
         for name, value in vars(found).items():
             if isinstance(value, Statement) and name.startswith("_"):
-                yield f"{module.name}.{name}", value
+                yield f"{module.name.rpartition('.')[2]}.{name}", value
 
 
 def plan(database: Database, statement: Statement) -> list[str]:

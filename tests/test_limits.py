@@ -199,7 +199,10 @@ def test_a_kept_connection_may_be_silent_for_longer(shared: Server, path: str) -
             time.sleep(4)
 
 
-SOON = "from registry import cli; from registry.server import process as server; server.KEEP_ALIVE_S = 1; cli.main()"
+SOON = (
+    "from registry import cli; from registry.server import process; "
+    "process.KEEP_ALIVE_S = 1; cli.main()"
+)
 
 
 @pytest.mark.parametrize("path", [f"/v1/metadata/{KEY}", "/live"])

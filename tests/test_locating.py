@@ -162,8 +162,8 @@ def test_a_holder_that_has_the_bytes_is_not_remembered_over_what_was_found_since
         location = find(registry)
         opening = registry._holdings.open
 
-        async def open_slowly(holder: Location) -> object:
-            opened = await opening(holder)
+        async def open_slowly(holder: Location, start: int) -> object:
+            opened = await opening(holder, start)
             if holder.path == str(second):
                 other.unregister(*KEY[:2])
                 assert registry.find(KEY) is None

@@ -445,8 +445,8 @@ def rebuild(source: Path, target: Path, edit: Callable[[str], str]) -> None:
 def test_opening_a_database_at_head_writes_nothing_and_needs_no_alembic(migrated: Path) -> None:
     before = contents(migrated.parent)
     script = (
-        "import sys; from registry.store.sqlite import migrate as schema; schema.prepare(sys.argv[1]); "
-        "assert schema.find_problem(sys.argv[1]) is None; assert 'alembic' not in sys.modules"
+        "import sys; from registry.store.sqlite import migrate; migrate.prepare(sys.argv[1]); "
+        "assert migrate.find_problem(sys.argv[1]) is None; assert 'alembic' not in sys.modules"
     )
     done = run("-c", script, url_of(migrated), cwd=migrated.parent)
     assert done.returncode == 0, done.stderr

@@ -160,6 +160,7 @@ def hash_files(
 
     Raises:
         FileUnreadable: one is gone, cannot be read, or changed meanwhile.
+        Busy: one cannot be looked at now.
         TooLarge: one has more than a gigabyte.
     """
     tally = Tally("Hashing", sum(file.size for file in files), on_progress)

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from registry.core.hashing import FileContent, hash_file
+from registry.core.hashing import FileContent, hash_file, looking_at
 from registry.errors import FileUnreadable, TooLarge
 
 CACHE_MAX_BYTES = 10 << 30
@@ -64,9 +64,10 @@ class BlobCache:
         """
         path = self.path_of(checksum)
         try:
-            _note_use(path)
+            with looking_at(str(path)):
+                _note_use(path)
             return hash_file(os.path.realpath(path), max_bytes=max_bytes)
-        except (OSError, FileUnreadable, TooLarge):
+        except (FileUnreadable, TooLarge):
             return None
 
     def try_claim(self, checksum: str) -> Claim | None:

@@ -13,6 +13,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from registry.core.hashing import looking_at
 from registry.core.records import shown
 from registry.errors import FileUnreadable
 
@@ -106,10 +107,13 @@ def find_broken_links(directory: Path) -> list[str]:
 def _entries(directory: Path) -> list[tuple[str, os.stat_result | None]]:
     """Every name in a directory with what it stands for; None for a symlink to nothing."""
     try:
-        names = os.listdir(directory)
-    except OSError as error:
+        with looking_at(str(directory)):
+            names = os.listdir(directory)
+    except FileUnreadable as error:
+        reason = error.__cause__
+        why = reason.strerror if isinstance(reason, OSError) else reason
         raise FileUnreadable(
-            f"{shown(str(directory))} cannot be listed: {error.strerror}. Give the directory "
+            f"{shown(str(directory))} cannot be listed: {why}. Give the directory "
             "that holds a model's files."
         ) from error
     return [(name, _find_status(directory / name)) for name in names]
@@ -117,8 +121,9 @@ def _entries(directory: Path) -> list[tuple[str, os.stat_result | None]]:
 
 def _find_status(path: Path) -> os.stat_result | None:
     try:
-        return path.stat()
-    except OSError:
+        with looking_at(str(path)):
+            return path.stat()
+    except FileUnreadable:
         return None
 
 

@@ -16,6 +16,7 @@ import httpx2
 
 from registry.client.protocol import Answer
 from registry.client.retries import RetryPolicy
+from registry.core.hashing import looking_at
 from registry.errors import FileUnreadable, RegistryError, ServiceUnreachable, SettingsError
 
 OnBytes = Callable[[int], None]
@@ -134,6 +135,7 @@ class Source:
 
     Raises:
         FileUnreadable: the file cannot be read.
+        Busy: it cannot be looked at now.
     """
 
     def __init__(self, content: bytes | Path, on_bytes: OnBytes | None) -> None:
@@ -146,6 +148,7 @@ class Source:
 
         Raises:
             FileUnreadable: the file became shorter or longer, or cannot be read.
+            Busy: it cannot be looked at now.
         """
         sent = 0
         for chunk in self._read():
@@ -175,8 +178,5 @@ def _size_of(path: Path) -> int:
 
 @contextmanager
 def _opened_file(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise FileUnreadable(f"{path} cannot be read: {error.strerror}.") from error
+    with looking_at(str(path)), path.open("rb") as file:
+        yield file

@@ -15,10 +15,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from registry.core.records import shown
+from registry.core.steps import watched
 from registry.errors import Busy
 
 T = TypeVar("T")
@@ -28,15 +31,6 @@ IDLE_S = 10.0
 """How long a thread waits for more to do before it ends."""
 POOLS_KEPT = 64
 RETRY_AFTER_S = 5
-
-_current = threading.local()
-
-
-def step() -> None:
-    """Tell that the work of this thread has come on. Does nothing in other threads."""
-    job = getattr(_current, "job", None)
-    if job is not None:
-        job.moved_at = time.monotonic()
 
 
 class _Job:
@@ -63,17 +57,18 @@ class _Job:
         """In the thread."""
         if self.future.cancelled():
             return
-        self.moved_at = time.monotonic()
-        _current.job = self
+        self._move()
         result, error = None, None
         try:
-            result = self._work(*self._arguments)
+            with watched(self._move):
+                result = self._work(*self._arguments)
         except BaseException as caught:
             error = caught
-        finally:
-            _current.job = None
         with suppress(RuntimeError):  # The loop is closed, and the process about to end.
             self._loop.call_soon_threadsafe(self._settle, result, error)
+
+    def _move(self) -> None:
+        self.moved_at = time.monotonic()
 
     def _settle(self, result: Any, error: BaseException | None) -> None:
         if self.future.done():
@@ -190,7 +185,7 @@ class FilePools:
         """
         job = _Job(path, work, arguments, late)
         if not self._pool_of(path).take(job, insists=False):
-            raise self._hangs(path)
+            raise hangs(path, self._limit_s)
         self._waiting.add(job)
         if self._timer is None:
             self._plan(asyncio.get_running_loop())
@@ -225,16 +220,9 @@ class FilePools:
         for pool in self._pools.values():
             for job in pool.give_up(now):
                 if not job.future.done():
-                    job.future.set_exception(self._hangs(job.path))
+                    job.future.set_exception(hangs(job.path, self._limit_s))
         if self._waiting:
             self._plan(loop)
-
-    def _hangs(self, path: str) -> Busy:
-        return Busy(
-            f"The file system of {shown(path)} does not answer within {self._limit_s:g} s "
-            "(file_timeout_s), which says nothing about the file. Check the mount, and try again.",
-            retry_after_s=RETRY_AFTER_S,
-        )
 
 
 def _look_at_error(future: asyncio.Future[Any]) -> None:
@@ -242,30 +230,56 @@ def _look_at_error(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-def within(limit_s: float, work: Callable[..., T], *arguments: Any) -> T:
-    """What a call answers or raises, for a caller without an event loop.
+class Patience:
+    """Makes calls on files for a caller without an event loop, each with a limit of time. Where one
+    was not answered, no other is made.
 
-    Raises:
-        Busy: it took longer than the limit. It may go on in its thread, which nobody waits for.
+    `place_of` and `limit_s` are as those of `FilePools`.
     """
-    outcome: list[tuple[Any, BaseException | None]] = []
 
-    def run() -> None:
-        try:
-            outcome.append((work(*arguments), None))
-        except BaseException as error:
-            outcome.append((None, error))
+    def __init__(self, place_of: Callable[[str], Hashable], limit_s: float) -> None:
+        self._place_of = place_of
+        self._limit_s = limit_s
+        self._hung: set[Hashable] = set()
+        self._moved_at = 0.0
 
-    thread = threading.Thread(target=run, name="registry-files", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if not outcome:
-        raise Busy(
-            f"A file system does not answer within {limit_s:g} s. Check the mounts, and try again.",
-            retry_after_s=RETRY_AFTER_S,
-        )
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    answer: T = result
-    return answer
+    def run(self, path: str, work: Callable[..., T], *arguments: Any) -> T:
+        """What a call answers or raises.
+
+        Raises:
+            Busy: it, or another of the same place, took longer than the limit.
+        """
+        place = self._place_of(path)
+        if place in self._hung:
+            raise hangs(path, self._limit_s)
+        outcome: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                with watched(self._move):
+                    outcome.set_result(work(*arguments))
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        self._move()
+        threading.Thread(target=call, name="registry-files", daemon=True).start()
+        while True:
+            left_s = self._moved_at + self._limit_s - time.monotonic()
+            try:
+                return outcome.result(max(0.0, left_s))
+            except FutureTimeout:
+                if not outcome.done() and left_s <= 0:
+                    self._hung.add(place)
+                    raise hangs(path, self._limit_s) from None
+
+    def _move(self) -> None:
+        self._moved_at = time.monotonic()
+
+
+def hangs(path: str, limit_s: float) -> Busy:
+    """What is told of a file system that does not answer."""
+    return Busy(
+        f"The file system of {shown(path)} does not answer within {limit_s:g} s (file_timeout_s), "
+        "which says nothing about the file. Check the mount, and try again.",
+        retry_after_s=RETRY_AFTER_S,
+    )

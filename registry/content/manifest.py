@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from registry.content.file_pools import step
 from registry.content.places import Place, Places
 from registry.content.roots import ArtifactRoots
 from registry.core.hashing import hash_file
 from registry.core.records import Artifact, ArtifactKey, Offer
+from registry.core.steps import step
 from registry.errors import ChecksumMismatch, TooLarge
 
 
@@ -74,7 +74,7 @@ def _copied(offer: Offer) -> Artifact:
 
 
 def _hashed(offer: Offer, path: str, max_blob_bytes: int) -> Artifact:
-    found = hash_file(path, max_bytes=max_blob_bytes, on_read=step)
+    found = hash_file(path, max_bytes=max_blob_bytes)
     step()
     if offer.checksum not in (None, found.checksum) or offer.size not in (None, found.size):
         raise ChecksumMismatch(

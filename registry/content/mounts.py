@@ -6,7 +6,6 @@ wait for it. Whatever is not known to be local counts as remote.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import re
@@ -15,6 +14,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
+
+from registry.core import no_links
 
 TABLE = "/proc/self/mountinfo"
 
@@ -36,17 +37,15 @@ KERNEL = frozenset(
 )
 """Types in which the kernel shows itself. No holder has files there, and nobody waits."""
 
-_AT_FDCWD = -100
-_RESOLVE_NO_SYMLINKS = 0x04
-_SYS_OPENAT2 = 437
-"""The same on every architecture."""
-
 _octal = re.compile(r"\\([0-7]{3})")
 
 log = logging.getLogger("registry")
 
 Status = Callable[[str], os.stat_result]
 """The status of what is at a path itself, as `os.lstat` gives it, or OSError."""
+
+
+_guarded: Status | None = no_links.status if no_links.AVAILABLE else None
 
 
 class Mounts:
@@ -166,50 +165,28 @@ class MountTable:
         os.close(stopped)
 
     def _read(self, table: int) -> None:
-        try:
-            os.lseek(table, 0, os.SEEK_SET)
-            parts = []
-            while part := os.read(table, 1 << 16):
-                parts.append(part)
-            mounts = Mounts(os.fsdecode(b"".join(parts)))
-        except (OSError, ValueError, IndexError) as error:
-            log.warning("the mounts cannot be read, so all files count as remote: %s", error)
-            mounts = Mounts("")
-        self.find_status = _status_without_links() if mounts.any_remote else os.lstat
+        mounts = read_mounts(table)
+        self.find_status = _guarded if mounts.any_remote else os.lstat
         self.mounts = mounts
 
 
-class _OpenHow(ctypes.Structure):
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
+def read_mounts(table: int | None = None) -> Mounts:
+    """The mounts as they are now. All files count as remote if they cannot be read.
 
-
-def _status_without_links() -> Status | None:
-    """`os.lstat` that fails where a directory of the path is a symlink: it may lead to a mount that
-    hangs. None where the kernel is older than 5.6, or forbids the call."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    call = libc.syscall
-    call.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
-    call.restype = ctypes.c_long
-    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    how = _OpenHow(flags, 0, _RESOLVE_NO_SYMLINKS)
-    reference, size = ctypes.addressof(how), ctypes.sizeof(how)
-
-    def status(path: str, _how: _OpenHow = how) -> os.stat_result:
-        descriptor: int = call(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), reference, size)
-        if descriptor < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
+    `table` is a descriptor of `/proc/self/mountinfo`.
+    """
+    if table is None:
         try:
-            return os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
-
+            with open(TABLE, "rb", buffering=0) as opened:
+                return read_mounts(opened.fileno())
+        except OSError:
+            return Mounts("")
     try:
-        status("/")
-    except OSError:
-        return None
-    return status
+        os.lseek(table, 0, os.SEEK_SET)
+        parts = []
+        while part := os.read(table, 1 << 16):
+            parts.append(part)
+        return Mounts(os.fsdecode(b"".join(parts)))
+    except (OSError, ValueError, IndexError) as error:
+        log.warning("the mounts cannot be read, so all files count as remote: %s", error)
+        return Mounts("")

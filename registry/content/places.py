@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from registry.content.file_pools import FilePools, within
-from registry.content.mounts import MountTable
+from registry.content.file_pools import FilePools, Patience
+from registry.content.mounts import MountTable, read_mounts
 from registry.content.roots import ArtifactRoots, Walk, resolved_root
 from registry.errors import Busy
 
@@ -35,9 +35,8 @@ class Places:
     """
 
     def __init__(self, roots: Sequence[str] | None, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self.roots = ArtifactRoots(roots, self._resolved_root)
         self._table = MountTable()
+        self.roots = ArtifactRoots(roots, bounded_root(limit_s))
         self._pools = FilePools(self._place_of, limit_s)
         self.leave = self._pools.leave
         self.run = self._pools.run
@@ -106,16 +105,22 @@ class Places:
         path = os.path.normpath(path)
         return self.roots.root_of(path), self._table.mounts.point_of(path)
 
-    def _resolved_root(self, root: str) -> str:
+
+def bounded_root(limit_s: float) -> Callable[[str], str]:
+    """Resolves artifact roots. One that does not answer in time is taken as it is written."""
+    patience = Patience(lambda root: root, limit_s)
+
+    def resolve(root: str) -> str:
         try:
-            return within(self._limit_s, resolved_root, root)
-        except Busy:
+            return patience.run(root, resolved_root, root)
+        except Busy as error:
             path = os.path.abspath(root)
-            log.warning(
-                "the artifact root %s does not answer within %g s (file_timeout_s): what is below "
-                "%s is not served until it does",
-                root,
-                self._limit_s,
-                path,
-            )
+            log.warning("what is below the artifact root %s is not served: %s", root, error)
             return path
+
+    return resolve
+
+
+def patience_for_files(limit_s: float) -> Patience:
+    """Makes calls on files one after the other, and gives a mount up that does not answer."""
+    return Patience(read_mounts().point_of, limit_s)

@@ -14,10 +14,9 @@ from typing import Any, Literal, TypeVar
 from registry.content.blocks import BlockDigests, BlockHasher
 from registry.content.cache import LARGE_BYTES, Body, ContentCache
 from registry.content.file_memory import WRONG_FOR_S, FileMemory, proof_of
-from registry.content.file_pools import step
 from registry.content.places import Places
 from registry.content.streams import COPY_CHUNK_BYTES, CopyStream, FileStream, RunInThread, Stream
-from registry.core import hashing as hashing_module
+from registry.core import hashing, no_links
 from registry.core.records import RefStatus
 from registry.errors import FileUnreadable, TooLarge
 from registry.store.ops.blobs import find_chunk
@@ -73,6 +72,10 @@ class Holdings:
     def forget_proofs(self) -> None:
         """What could be looked at without waiting may be elsewhere by now."""
         self._memory.proofs.clear()
+
+    def forget_copy(self, checksum: str) -> None:
+        """A copy that was found wrong may have been put right."""
+        self._wrong_copies.pop(checksum, None)
 
     def ready(self, location: Location) -> Body | None:
         """The content if it is in memory and the located holder still has it. Does not block
@@ -152,12 +155,12 @@ class Holdings:
         """Whether a copy has the checksum that it goes by; takes the digests of its blocks."""
         name = f"hash {location.checksum}"
 
-        async def hashing() -> bytes | None:
+        async def take_digests() -> bytes | None:
             digests: bytes | None = await self._run(self._hash_copy, location)
             return digests
 
         try:
-            digests: bytes | None = await self._alone(name, hashing)
+            digests: bytes | None = await self._alone(name, take_digests)
         except _Wrong:
             self._accuse_copy(location)
             return False
@@ -265,13 +268,13 @@ class Holdings:
         with self._database.read() as conn:
             # As a part: a whole value SQLite would put together in memory of its own first.
             content = find_chunk(conn, location.checksum, 0, location.size)
-        if content is not None and hashing_module.checksum_of(content) != location.checksum:
+        if content is not None and hashing.checksum_of(content) != location.checksum:
             raise _Wrong
         return content
 
     def _read_file(self, location: Location, path: str) -> Loaded | None:
         try:
-            found = hashing_module.hash_file(path, max_bytes=location.size, keep=True, on_read=step)
+            found = hashing.hash_file(path, max_bytes=location.size, keep=True)
         except (FileUnreadable, TooLarge):
             return None
         if found.checksum != location.checksum:
@@ -292,9 +295,9 @@ class Holdings:
         """Whether the file has the located content; None: it must be hashed to know."""
         if self._is_there(location, path):
             return True
-        status = await self._places.run(path, hashing_module.find_status, path)
+        status = await self._places.run(path, hashing.find_status, path)
         if status is not None:
-            identity = hashing_module.identity_of(status)
+            identity = hashing.identity_of(status)
             if self._has(location, path, identity):
                 if self._places.is_local(path):
                     self._memory.prove(path, location.checksum, status)
@@ -317,7 +320,7 @@ class Holdings:
         try:
             found = await self._places.run(path, _hash, path, location.size, hasher)
         except (FileUnreadable, TooLarge):
-            if await self._places.run(path, hashing_module.find_status, path) is None:
+            if await self._places.run(path, _is_missing, path):
                 status = RefStatus.MISSING
         else:
             self._memory.note(found)
@@ -358,8 +361,13 @@ class Holdings:
             flight.exception()  # Seen, even where everybody who waited was cancelled.
 
 
-def _hash(path: str, size: int, hasher: BlockHasher | None) -> hashing_module.FileContent:
-    return hashing_module.hash_file(path, max_bytes=size, hasher=hasher, on_read=step)
+def _is_missing(path: str) -> bool:
+    # Where a directory of the path became a link, something may well be there.
+    return hashing.find_status(path) is None and not no_links.is_on_the_way(path)
+
+
+def _hash(path: str, size: int, hasher: BlockHasher | None) -> hashing.FileContent:
+    return hashing.hash_file(path, max_bytes=size, hasher=hasher)
 
 
 def _observation(location: Location, status: RefStatus, identity: str | None) -> Observation:

@@ -11,14 +11,16 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from blake3 import blake3
 
+from registry.core import no_links
 from registry.core.records import shown
+from registry.core.steps import step
 from registry.errors import Busy, FileUnreadable, TooLarge
 
 IDENTITY_TRUSTED_AFTER_NS = 2_000_000_000
@@ -126,6 +128,7 @@ def find_status(path: str) -> os.stat_result | None:
     """
     try:
         with looking_at(path):
+            _check_way(path)
             status = os.lstat(path)
     except FileUnreadable:
         return None
@@ -151,6 +154,7 @@ def opened(path: str) -> Iterator[int]:
         Busy: it cannot be looked at now.
     """
     with looking_at(path):
+        _check_way(path)
         if not stat.S_ISREG(os.lstat(path).st_mode):
             raise FileUnreadable(f"{shown(path)} is not a regular file.")
         descriptor = os.open(path, _OPEN_FLAGS)
@@ -162,6 +166,14 @@ def opened(path: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _check_way(path: str) -> None:
+    if no_links.is_on_the_way(path):
+        raise FileUnreadable(
+            f"{shown(path)} leads elsewhere by now: a directory of it became a symlink. Register "
+            "it again."
+        )
 
 
 def _moved(descriptor: int, path: str) -> bool:
@@ -180,12 +192,11 @@ def hash_file(
     max_bytes: int,
     keep: bool = False,
     hasher: Hasher | None = None,
-    on_read: Callable[[], None] = lambda: None,
 ) -> FileContent:
     """Read and hash the regular file at a resolved path.
 
     With `keep` the bytes come along in `content`; otherwise memory stays at 1 MiB. `hasher` makes
-    the checksum, and whatever else it may of the same bytes. `on_read` is called after each MiB.
+    the checksum, and whatever else it may of the same bytes. Each MiB is a step.
 
     Raises:
         FileUnreadable: it is no regular file, cannot be read, or was written to meanwhile.
@@ -204,8 +215,8 @@ def hash_file(
         # What is kept comes in one piece: joined from several it would be in memory twice.
         content = bytearray(before.st_size) if keep else None
         size = 0
-        while part := os.read(descriptor, READ_BYTES):
-            on_read()
+        while part := _read(descriptor, path, left=before.st_size - size):
+            step()
             hasher.update(part)
             if content is not None:
                 content[size : size + len(part)] = part
@@ -223,6 +234,17 @@ def hash_file(
         identity=trusted_identity(after, started_ns),
         content=kept,
     )
+
+
+def _read(descriptor: int, path: str, *, left: int) -> bytes:
+    """The next bytes of a file that should have so many left."""
+    try:
+        return os.read(descriptor, READ_BYTES)
+    except OSError as error:
+        if error.errno != errno.EIO or left:
+            raise
+        # A disk is not asked for what is not there: it is one of the kernel's, like /proc/self/mem.
+        raise FileUnreadable(f"{shown(path)} is no file with bytes of its own.") from error
 
 
 def checksum_of(content: bytes | memoryview) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import uvicorn
 
 from registry.config import RESOLVED_VARIABLE, Settings
+from registry.content.places import bounded_root
 from registry.content.roots import ArtifactRoots
 from registry.core import malloc
 from registry.errors import SettingsError
@@ -228,7 +229,7 @@ def _no_password() -> str:
 def check_secrets(settings: Settings) -> None:
     """Raise SettingsError for an artifact root that is none, or that writers could read a secret
     of this service below."""
-    roots = ArtifactRoots(settings.artifact_roots)
+    roots = ArtifactRoots(settings.artifact_roots, bounded_root(settings.file_timeout_s))
     secrets = {
         "token_file": settings.token_file,
         "tls_key": settings.tls_key or settings.tls_certificate,

@@ -23,7 +23,14 @@ from registry.core.records import (
     Removal,
     Unregistration,
 )
-from registry.errors import FileUnreadable, NotRegistered, RegistryError, TooLarge, Unserveable
+from registry.errors import (
+    Busy,
+    FileUnreadable,
+    NotRegistered,
+    RegistryError,
+    TooLarge,
+    Unserveable,
+)
 from registry.store.group_commit import Operation
 from registry.store.ops import register as register_ops
 from registry.store.ops import release
@@ -116,10 +123,17 @@ class MetadataArtifactRegistry:
         key = ArtifactKey(slug, suffix, filename)
         locations = self._locations(key)
         while locations:
+            shortage: Busy | None = None
             for location in locations:
-                content = self._content(location)
+                try:
+                    content = self._content(location)
+                except Busy as error:
+                    shortage = error
+                    continue
                 if content is not None:
                     return content
+            if shortage is not None:
+                raise shortage
             tried, locations = locations, self._locations(key)
             if locations == tried:
                 raise Unserveable(

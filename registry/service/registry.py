@@ -1,9 +1,9 @@
 """What the registry does. Read this file first.
 
-    GET a file          find -> ready | open          db/locator.py, holdings.py, contents.py
-    register, upload    prepare -> writer -> store    manifests.py, db/writer.py, db/store.py
-    unregister, remove  writer -> release             db/releasing.py
-    look                read -> queries               db/queries.py
+    GET a file          find -> ready | open            store/reads/lookup.py, content/sources.py
+    register, upload    prepare -> writer -> register   content/manifest.py, store/ops/register.py
+    unregister, remove  writer -> release               store/ops/release.py
+    look                read -> queries                 store/reads/queries.py
 
 One `Registry` serves one event loop. Reads of keys run inline on a held connection; everything
 that may block for longer runs in a few threads; all writes go through one group-committing
@@ -298,6 +298,7 @@ class Registry:
             is_new = await asyncio.shield(
                 self.writer.submit(blobs.store_blobs, item, size=spool.size)
             )
+            self._holdings.forget_copy(checksum)
             return spool.size, is_new
 
     async def _check_pending(self, size: int) -> None:
@@ -477,7 +478,7 @@ class Registry:
         return await self.read(lambda conn: query(conn, conn.now))
 
     async def read(self, query: Callable[..., T], *arguments: Any) -> T:
-        """A query of db/queries.py, in a thread, on a snapshot of its own."""
+        """A query of store/reads, in a thread, on a snapshot of its own."""
 
         def work() -> T:
             with self.database.read() as conn:

@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 
 from registry import __version__
 from registry.config import Settings
-from registry.errors import RegistryError
+from registry.errors import Busy, RegistryError
 from registry.service.registry import Registry
 from registry.store.ops.expire import REFS_PER_SWEEP, Sweep, Swept, sweep
 from registry.store.ops.prune import Prune, find_abandoned, prune
@@ -167,11 +167,22 @@ class Sweeper:
         limit = max(1, round(SCRUB_FILES_PER_S * self.pause_s))
         due = await self._registry.read(find_due, before, self._cursor, limit)
         left = SCRUB_BYTES_PER_S * self.pause_s
+        passed_over: list[Busy] = []
         for each in due:
             if left <= 0 or self._stopping.is_set():
-                return
+                break
             left -= each.location.size
             self._cursor = each.cursor
-            await self._registry.scrub(each.location)
-        if len(due) < limit:
-            self._cursor = START
+            try:
+                await self._registry.scrub(each.location)
+            except Busy as error:
+                passed_over.append(error)
+        else:
+            if len(due) < limit:
+                self._cursor = START
+        if passed_over:
+            log.warning(
+                "%d files were not looked at and will be later; the first: %s",
+                len(passed_over),
+                passed_over[0],
+            )

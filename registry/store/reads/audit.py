@@ -8,12 +8,12 @@ anything.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import bindparam, column, func, select, table
 
-from registry.content.roots import ArtifactRoots
 from registry.core import hashing
 from registry.core.records import (
     AuditReport,
@@ -23,12 +23,15 @@ from registry.core.records import (
     Severity,
     shown,
 )
-from registry.errors import FileUnreadable, Invalid, StorageUnavailable, TooLarge
+from registry.errors import Busy, FileUnreadable, Invalid, StorageUnavailable, TooLarge
 from registry.store.ops.blobs import find_content
 from registry.store.ops.settings_table import read_variables
 from registry.store.sqlite.engine import Connection, Database, Row, Statement
+from registry.store.sqlite.errors import is_damage
 from registry.store.tables import blobs, entries, events, owner_refs, owners
 from registry.wire import messages as wire
+
+T = TypeVar("T")
 
 FINDINGS_MAX = 1000
 TOP_OWNERS = 10
@@ -77,8 +80,17 @@ def find_leaks(conn: Connection, classes: Iterable[str] = ()) -> list[Finding]:
         Invalid: there is no such class.
     """
     wanted = check_classes(classes)
-    found = [Finding(row[0], Severity(row[1]), *row[2:]) for row in conn.run(_FINDINGS)]
+    found = [
+        Finding(kind, Severity(severity), owner, entry, since, detail or _WRONG_COPY)
+        for kind, severity, owner, entry, since, detail in conn.run(_FINDINGS)
+    ]
     return [each for each in found if not wanted or each.kind in wanted]
+
+
+_WRONG_COPY = (
+    "its copy in the database holds other bytes than were registered: upload it again, or restore "
+    "a backup"
+)
 
 
 def check_classes(classes: Iterable[str]) -> set[str]:
@@ -211,20 +223,46 @@ _STILL = Statement(
 )
 
 
-def check_files(database: Database, roots: ArtifactRoots | None) -> Iterator[Finding]:
+class Roots(Protocol):
+    """The artifact roots: which resolved paths lie below them."""
+
+    def allow(self, resolved_path: str, /) -> bool: ...
+
+
+class Run(Protocol):
+    """Makes a call that looks at the file at a path; raises Busy if it takes too long."""
+
+    def __call__(self, path: str, work: Callable[..., T], /, *arguments: Any) -> T: ...
+
+
+def _run(path: str, work: Callable[..., T], /, *arguments: Any) -> T:
+    return work(*arguments)
+
+
+def check_files(database: Database, roots: Roots | None, run: Run = _run) -> Iterator[Finding]:
     """Look at every file that is held in place: is it there, unchanged, and below a root?
 
     Without roots every path is taken as allowed. Reads each file whose identity is not the one
     that was registered. No transaction is open meanwhile: what was registered anew or released
     since is not reported.
+
+    Raises:
+        Busy: at the end, when files could not be looked at, for reasons that are not theirs.
     """
     owner_id = entry_id = 0
+    unchecked: list[Busy] = []
     while rows := _in_place(database, owner_id, entry_id):
         for row in rows:
             owner_id, entry_id = row[:2]
-            finding = _look(row, roots)
+            try:
+                finding = _look(row, roots, run)
+            except Busy as error:
+                unchecked.append(error)
+                continue
             if finding is not None and _is_still_held(database, row):
                 yield finding
+    if unchecked:
+        raise Busy(f"{len(unchecked)} files were not checked. The first: {unchecked[0].detail}")
 
 
 def _in_place(database: Database, owner_id: int, entry_id: int) -> list[Row]:
@@ -238,11 +276,11 @@ def _is_still_held(database: Database, row: Row) -> bool:
         return bool(conn.run(_STILL, **names))
 
 
-def _look(row: Row, roots: ArtifactRoots | None) -> Finding | None:
+def _look(row: Row, roots: Roots | None, run: Run) -> Finding | None:
     path, identity, verified_at, checksum, size = row[2:7]
     if roots is not None and not roots.allow(path):
         return _of_row(row, "path_outside_roots", f"{path} is below no artifact root")
-    wrong = _wrong_with(path, identity, checksum, size)
+    wrong = run(path, _wrong_with, path, identity, checksum, size)
     return None if wrong is None else _of_row(row, *wrong, verified_at)
 
 
@@ -313,12 +351,17 @@ def verify(database: Database) -> Iterator[Finding]:
 
     Reads everything; a large database takes its time. What one look cannot read is a finding, and
     the next look goes on.
+
+    Raises:
+        Busy, StorageUnavailable: it cannot be looked at, for reasons that tell nothing of it.
     """
     for look in (_verify_pages, _verify_references, _verify_content, _verify_journal):
         with database.read() as conn:
             try:
                 yield from look(conn)
             except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
                 yield _integrity(f"the database file is damaged: {error}")
     yield from _verify_blobs(database)
 
@@ -358,6 +401,8 @@ def _verify_blobs(database: Database) -> Iterator[Finding]:
             with database.read() as conn:
                 names = conn.run(_BLOB_NAMES, after=after, row_limit=PAGE_ROWS)
         except StorageUnavailable as error:
+            if not is_damage(error.__cause__):
+                raise
             yield _integrity(f"the list of copies cannot be read: {error.detail}")
             return
         for (name,) in names:
@@ -372,6 +417,8 @@ def _wrong_with_blob(database: Database, checksum: str) -> str | None:
         with database.read() as conn:
             content = find_content(conn, checksum)
     except StorageUnavailable as error:
+        if not is_damage(error.__cause__):
+            raise
         return f"its bytes cannot be read: {error.detail}"
     if content is None or hashing.checksum_of(content) == checksum:
         return None  # It is right, or it was removed meanwhile.

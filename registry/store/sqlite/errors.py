@@ -35,6 +35,17 @@ def primary_code(error: sqlite3.Error) -> int | None:
     return None if code is None else code & 0xFF
 
 
+def is_damage(error: BaseException | None) -> bool:
+    """Whether a driver's error tells something of the database, not of a shortage or a lock."""
+    return isinstance(error, sqlite3.Error) and primary_code(error) not in (
+        *LOCKED,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_NOMEM,
+    )
+
+
 def translate(error: sqlite3.Error) -> RegistryError | None:
     """Our error for a driver's, or None where it means a mistake of ours."""
     code = primary_code(error)

@@ -314,7 +314,7 @@ def _config() -> Config:
 
 def migrations_directory() -> Path:
     """Where the revisions are: in the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     for directory in (package / "migrations", package.parent / "migrations"):
         if (directory / "env.py").is_file():
             return directory
