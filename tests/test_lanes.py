@@ -17,7 +17,7 @@ from registry.core.records import ArtifactKey, Owner
 from registry.errors import Busy
 from registry.server.http import shortage
 from registry.service.lanes import Lane, Shared
-from registry.store.reads.lookup import REMEMBERED_BYTES, Locator
+from registry.store.reads.lookup import ABSENT_BYTES, REMEMBERED_BYTES, Locator
 from registry.store.sqlite.engine import Database
 from tests.exchanges import Line, problem_of, running
 from tests.support import Server, copied, wait_for
@@ -326,10 +326,10 @@ def test_a_memo_stays_below_its_bytes_and_forgets_rather_than_grows() -> None:
     assert (len(memo), memo.used_bytes) == (0, 0)
 
 
-def test_what_is_not_there_is_not_remembered(database: Database) -> None:
+def test_what_nobody_holds_is_remembered_within_its_own_bytes(database: Database) -> None:
     locator = Locator(database)
-    for number in range(100):
-        assert locator.find(("a", "_base", str(number))) is None
-    assert len(locator._found) == 0
-    assert locator._found.max_bytes == REMEMBERED_BYTES
+    for number in range(10_000):
+        assert locator.find(("a", "_base", f"{number:0200}")) is None
+    assert 0 < locator._absent.used_bytes <= ABSENT_BYTES
+    assert (len(locator._found), locator._found.max_bytes) == (0, REMEMBERED_BYTES)
     locator.close()

@@ -60,6 +60,8 @@ Path = tuple[Key, str, str]
 READING = ("GET", "HEAD")
 REMEMBERED_BYTES = 8 << 20
 """Memory for the paths that files were asked for under."""
+VAIN_BYTES = 2 << 20
+"""The same for those that were asked for in vain, of which there is no end."""
 
 ROUTES = {
     3: "/v1/metadata/{slug}/{suffix}/{filename}",
@@ -81,6 +83,7 @@ class Serving:
         self._asks_all = access.readers_need_token
         self.takes_host = access.hosts.takes
         self._paths: Memo[bytes, Path] = Memo(REMEMBERED_BYTES)
+        self._vain: Memo[bytes, Path] = Memo(VAIN_BYTES)
         self._tells_all = access_log.isEnabledFor(logging.DEBUG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +103,7 @@ class Serving:
             if scope["query_string"]:
                 raise _no_query()
             raw_path = scope["raw_path"]
-            path = self._paths.get(raw_path) or path_of(raw_path)
+            path = self._paths.get(raw_path) or self._path_of(raw_path)
             location, body = _locate(registry, path[0])
             if raw_path not in self._paths:
                 self._paths.keep(raw_path, path, path[0], *path[0])
@@ -141,6 +144,14 @@ class Serving:
         self._tally.read(route, "GET", 200, "memory", body.size)
         return plain_headers(body, content_type), body.content
 
+    def _path_of(self, raw_path: bytes) -> Path:
+        """What a raw path names under which nothing was found so far."""
+        path = self._vain.get(raw_path)
+        if path is None:
+            path = path_of(raw_path)
+            self._vain.keep(raw_path, path, path[0], *path[0])
+        return path
+
     async def _answer_with_care(
         self,
         path: Path,
@@ -172,7 +183,7 @@ class Serving:
         outcome = OUTCOMES.get(ours.code, "refused")
         self._tally.read(route, method_label(scope["method"]), response.status_code, outcome, 0)
         tell(scope, route, response.status_code, None, error=ours)
-        response.headers["X-Request-Id"] = request_id
+        response.raw_headers.append((b"x-request-id", request_id.encode()))
         await response(scope, receive, send)
 
     def refused(self, error: errors.RegistryError, status: int, request_id: str) -> None:

@@ -18,6 +18,7 @@ from registry.store.sql import Statement
 from registry.store.tables import entries, owner_refs, owners
 
 REMEMBERED_BYTES = 16 << 20
+ABSENT_BYTES = 2 << 20
 
 
 class Location(NamedTuple):
@@ -81,6 +82,8 @@ class Locator:
         self._reader = engine.point_reader()
         self._token = -1
         self._found: Memo[tuple[str, ...], Location] = Memo(REMEMBERED_BYTES)
+        # Apart: there is no end of keys that nobody holds, and they must not push the others out.
+        self._absent: Memo[tuple[str, ...], bool] = Memo(ABSENT_BYTES)
         self._by_length = {
             3: _LOCATE.compiled(engine.dialect),
             6: _LOCATE_AT_ENDPOINT.compiled(engine.dialect),
@@ -98,14 +101,18 @@ class Locator:
             location = self._found.get(key)
             if location is not None:
                 return location
+            if key in self._absent:
+                return None
         else:
             self._found.clear()
+            self._absent.clear()
             self._token = token
         text, fixed = self._by_length[len(key)]
         parameters = dict(zip(_NAMES[-len(key) :], key, strict=True)) | fixed
         rows = self._reader.run(text, parameters)
         if not rows:
-            return None  # There is no end of keys that nobody holds: none is remembered.
+            self._absent.keep(key, True, *key)
+            return None
         location = Location._make(rows[0])
         self._remember(key, location)
         return location
