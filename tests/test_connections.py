@@ -26,7 +26,7 @@ LARGE = ArtifactKey("model", "_base", "large.bin")
 CONTENT = b'{"a": "small file"}'
 LARGE_CONTENT = bytes(range(256)) * (16 << 10)  # 4 MiB
 OWNER = Owner("connections", "backend", "generate", 1)
-TIMEOUT_S = 2
+TIMEOUT_S = 3
 HOST = "Host: localhost\r\n"
 JSON_TYPE = "Content-Type: application/json"
 CHUNKED = f"{HOST}Transfer-Encoding: chunked\r\n"
@@ -249,7 +249,7 @@ def test_a_trailer_is_no_header(guarded: tuple[Server, str], name: str, apart: b
 def test_the_times_of_requests_do_not_add_up_on_a_slow_link(shared: Server) -> None:
     whole = request(f"/v1/metadata/{KEY}")
     with Line(shared) as line:
-        until = time.monotonic() + 3 * TIMEOUT_S
+        until = time.monotonic() + 2.5 * TIMEOUT_S
         while time.monotonic() < until:
             for start in range(0, len(whole), 20):
                 line.send(whole[start : start + 20])
@@ -263,7 +263,7 @@ def test_the_times_of_bodies_do_not_add_up(shared: Server) -> None:
         f"/v1/blobs/{checksum(content)}", f"Content-Length: {len(content)}", method="PUT"
     )
     with Line(shared) as line:
-        until = time.monotonic() + 3 * TIMEOUT_S
+        until = time.monotonic() + 2.5 * TIMEOUT_S
         while time.monotonic() < until:
             line.send(head)
             for start in range(0, len(content), 5):
@@ -287,7 +287,7 @@ def test_who_pipelines_without_a_break_is_not_cut_off(shared: Server, path: str)
             line.send(stream[at : len(whole)] if at else b"")
 
         sender = threading.Thread(target=send)
-        until = time.monotonic() + 3 * TIMEOUT_S
+        until = time.monotonic() + 2.5 * TIMEOUT_S
         sender.start()
         try:
             while time.monotonic() < until:
@@ -303,7 +303,7 @@ def test_a_reader_that_takes_some_of_each_answer_is_not_cut_off(shared: Server) 
         line.ask(f"/v1/metadata/{LARGE}")
         status, headers = line.read_head()
         assert (status, int(headers["content-length"])) == (200, len(LARGE_CONTENT))
-        taken, until = 0, time.monotonic() + 3 * TIMEOUT_S
+        taken, until = 0, time.monotonic() + 2.5 * TIMEOUT_S
         while time.monotonic() < until:
             taken += len(line.read(100_000))
             time.sleep(0.2)
