@@ -57,6 +57,11 @@ class TooLarge(RegistryError):
 
     code = "too_large"
 
+    def __init__(self, detail: str | None = None, *, max_bytes: int | None = None) -> None:
+        """`max_bytes` is the most that a file may have, if it is a file that is too large."""
+        super().__init__(detail)
+        self.max_bytes = max_bytes
+
 
 class UnsupportedMediaType(RegistryError):
     """The request body must be sent with the content type application/json."""
@@ -244,6 +249,24 @@ class SettingsError(RegistryError):
     """A setting is wrong."""
 
     code = "settings"
+
+
+class WrongProcess(RegistryError):
+    """What is used was made in another process, of which this one was forked. Make another here."""
+
+    code = "wrong_process"
+
+
+class Usage(RegistryError):
+    """The command line is not one that this program understands. See --help."""
+
+    code = "usage"
+
+
+class SystemFailure(RegistryError):
+    """The operating system did not do what a command needs."""
+
+    code = "system"
 
 
 class ServiceUnreachable(RegistryError):

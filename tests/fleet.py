@@ -14,6 +14,7 @@ from unittest import mock
 
 from registry import cli
 from registry.config import Settings
+from registry.core.policy import Policy
 from registry.core.records import (
     Artifact,
     ArtifactKey,
@@ -34,7 +35,7 @@ from registry.store.ops import blobs, leases, register, unregister
 from registry.store.ops import prune as prune_module
 from registry.store.ops.expire import Sweep, Swept
 from registry.store.ops.expire import sweep as sweep_operation
-from registry.store.ops.settings_table import Adoption, Policy, adopt
+from registry.store.ops.settings_table import Adoption, adopt
 from registry.store.reads.audit import CLASSES, audit
 from registry.store.reads.verify import verify
 from registry.store.sqlite.engine import Connection, Database

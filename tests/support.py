@@ -91,6 +91,7 @@ class Server:
         **flags: Any,
     ) -> None:
         self.database = database
+        self.trust = trust or True
         self.log = ""
         command = [sys.executable, *program, "serve", "--port", "0"]
         command += ["--database-url", f"sqlite:///{database}"]
@@ -119,7 +120,7 @@ class Server:
             base_url=self.url,
             timeout=60,
             headers=bearer(token) if token is not None else None,
-            verify=trust or True,
+            verify=self.trust,
         )
         self.wait_until_serving()
 
@@ -218,6 +219,17 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
             raise
+
+
+def workers_of(server: Server) -> list[int]:
+    """The worker processes; beside them the parent has one that looks after shared resources."""
+    found = []
+    for pid in (
+        Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    ):
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            found.append(int(pid))
+    return found
 
 
 def wait_for(condition: Callable[[], bool], within_s: float = 30) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from registry.config import RESOLVED_VARIABLE, SETTINGS, Settings, load, resolve
+from registry.config import SETTINGS, Settings, load, resolve
 from registry.errors import SettingsError
 from tests.commands import run_here
 
@@ -22,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "token_file": None,
     "require_read_token": False,
     "insecure": False,
+    "allowed_hosts": (),
     "tls_certificate": None,
     "tls_key": None,
     "lease_grace_s": 300,
@@ -95,6 +97,7 @@ def test_flags_that_were_not_given_change_nothing() -> None:
     ("variable", "text", "name", "value"),
     [
         ("REGISTRY_ARTIFACT_ROOTS", "/a:/b c", "artifact_roots", ("/a", "/b c")),
+        ("REGISTRY_ALLOWED_HOSTS", "a.b,::1", "allowed_hosts", ("a.b", "::1")),
         ("REGISTRY_LEASE_GRACE_S", "2.5", "lease_grace_s", 2.5),
         ("REGISTRY_LEASE_GRACE_S", "0", "lease_grace_s", 0),
         ("REGISTRY_INSECURE", "TRUE", "insecure", True),
@@ -184,7 +187,7 @@ def test_lists_in_the_file_are_read(tmp_path: Path) -> None:
 def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"^'prot' in the flags is .* mean port\?$"):
         load({"prot": 1}, {}, None)
-    with pytest.raises(SettingsError, match=r"in the environment is .* mean REGISTRY_PORT\?$"):
+    with pytest.raises(SettingsError, match=r"in the environment is .* mean REGISTRY_PORT\?"):
         load({}, {"REGISTRY_PROT": "1"}, None)
     file = written(tmp_path, "[server]\nport = 1")
     with pytest.raises(SettingsError, match=r"^'server' in .*\.toml is .* There are: "):
@@ -205,9 +208,7 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_settings_survive_the_way_to_a_worker_process() -> None:
     settings = load({"artifact_roots": ["/ä"], "lease_grace_s": 0.5, "token_file": "t"}, {}, None)
-    assert Settings.from_json(settings.to_json()) == settings
-    with pytest.raises(SettingsError, match=RESOLVED_VARIABLE):
-        Settings.from_json("{")
+    assert pickle.loads(pickle.dumps(settings)) == settings
 
 
 def test_every_setting_has_a_flag_a_variable_and_a_help() -> None:

@@ -181,8 +181,9 @@ def test_a_start_and_an_end_say_only_what_matters(
     server.stop()
     lines = server.log.splitlines()
     assert "with schema revision" in lines[0]
-    assert lines[1].startswith("listening on ")
-    assert len(lines) == 2
+    assert " INFO registry serving address=" in lines[1]
+    assert lines[2].startswith("listening on ")
+    assert len(lines) == 3
 
 
 def test_a_traceback_is_one_json_record() -> None:
@@ -198,7 +199,7 @@ def test_a_traceback_is_one_json_record() -> None:
 def test_a_traceback_follows_its_readable_line() -> None:
     first, *trace = TextFormatter().format(failing_record()).splitlines()
     assert first.endswith("ERROR registry it failed: a\\nb path=/tmp count=3")
-    assert trace[-1] == "ValueError: wrong"
+    assert trace[-1] == "  ValueError: wrong"
 
 
 def failing_record() -> logging.LogRecord:

@@ -9,13 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
-from registry.cli.output import (
-    Column,
-    ProgressBar,
-    print_json,
-    print_table,
-)
+from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
+from registry.cli.output import ProgressBar, print_json, warnings_shown
+from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
 from registry.core.records import Owner, Receipt, parse_instance_id
 from registry.core.slugs import slugify
@@ -44,6 +40,13 @@ def attach(
     lora: Annotated[
         str | None, typer.Option(metavar="NAME", help="Attach as this LoRA; makes the suffix.")
     ] = None,
+    exclude: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out files of such names, like '*.distcp'; may be given several times.",
+        ),
+    ] = [],  # noqa: B006 - typer copies it
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Serve the files where they are; copy nothing.")
     ] = False,
@@ -81,12 +84,15 @@ def attach(
     ] = None,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a model directory's metadata files, print their URLs and who owns them.
 
     Taken are the files that a frontend needs to prepare requests: config, tokenizer, chat
-    template and the like. Weights, README, licence, images, dotfiles and subdirectories stay out.
+    template and the like. Weights, README, licence, images, dotfiles and subdirectories stay out,
+    and with a warning what cannot be read or is too large for the service. A broken file that a
+    model cannot be without, like tokenizer.json, is an error.
     The files stay registered until the owner is detached. With --hold the command stays and does
     that at its end; if it is killed, the registry does it when the lease and its grace are over.
     """
@@ -98,10 +104,7 @@ def attach(
     slug = slugify(name)
     from registry.client.attach import attach as attach_directory
     from registry.client.client import RegistryClient
-    from registry.client.model_files import find_broken_links
 
-    for filename in find_broken_links(model_dir):
-        print(f"warning: {model_dir / filename} is a link to nothing; left out", file=sys.stderr)
     if hold:
         from registry.cli.hold import hold as hold_model
         from registry.client.worker import Worker
@@ -118,6 +121,7 @@ def attach(
                 address=address,
                 public_url=public_url,
                 token=token,
+                ca_file=ca_file,
                 timeout_s=HOLD_TIMEOUT_S,
                 on_problem=on_problem,
             ),
@@ -126,18 +130,24 @@ def attach(
                 name=name,
                 lora=None if lora is None else LoraInfo(lora),
                 in_place=in_place,
+                exclude=exclude,
                 on_progress=progress,
             ),
             lambda card: _print_held(owner, card, as_json),
         )
         return
-    with RegistryClient(url, token=token) as client, ProgressBar() as progress:
+    with (
+        warnings_shown(),
+        RegistryClient(url, token=token, ca_file=ca_file) as client,
+        ProgressBar() as progress,
+    ):
         attached = attach_directory(
             client,
             owner,
             slug,
             model_dir,
             in_place=in_place,
+            exclude=exclude,
             worker_name=worker_name,
             on_progress=progress,
         )
@@ -154,6 +164,7 @@ def detach(
     ],
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Release all that an owner holds, print what was removed and what others keep.
@@ -163,7 +174,7 @@ def detach(
     identity = Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         receipt = client.unregister_for_owner(identity)
     if as_json:
         print_json(wire.ReceiptResponse.of(receipt))
@@ -181,7 +192,7 @@ def _owner(endpoint: str, instance_id: str | None, lora: str | None) -> Owner:
 def _print_attached(url: str, attached: Attached, in_place: bool) -> None:
     artifacts = attached.registered.artifacts
     print_table(
-        [Column("OUTCOME"), Column("SIZE", right=True), Column("URL")],
+        [Column("OUTCOME"), Column("SIZE", right=True), Column("URL", runs_on=True)],
         [
             (each.outcome, shown_size(each.size), url + wire.metadata_path(each.key))
             for each in artifacts
@@ -197,7 +208,7 @@ def _print_held(owner: Owner, card: Card, as_json: bool) -> None:
     if as_json:
         print_json({"owner": wire.OwnerIdentity.of(owner), "card": dict(card.content)})
     else:
-        columns = [Column("SIZE", right=True), Column("URL")]
+        columns = [Column("SIZE", right=True), Column("URL", runs_on=True)]
         print_table(columns, [(shown_size(file.size), file.url) for file in card.files])
         total = shown_size(sum(file.size for file in card.files))
         print(f"\n{counted(len(card.files), 'file')}, {total}; held until Ctrl-C or SIGTERM")

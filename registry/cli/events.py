@@ -8,13 +8,21 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
-from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
+from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
 from registry.cli.output import print_json, shown_checksum
-from registry.cli.text import printable
-from registry.core.records import Event, EventFilter, EventKind, EventOrder, EventPage, Owner
+from registry.cli.streams import ReaderGone
+from registry.cli.text import json_line
+from registry.core.records import (
+    Event,
+    EventFilter,
+    EventKind,
+    EventOrder,
+    EventPage,
+    Owner,
+    printable,
+)
 from registry.errors import Busy, ServiceUnreachable, StorageUnavailable
 from registry.wire import messages as wire
 
@@ -47,6 +55,7 @@ def events(
     ] = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what happened, the oldest first.
@@ -57,7 +66,7 @@ def events(
     wanted = EventFilter(None if owner is None else Owner.parse(owner), slug, kind)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         pages = _last(client, wanted, last) if after is None else _behind(client, wanted, after)
         if follow:
             _print_following(client, wanted, pages, as_json)
@@ -65,18 +74,33 @@ def events(
             print_json(_joined(pages))
         else:
             for page in pages:
-                _print_lines(page.events)
+                print_lines(page.events)
 
 
 def _last(client: RegistryClient, wanted: EventFilter, count: int) -> Iterator[EventPage]:
     """The newest events in one page, the oldest of them first."""
-    page = client.events(wanted, order=EventOrder.NEWEST, limit=_page_size(count))
-    newest, last = list(page.events), page.last
-    while len(newest) < count and page.next is not None:
-        left = _page_size(count - len(newest))
-        page = client.events(wanted, order=EventOrder.NEWEST, after=page.next, limit=left)
+    newest: list[Event] = []
+    last = 0
+    for page in _before(client, wanted, _page_size(count)):
+        last = last or page.last
         newest += page.events
+        if len(newest) >= count:
+            break
     yield EventPage(tuple(reversed(newest[:count])), None, last)
+
+
+def _before(client: RegistryClient, wanted: EventFilter, limit: int) -> Iterator[EventPage]:
+    """The pages of the journal, the newest first."""
+    from registry.client.pages import bounded
+
+    def pages() -> Iterator[EventPage]:
+        page = client.events(wanted, order=EventOrder.NEWEST, limit=limit)
+        yield page
+        while page.next is not None:
+            page = client.events(wanted, order=EventOrder.NEWEST, after=page.next, limit=limit)
+            yield page
+
+    return bounded(pages())
 
 
 def _page_size(count: int) -> int:
@@ -85,11 +109,16 @@ def _page_size(count: int) -> int:
 
 def _behind(client: RegistryClient, wanted: EventFilter, after: int) -> Iterator[EventPage]:
     """The pages behind an event, to the end of the journal."""
-    following: int | None = after
-    while following is not None:
-        page = client.events(wanted, after=following)
-        yield page
-        following = page.next
+    from registry.client.pages import bounded
+
+    def pages() -> Iterator[EventPage]:
+        following: int | None = after
+        while following is not None:
+            page = client.events(wanted, after=following)
+            yield page
+            following = page.next
+
+    return bounded(pages())
 
 
 def _joined(pages: Iterable[EventPage]) -> wire.EventsResponse:
@@ -112,7 +141,7 @@ def _print_following(
     while True:
         try:
             for page in pages:
-                (_print_json_lines if as_json else _print_lines)(page.events)
+                (_print_json_lines if as_json else print_lines)(page.events)
                 sys.stdout.flush()
                 position = max(position, page.next or page.last)
             begun = answered = True
@@ -130,7 +159,7 @@ def _wait_for_reader(pause_s: float) -> None:
     """Wait, unless whoever reads the output has gone.
 
     Raises:
-        BrokenPipeError: nobody reads any more.
+        ReaderGone: nobody reads any more.
     """
     try:
         descriptor = sys.stdout.fileno()
@@ -140,15 +169,16 @@ def _wait_for_reader(pause_s: float) -> None:
     poll = select.poll()
     poll.register(descriptor, 0)
     if poll.poll(round(pause_s * 1000)):
-        raise BrokenPipeError
+        raise ReaderGone
 
 
 def _print_json_lines(found: Iterable[Event]) -> None:
     for event in found:
-        print(msgspec.json.encode(wire.EventResponse.of(event)).decode())
+        print(json_line(wire.EventResponse.of(event)))
 
 
-def _print_lines(found: Iterable[Event]) -> None:
+def print_lines(found: Iterable[Event]) -> None:
+    """Print events, a line for each. It is never wrapped."""
     for event in found:
         print(printable(_line(event)))
 

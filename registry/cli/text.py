@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import re
 
-def printable(text: str) -> str:
-    """The text with control characters and the like spelled out.
+from registry.core.records import is_plain
 
-    What came from elsewhere then cannot move the cursor, colour the terminal or break a line.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+def json_line(answer: object) -> str:
+    """An answer as JSON in one line."""
+    return json_plain(answer, None)
+
+
+def json_plain(answer: object, indent: int | None) -> str:
+    """An answer as JSON in which all is escaped that `printable` spells out."""
+    import msgspec
+
+    try:
+        text = msgspec.json.encode(answer).decode()
+    except UnicodeEncodeError:  # Half a surrogate, in the name of a file that is no UTF-8.
+        apart = (",", ":") if indent is None else None
+        text = json.dumps(msgspec.to_builtins(answer), indent=indent, separators=apart)
+    else:
+        text = text if indent is None else msgspec.json.format(text, indent=indent)
+    return "\n".join(map(_escaped, text.split("\n")))
+
+
+def _escaped(line: str) -> str:
+    """A line of JSON. What is not plain in it is part of a string."""
+    if is_plain(line):
+        return line
+    return "".join(c if is_plain(c) else json.dumps(c)[1:-1] for c in line)
+
+
+def without_password(url: str) -> str:
+    """A URL with the password in it blotted out: what is shown may be passed on."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
 
 
 def short_checksum(checksum: str) -> str:
@@ -28,5 +54,6 @@ def shown_size(size: int) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """`1 file`, `2 files`; `1 copy`, `2 copies`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"

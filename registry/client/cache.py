@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import re
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -47,11 +49,58 @@ _is_partial = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?").fullmatch
 
 
 def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """`$XDG_CACHE_HOME/metadata-registry`, where XDG_CACHE_HOME is `~/.cache` if unset."""
+    """`$XDG_CACHE_HOME/metadata-registry`, where XDG_CACHE_HOME is `~/.cache` if unset.
+
+    A user without a home that can be written to, as containers have, gets
+    `metadata-registry-<user id>` in the directory for temporary files.
+
+    Raises:
+        DirectoryUnusable: that is there and belongs to somebody else.
+    """
     base = environ.get("XDG_CACHE_HOME", "")
     # A relative path there is to be ignored, says the XDG base directory specification.
-    cache_home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return cache_home / "metadata-registry"
+    if os.path.isabs(base):
+        return Path(base) / "metadata-registry"
+    home = _home(environ)
+    if home is not None and _can_be_made(home / ".cache" / "metadata-registry"):
+        return home / ".cache" / "metadata-registry"
+    return _temporary_directory()
+
+
+def _home(environ: Mapping[str, str]) -> Path | None:
+    """The user's home directory, or None: there is none."""
+    if os.path.isabs(environ.get("HOME", "")):
+        return Path(environ["HOME"])
+    try:
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return None
+    return Path(home) if os.path.isabs(home) else None
+
+
+def _can_be_made(directory: Path) -> bool:
+    """Whether a directory is there and can be written to, or can be made."""
+    for each in (directory, *directory.parents):
+        if os.path.lexists(each):
+            return each.is_dir() and os.access(each, os.W_OK | os.X_OK)
+    return False
+
+
+def _temporary_directory() -> Path:
+    """A directory of this user's own where everybody may make one."""
+    advice = "Set XDG_CACHE_HOME to a directory that this user may write to."
+    try:
+        directory = Path(tempfile.gettempdir()) / f"metadata-registry-{os.getuid()}"
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        status = directory.lstat()
+    except OSError as error:
+        raise DirectoryUnusable(
+            f"There is no place for a cache: {error.strerror}. {advice}"
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise DirectoryUnusable(f"{directory} does not belong to this user alone. {advice}")
+    return directory
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from blake3 import blake3
 from registry.content.cache import LARGE_BYTES, Body, ContentCache
 from registry.core import hashing
 from registry.core.records import RefStatus
-from registry.errors import FileUnreadable, TooLarge
+from registry.errors import Busy, FileUnreadable, TooLarge
 from registry.store.engine import Engine
 from registry.store.ops.blobs import find_chunk
 from registry.store.ops.file_status import Observation
@@ -260,6 +260,13 @@ class Holdings:
         try:
             run = self._run if location.path is None else self._run_on_files
             content = await run(read)
+        except (MemoryError, Busy) as error:
+            if not hashing.is_lack_of_memory(error):
+                raise
+            self._cache.clear()  # There is less of it than the budget says.
+            if location.size <= LARGE_BYTES:
+                raise
+            return NO_ROOM
         finally:
             if reserved and content is None:
                 self._cache.release(location.size)

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from registry.core.records import shown
-from registry.core.regular import ABSENT, NOT_FOR_US
+from registry.core.regular import ABSENT, NOT_FOR_US, shown_path
 from registry.errors import Busy, FileUnreadable, PathNotAllowed, SettingsError, TooLarge
 
 IDENTITY_TRUSTED_AFTER_NS = 2_000_000_000
@@ -86,7 +85,9 @@ class ArtifactRoots:
                 "the content in, or start the service with --artifact-root."
             )
         if not os.path.isabs(path):
-            raise FileUnreadable(f"The path {shown(path)} is not absolute. Give the full path.")
+            raise FileUnreadable(
+                f"The path {shown_path(path)} is not absolute. Give the full path."
+            )
         with looking_at(path):
             try:
                 resolved = os.path.realpath(path, strict=True)
@@ -99,11 +100,11 @@ class ArtifactRoots:
             resolved.encode()  # It is kept as text.
         except UnicodeEncodeError as error:
             raise FileUnreadable(
-                f"The path {shown(path)} leads to a name that is not UTF-8."
+                f"The path {shown_path(path)} leads to a name that is not UTF-8."
             ) from error
         if not self.allow(resolved):
             raise PathNotAllowed(
-                f"{shown(path)} is not below an artifact root of this registry, symlinks "
+                f"{shown_path(path)} is not below an artifact root of this registry, symlinks "
                 "followed. Copy the content in, or start the service with another --artifact-root."
             )
         return resolved
@@ -147,13 +148,21 @@ def looking_at(path: str) -> Iterator[None]:
         reason = os.strerror(code) if code else str(error)
         if is_about_the_file(error):
             raise FileUnreadable(
-                f"{shown(path)} cannot be read by the registry: {reason}. Check that it exists "
-                "and that the registry's user may read it."
+                f"{shown_path(path)} cannot be read by the registry: {reason}. Check that it "
+                "exists and that the registry's user may read it."
             ) from error
         raise Busy(
-            f"{shown(path)} cannot be looked at now: {reason}. That says nothing about the file; "
-            f"{_WAYS_OUT.get(code or 0, _CHECK_THE_MOUNT)}. Try again."
+            f"{shown_path(path)} cannot be looked at now: {reason}. That says nothing about the "
+            f"file; {_WAYS_OUT.get(code or 0, _CHECK_THE_MOUNT)}. Try again."
         ) from error
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what `looking_at` made of one, says that there is no memory."""
+    cause = error.__cause__ if isinstance(error, Busy) else error
+    if isinstance(cause, OSError):
+        return cause.errno == errno.ENOMEM
+    return isinstance(cause, MemoryError)
 
 
 def find_identity(path: str) -> str | None:
@@ -184,13 +193,15 @@ def opened(path: str) -> Iterator[int]:
     """
     with looking_at(path):
         if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise FileUnreadable(f"{shown(path)} is not a regular file.")
+            raise FileUnreadable(f"{shown_path(path)} is not a regular file.")
         descriptor = os.open(path, _OPEN_FLAGS)
     try:
         with looking_at(path):
             moved = not stat.S_ISREG(os.fstat(descriptor).st_mode) or _moved(descriptor, path)
         if moved:
-            raise FileUnreadable(f"{shown(path)} changed while it was opened. Register it again.")
+            raise FileUnreadable(
+                f"{shown_path(path)} changed while it was opened. Register it again."
+            )
         yield descriptor
     finally:
         os.close(descriptor)
@@ -220,8 +231,9 @@ def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
         before = os.fstat(descriptor)
         if before.st_size > max_bytes:
             raise TooLarge(
-                f"{shown(path)} has {before.st_size} bytes; this registry takes files of at most "
-                f"{max_bytes} bytes (max_blob_bytes)."
+                f"{shown_path(path)} has {before.st_size} bytes; this registry takes files of at "
+                f"most {max_bytes} bytes (max_blob_bytes).",
+                max_bytes=max_bytes,
             )
         started_ns = time.time_ns()
         hasher = blake3()
@@ -238,7 +250,7 @@ def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
                 parts.append(part)
         after = os.fstat(descriptor)
     if size != before.st_size or identity_of(after) != identity_of(before):
-        raise FileUnreadable(f"{shown(path)} changed while it was read. Register it again.")
+        raise FileUnreadable(f"{shown_path(path)} changed while it was read. Register it again.")
     changed_ns = max(after.st_mtime_ns, after.st_ctime_ns)
     trusted = started_ns - changed_ns >= IDENTITY_TRUSTED_AFTER_NS
     with looking_at(path):
@@ -260,7 +272,7 @@ def _read(descriptor: int, path: str, length: int, *, left: int) -> bytes:
         if error.errno != errno.EIO or left:
             raise
         # A disk is not asked for what is not there: it is one of the kernel's, like /proc/self/mem.
-        raise FileUnreadable(f"{shown(path)} is no file with bytes of its own.") from error
+        raise FileUnreadable(f"{shown_path(path)} is no file with bytes of its own.") from error
 
 
 def checksum_of(content: bytes | memoryview) -> str:

@@ -12,6 +12,7 @@ import stat
 
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _READ_BYTES = 1 << 20
+PATH_SHOWN_MAX = 240
 
 
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
@@ -46,6 +47,12 @@ def open_regular(
         os.close(descriptor)
         raise
     return descriptor
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path, fit for a message: printable, quoted, and not long. Its end is there: the name."""
+    text = ascii(os.fspath(path))
+    return text if len(text) <= PATH_SHOWN_MAX else f"'...{text[-PATH_SHOWN_MAX + 4 :]}"
 
 
 def read_at_most(descriptor: int, max_bytes: int) -> bytes:

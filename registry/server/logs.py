@@ -14,7 +14,12 @@ import functools
 import json
 import logging
 import sys
+import textwrap
 import time
+from typing import TextIO
+
+from registry.core.log_pump import LogPump
+from registry.core.records import printable
 
 _QUIET = ("alembic", "uvicorn")
 """Libraries that tell of their normal course at `info`: heard from `debug` on only."""
@@ -22,7 +27,7 @@ _QUIET = ("alembic", "uvicorn")
 
 def set_up(level: str, form: str) -> None:
     """Send this process's log to standard error, as `text` or as `json`, from a level on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = handler_of(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
     for old in list(root.handlers):
@@ -37,6 +42,21 @@ def set_up(level: str, form: str) -> None:
         logging.getLogger(name).setLevel(root.level if loud else logging.WARNING)
 
 
+def flush() -> None:
+    """Wait until the log is written, for a bounded time: what is written elsewhere comes next."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def handler_of(stream: TextIO | None) -> logging.Handler:
+    """Writes to a stream's descriptor, without anybody waiting for its reader. Without a stream,
+    as when it was closed before the program began, nothing is written."""
+    try:
+        return LogPump(stream.fileno()) if stream is not None else logging.NullHandler()
+    except (OSError, ValueError):
+        return logging.StreamHandler(stream)  # One of a program that has no descriptor for it.
+
+
 def fields(**values: object) -> dict[str, dict[str, object]]:
     """Fields of a record, as `extra` takes them. Those that are None are left out."""
     return {"fields": {name: value for name, value in values.items() if value is not None}}
@@ -46,11 +66,12 @@ class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO registry.http GET /v1/owners status=200`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        parts = [_at(record), record.levelname, record.name, _on_one_line(record.getMessage())]
-        parts += [f"{name}={_on_one_line(str(value))}" for name, value in _fields(record).items()]
+        parts = [_at(record), record.levelname, record.name, printable(record.getMessage())]
+        parts += [f"{name}={printable(str(value))}" for name, value in _fields(record).items()]
         line = " ".join(parts)
         trace = _trace(self, record)
-        return f"{line}\n{trace}" if trace else line
+        # Indented, so that no line of it looks like a record of its own.
+        return f"{line}\n{textwrap.indent(trace, '  ')}" if trace else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -85,10 +106,5 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    return formatter.formatException(record.exc_info) if record.exc_info else ""
-
-
-def _on_one_line(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = formatter.formatException(record.exc_info) if record.exc_info else ""
+    return "\n".join(map(printable, text.split("\n")))

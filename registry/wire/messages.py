@@ -816,6 +816,16 @@ class SweptResponse(msgspec.Struct):
     released: int
     waiting: int
     paused: str | None
+    removed: RemovedResponse | None
+
+
+class RemovedResponse(msgspec.Struct):
+    """What a sweep removed besides the refs of owners that it ended; None where it only looked."""
+
+    entries: int = 0
+    copies: int = 0
+    tombstones: int = 0
+    events: int = 0
 
 
 class EndedResponse(msgspec.Struct):
@@ -855,6 +865,7 @@ class Problem(msgspec.Struct, omit_defaults=True):
     conflicts: list[ConflictResponse] | None = None
     missing: list[str] | None = None
     retry_after_s: int | None = None
+    max_bytes: int | None = None
     events: list[EventResponse] | None = None
 
 
@@ -879,6 +890,8 @@ def problem(
         answer.missing = list(error.missing)
     elif isinstance(error, errors.Busy):
         answer.retry_after_s = error.retry_after_s
+    elif isinstance(error, errors.TooLarge):
+        answer.max_bytes = error.max_bytes
     if events is not None:
         answer.events = [EventResponse.of(event) for event in events]
     return answer
@@ -903,4 +916,6 @@ def error_of(body: bytes, status: int) -> errors.RegistryError:
         return cls(answer.detail, missing=answer.missing or ())
     if issubclass(cls, errors.Busy):
         return cls(answer.detail, retry_after_s=answer.retry_after_s or 1)
+    if issubclass(cls, errors.TooLarge):
+        return cls(answer.detail, max_bytes=answer.max_bytes)
     return cls(answer.detail)

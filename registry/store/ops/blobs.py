@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, bindparam, cast, delete, exists, func, insert, select, update
 
+from registry.core.policy import DEFAULTS
 from registry.store.engine import Connection
 from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import blobs, owner_refs, settings
-
-UPLOAD_GRACE_DEFAULT_MS = 900_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ _upload_grace_ms = func.coalesce(
     select(cast(settings.c.value, BigInteger))
     .where(settings.c.name == "upload_grace_ms")
     .scalar_subquery(),
-    UPLOAD_GRACE_DEFAULT_MS,
+    DEFAULTS.upload_grace_ms,
 )
 _referenced = exists().where(owner_refs.c.blob_checksum == blobs.c.checksum)
 

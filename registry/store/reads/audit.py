@@ -23,7 +23,7 @@ from registry.core.records import (
 )
 from registry.errors import Busy, FileUnreadable, Invalid, TooLarge
 from registry.store.engine import Connection, Engine
-from registry.store.ops.settings_table import read_variables
+from registry.store.ops.settings_table import policy_of, read_variables
 from registry.store.owner_columns import OWNER_COLUMNS, owner_of
 from registry.store.sql import Statement
 from registry.store.tables import entries, events, owner_refs, owners
@@ -55,6 +55,10 @@ CLASSES: dict[str, Severity] = {
     "integrity": Severity.CORRUPTION,
 }
 """Every class of finding, with how bad it is."""
+
+NOT_IN_THE_VIEW = frozenset({"path_outside_roots", "journal_says_held", "integrity"})
+"""Classes that the `leaks` view cannot know: they take a look at paths, at the whole journal, or
+at the file."""
 
 
 class _FindingRow(NamedTuple):
@@ -145,10 +149,9 @@ _JOURNAL_ROWS = Statement(select(func.count()).select_from(events))
 def summarize(conn: Connection) -> AuditSummary:
     """How the registry is, beside what is wrong."""
     variables = read_variables(conn)
-    grace = int(variables.get("lease_grace_ms", 300_000))
     last_sweep_at = variables.get("last_sweep_at")
     engaged_at = variables.get("brake_engaged_at")
-    ((overdue,),) = conn.run(_OVERDUE, now=conn.now, grace=grace)
+    ((overdue,),) = conn.run(_OVERDUE, now=conn.now, grace=policy_of(variables).lease_grace_ms)
     ((oldest_drain_at,),) = conn.run(_OLDEST_DRAIN)
     ((journal_rows,),) = conn.run(_JOURNAL_ROWS)
     return AuditSummary(

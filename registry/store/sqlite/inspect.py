@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from registry.core import stopping
 from registry.errors import Busy, DatabaseRefused, Refused, RegistryError, StorageUnavailable
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.errors import primary_code, translate
@@ -190,12 +191,13 @@ def opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
             f"{path.as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=LOCK_TIMEOUT_S
         )
         try:
-            if not is_immutable(mode):
-                connection.execute("PRAGMA schema_version").fetchall()  # Its log is open now.
-                files = find_files(os.path.realpath(path))
-                if files.is_whole:
-                    announcement.announce(files)
-            yield connection
+            with stopping.interruptible(connection):
+                if not is_immutable(mode):
+                    connection.execute("PRAGMA schema_version").fetchall()  # Its log is open now.
+                    files = find_files(os.path.realpath(path))
+                    if files.is_whole:
+                        announcement.announce(files)
+                yield connection
         finally:
             connection.close()
     except sqlite3.Error as error:

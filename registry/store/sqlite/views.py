@@ -7,6 +7,7 @@ SQLite would look at every row.
 
 from __future__ import annotations
 
+from registry.core.policy import DEFAULTS
 from registry.store.journal import UNRESOLVED
 
 OWNER_FOOTPRINT = """
@@ -32,11 +33,11 @@ CREATE VIEW leaks AS
 WITH policy AS (
     SELECT (SELECT now_ms FROM clock) AS now,
         COALESCE((SELECT CAST(value AS INTEGER) FROM settings
-            WHERE name = 'lease_grace_ms'), 300000) AS lease_grace,
+            WHERE name = 'lease_grace_ms'), {DEFAULTS.lease_grace_ms}) AS lease_grace,
         COALESCE((SELECT CAST(value AS INTEGER) FROM settings
-            WHERE name = 'upload_grace_ms'), 900000) AS upload_grace,
+            WHERE name = 'upload_grace_ms'), {DEFAULTS.upload_grace_ms}) AS upload_grace,
         COALESCE((SELECT CAST(value AS INTEGER) FROM settings
-            WHERE name = 'scrub_period_ms'), 86400000) AS scrub_period
+            WHERE name = 'scrub_period_ms'), {DEFAULTS.scrub_period_ms}) AS scrub_period
 ),
 /* The refs with anything wrong: whatever can be said of a ref is looked for in one pass. */
 wrong AS MATERIALIZED (
