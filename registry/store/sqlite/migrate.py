@@ -284,6 +284,8 @@ def _alone(path: Path, found: Found, wanted: str, notify: Notify | None) -> Foun
         try:
             with claim(path):
                 break
+        except FileNotFoundError:
+            break
         except Refused:
             now = look(path)
             waited = time.monotonic() - began
