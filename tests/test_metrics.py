@@ -16,8 +16,7 @@ from registry import __version__
 from registry.core.records import ArtifactKey, Owner
 from registry.server.metrics import PREFIX, Metrics
 from registry.store.reads.audit import CLASSES
-from registry.store.reads.stats import Counted, count_sizes
-from registry.store.sqlite.engine import Database
+from registry.store.reads.stats import Counted
 from registry.store.tables import HEAD_REVISION
 from tests.exchanges import Line, running
 from tests.support import Server, checksum, in_place, sql, wait_for, workers_of
@@ -377,11 +376,6 @@ def test_what_takes_more_than_a_look_at_the_tables_is_absent(serve: Callable[...
     }
     assert found == {name for name in CLASSES if f"'{name}'" in view}
     assert not found & {"path_outside_roots", "integrity", "journal_says_held"}
-
-
-def test_before_the_first_sweep_there_is_no_age_of_one(database: Database) -> None:
-    with database.read() as conn:
-        assert "sweep_age_seconds" not in count_sizes(conn)
 
 
 def test_the_program_says_which_it_is(serve: Callable[..., Server]) -> None:
