@@ -222,7 +222,6 @@ Registry.find = find_
 registry.audit = failing(SHORTAGES["memory"])
 queries.list_models = failing(SHORTAGES["stack"])
 events.list_events = failing(SHORTAGES["threads"])
-queries.list_owners = failing(SHORTAGES["files"])
 registrations.wire.decode_register = failing(SHORTAGES["memory"])
 cli.main()
 """
@@ -245,7 +244,6 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ("GET", "/v1/audit"),
         ("GET", "/v1/models"),
         ("GET", "/v1/events"),
-        ("GET", "/v1/owners"),
         ("POST", "/v1/registrations"),
     ],
 )

@@ -54,15 +54,20 @@ def shown_checksum(checksum: str) -> str:
 @contextmanager
 def warnings_shown() -> Iterator[None]:
     """Warnings that the log gets meanwhile are said on standard error."""
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setFormatter(_Printable("warning: %(message)s"))
     log = logging.getLogger("registry")
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class ProgressBar:

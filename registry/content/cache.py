@@ -23,7 +23,7 @@ class Body:
 
     __slots__ = ("__weakref__", "checksum", "content", "headers", "pins", "size")
 
-    def __init__(self, checksum: str, content: bytes) -> None:
+    def __init__(self, checksum: str, content: bytes | bytearray) -> None:
         self.checksum = checksum
         self.content = content
         self.size = len(content)
@@ -67,7 +67,7 @@ class ContentCache:
         """Give room back that was reserved and not filled, or whose content is gone."""
         self._used_bytes -= size
 
-    def fill(self, checksum: str, content: bytes) -> Body:
+    def fill(self, checksum: str, content: bytes | bytearray) -> Body:
         """Keep content in room that was reserved for it."""
         body = Body(checksum, content)
         if checksum in self._bodies:
@@ -78,6 +78,10 @@ class ContentCache:
         self._bodies[checksum] = body
         weakref.finalize(body, self.release, len(content)).atexit = False
         return body
+
+    def clear(self) -> None:
+        """Let go of everything that nobody is being sent: memory is short, whatever the budget."""
+        self._evict(self._used_bytes)
 
     def _evict(self, needed: int) -> None:
         for checksum, body in list(self._bodies.items()):

@@ -10,8 +10,9 @@ from typing import Self, TypeVar
 
 from registry.config import Settings
 from registry.content.manifest import prepare
+from registry.content.roots import ArtifactRoots
 from registry.core.forks import check_file
-from registry.core.hashing import ArtifactRoots, checksum_of, hash_file
+from registry.core.hashing import checksum_of, hash_file
 from registry.core.records import (
     ArtifactKey,
     Explanation,
@@ -208,7 +209,9 @@ class MetadataArtifactRegistry:
             found = hash_file(location.path, max_bytes=location.size, keep=True)
         except (FileUnreadable, TooLarge):
             return None
-        return found.content if found.checksum == location.checksum else None
+        if found.content is None or found.checksum != location.checksum:
+            return None
+        return bytes(found.content)
 
 
 def _matches(content: bytes | None, checksum: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import nan
 
 from sqlalchemy import and_, bindparam, case, func, select
 
@@ -41,12 +42,12 @@ def count_sizes(conn: Connection) -> Sizes:
     findings = audit(conn).counts
     variables = read_variables(conn)
     last_sweep_at = variables.get("last_sweep_at")
-    age_ms = 0 if last_sweep_at is None else max(0, conn.now - int(last_sweep_at))
+    sweep_age_s = nan if last_sweep_at is None else max(0, conn.now - int(last_sweep_at)) / 1000
     return {
         "findings": {
             name: findings.get(name, 0) for name in CLASSES if name not in NOT_IN_THE_VIEW
         },
-        **({} if last_sweep_at is None else {"sweep_age_seconds": age_ms / 1000}),
+        "sweep_age_seconds": sweep_age_s,
         "brake_engaged": int("brake_engaged_at" in variables),
         "entries": entry_count,
         "owner_refs": ref_count,
