@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from registry.core.records import shown
+from registry.core.settings_files import read_toml_text
 from registry.errors import SettingsError
 
 PREFIX = "REGISTRY_"
@@ -287,13 +288,12 @@ def _from_flags(flags: Mapping[str, object]) -> dict[str, Resolved]:
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Resolved]:
+    find_strangers(environ)
     found = {}
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or not text or _is_foreign(variable, text):
-            continue
         setting = _by_variable.get(variable)
-        if setting is None:
-            raise _unknown(variable, "the environment", _by_variable)
+        if setting is None or not text or _is_service_link(variable, text):
+            continue
         value = _checked(setting, _parsed(setting, text), variable)
         found[setting.name] = Resolved(value, variable)
     return found
@@ -311,25 +311,11 @@ def _from_file(config_file: Path) -> dict[str, Resolved]:
 
 
 def _read_toml(config_file: Path) -> dict[str, Any]:
+    text, _ = read_toml_text(config_file, "settings file")
     try:
-        return tomllib.loads(config_file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(
-            f"The settings file {config_file} cannot be read: {error.strerror}."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SettingsError(f"The settings file {config_file} is not TOML: {error}.") from error
-
-
-def _is_foreign(variable: str, text: str) -> bool:
-    """Whether a variable with our prefix is not ours to judge.
-
-    Kubernetes gives every container REGISTRY_PORT=tcp://..., REGISTRY_SERVICE_HOST and the like
-    when a Service in its namespace is named `registry`.
-    """
-    if variable in OTHER_VARIABLES or variable.startswith(("REGISTRY_SERVICE_", "REGISTRY_PORT_")):
-        return True
-    return variable == "REGISTRY_PORT" and "://" in text
 
 
 _is_whole = re.compile(r"[0-9]{1,18}").fullmatch
@@ -378,6 +364,75 @@ def _is_allowed(setting: Setting, value: object) -> bool:
 
 def _is_filled(value: object) -> bool:
     return isinstance(value, str) and value != "" and "\0" not in value
+
+
+# The environment. Its variables may be others', whatever their names begin with.
+
+
+def find_strangers(environ: Mapping[str, str]) -> list[str]:
+    """Variables with our prefix that are none of ours, sorted: other programs', or mistakes.
+
+    What Kubernetes tells of its Services is not among them, and empty variables are not.
+
+    Raises:
+        SettingsError: one is so near to a variable of ours that it is most likely a slip.
+    """
+    strangers = []
+    own = _by_variable.keys() | OTHER_VARIABLES
+    for variable in sorted(environ):
+        text = environ[variable]
+        if not variable.startswith(PREFIX) or not text or variable in own:
+            continue
+        if _is_service_link(variable, text):
+            continue
+        near = next((each for each in sorted(own) if _is_slip(variable, each)), None)
+        if near is not None:
+            raise SettingsError(
+                f"{shown(variable)} in the environment is not a setting. Did you mean {near}? If "
+                "it belongs to another program, unset it for this one."
+            )
+        strangers.append(variable)
+    return strangers
+
+
+_names_service = re.compile(r"REGISTRY(_\w+)?_SERVICE_(HOST|PORT(_\w+)?)", re.ASCII).fullmatch
+_names_port = re.compile(r"REGISTRY(_\w+)?_PORT(_\d+_(TCP|UDP|SCTP))?", re.ASCII).fullmatch
+_names_part_of_port = re.compile(
+    r"REGISTRY(_\w+)?_PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)", re.ASCII
+).fullmatch
+_is_address = re.compile(r"(tcp|udp|sctp)://.*").fullmatch
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    """Whether Kubernetes, or Docker for a link, may have set a variable.
+
+    Every container gets REGISTRY_SERVICE_HOST, REGISTRY_PORT=tcp://... and the like for a Service
+    in its namespace that is named `registry`, and REGISTRY_AUTH_PORT=... for `registry-auth`.
+    """
+    if _names_port(variable):
+        return _is_address(text) is not None
+    return bool(_names_service(variable) or _names_part_of_port(variable))
+
+
+def _is_slip(variable: str, own: str) -> bool:
+    """Whether a variable is one of ours but for a letter, or two in a long name."""
+    name = own.removeprefix(PREFIX)
+    allowed = 0 if len(name) < 4 else 1 if len(name) < 8 else 2
+    return _distance(variable.removeprefix(PREFIX).upper(), name) <= allowed
+
+
+def _distance(one: str, other: str) -> int:
+    """How many letters have to be added, dropped, changed or swapped with their neighbour."""
+    rows = [list(range(len(other) + 1))]
+    for i, a in enumerate(one, 1):
+        row = [i]
+        for j, b in enumerate(other, 1):
+            best = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (a != b))
+            if i > 1 and j > 1 and (a, b) == (other[j - 2], one[i - 2]):
+                best = min(best, rows[-2][j - 2] + 1)
+            row.append(best)
+        rows.append(row)
+    return rows[-1][-1]
 
 
 def _unknown(name: str, source: str, known: Mapping[str, Setting]) -> SettingsError:

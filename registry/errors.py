@@ -57,6 +57,11 @@ class TooLarge(RegistryError):
 
     code = "too_large"
 
+    def __init__(self, detail: str | None = None, *, max_bytes: int | None = None) -> None:
+        """`max_bytes` is the most that a file may have, if it is a file that is too large."""
+        super().__init__(detail)
+        self.max_bytes = max_bytes
+
 
 class UnsupportedMediaType(RegistryError):
     """The request body must be sent with the content type application/json."""
@@ -246,10 +251,29 @@ class SettingsError(RegistryError):
     code = "settings"
 
 
+class Usage(RegistryError):
+    """The command line is not one that this program understands. See --help."""
+
+    code = "usage"
+
+
+class SystemFailure(RegistryError):
+    """The operating system did not do what a command needs."""
+
+    code = "system"
+
+
 class ServiceUnreachable(RegistryError):
     """The registry service does not answer. Check that it runs and that --url is right."""
 
     code = "unreachable"
+
+
+class DirectoryUnusable(RegistryError):
+    """A directory of this machine cannot be used: it cannot be written, is full, or others may
+    change what is in it."""
+
+    code = "directory_unusable"
 
 
 class DiscoveryUnavailable(RegistryError):

@@ -14,6 +14,7 @@ from unittest import mock
 
 from registry import cli
 from registry.config import Settings
+from registry.core.policy import Policy
 from registry.core.records import (
     Artifact,
     ArtifactKey,
@@ -30,12 +31,13 @@ from registry.core.records import (
 from registry.errors import RegistryError
 from registry.service.registry import Registry
 from registry.service.sweeper import policy_from
-from registry.store.ops import blobs, leases, register, release
+from registry.store.ops import blobs, leases, register, unregister
 from registry.store.ops import prune as prune_module
 from registry.store.ops.expire import Sweep, Swept
 from registry.store.ops.expire import sweep as sweep_operation
-from registry.store.ops.settings_table import Adoption, Policy, adopt
-from registry.store.reads.audit import CLASSES, audit, verify
+from registry.store.ops.settings_table import Adoption, adopt
+from registry.store.reads.audit import CLASSES, audit
+from registry.store.reads.verify import verify
 from registry.store.sqlite.engine import Connection, Database
 from registry.store.sqlite.migrate import prepare
 from tests.support import assert_sound, checksum, sql
@@ -172,10 +174,10 @@ class World:
         return self.do(leases.drain, leases.Drain(owner, deadline))
 
     def unregister(self, owner: Owner) -> Receipt:
-        return self.do(release.unregister, Unregistration(owner))
+        return self.do(unregister.unregister, Unregistration(owner))
 
     def remove(self, slug: str, suffix: str = "_base") -> Receipt:
-        return self.do(release.remove, Removal(slug, suffix))
+        return self.do(unregister.remove, Removal(slug, suffix))
 
     def adopt(self, **policy: Any) -> Policy:
         """Set what every sweeper goes by; what is not named has its default."""

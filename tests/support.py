@@ -91,6 +91,7 @@ class Server:
         **flags: Any,
     ) -> None:
         self.database = database
+        self.trust = trust or True
         self.log = ""
         command = [sys.executable, *program, "serve", "--port", "0"]
         command += ["--database-url", f"sqlite:///{database}"]
@@ -119,7 +120,7 @@ class Server:
             base_url=self.url,
             timeout=60,
             headers=bearer(token) if token is not None else None,
-            verify=trust or True,
+            verify=self.trust,
         )
         self.wait_until_serving()
 

@@ -802,7 +802,7 @@ def test_the_work_of_an_audit_grows_with_the_rows_and_not_with_their_square(
         world = World(tmp_path / f"{owners}.db", Clock(system_clock()))
         world.attach_many((worker(number) for number in range(owners)), files=0, shared=10)
         world.unregister(worker(1))
-        from registry.store.reads.audit import _HELD
+        from registry.store.reads.verify import _HELD
 
         counts.append([steps_of(world.path, query) for query in ("SELECT * FROM leaks", _HELD)])
         world.close()

@@ -296,7 +296,7 @@ def test_a_database_that_is_in_use_is_not_replaced(serve: Callable[..., Server])
     fine(db(server.database, "backup", copy))
     before = names_in(server.database.parent)
     assert "Stop it first" in refused(db(server.database, "restore", copy, "--force"))
-    assert "Stop it first" in refused(db(server.database, "downgrade", "0001"))
+    assert "Stop it first" in refused(db(server.database, "downgrade", "0001", "--yes"))
     assert names_in(server.database.parent) == before
     assert server.register_copies(ONE, {KEY: b"{}"}).status_code == 200
     server.stop()
@@ -403,7 +403,7 @@ def test_an_older_backup_is_brought_up_to_date_when_a_service_starts(
 ) -> None:
     old, copy = path.with_name("old.db"), path.with_name("old.backup")
     make(old, "old")
-    fine(db(old, "downgrade", "0001"))
+    fine(db(old, "downgrade", "0001", "--yes"))
     fine(db(old, "backup", copy))
     fine(db(path, "restore", copy, "--force"))
     assert migrate.current(url_of(path)) == "0001"

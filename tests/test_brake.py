@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import pytest
 
 from registry.config import Settings
+from registry.core.policy import Policy
 from registry.service.sweeper import Sweeper, policy_from
 from registry.store.ops.expire import Swept
-from registry.store.ops.settings_table import Policy
 from registry.store.sqlite.engine import system_clock
 from tests.fleet import (
     GRACE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from registry.client.cache import PARTIAL_KEPT_S, USED_LATELY_S, BlobCache, default_directory
 from registry.core.hashing import checksum_of
+from registry.errors import DirectoryUnusable
 
 LONG_AGO_S = 2 * max(PARTIAL_KEPT_S, USED_LATELY_S)
 
@@ -33,10 +35,29 @@ def names(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
 
-def test_the_cache_is_where_the_user_s_caches_are() -> None:
+def test_the_cache_is_where_the_user_s_caches_are(tmp_path: Path) -> None:
     assert default_directory({"XDG_CACHE_HOME": "/c"}) == Path("/c/metadata-registry")
-    home = Path.home() / ".cache/metadata-registry"
-    assert default_directory({}) == default_directory({"XDG_CACHE_HOME": "relative"}) == home
+    home = tmp_path / ".cache/metadata-registry"
+    environ = {"HOME": str(tmp_path)}
+    assert default_directory(environ) == home
+    assert default_directory(environ | {"XDG_CACHE_HOME": "relative"}) == home
+
+
+def test_without_a_home_the_cache_is_a_directory_of_the_user_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"metadata-registry-{os.getuid()}"
+    assert default_directory({"HOME": "/dev/null/home"}) == own
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert default_directory({"HOME": "/dev/null/home"}) == own
+    own.chmod(0o777)
+    with pytest.raises(DirectoryUnusable, match="Set XDG_CACHE_HOME"):
+        default_directory({"HOME": "/dev/null/home"})
+    own.rmdir()
+    own.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DirectoryUnusable, match="Set XDG_CACHE_HOME"):
+        default_directory({"HOME": "/dev/null/home"})
 
 
 def test_what_is_kept_is_found_and_read_only(tmp_path: Path) -> None:

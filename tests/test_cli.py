@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,19 @@ import pytest
 from registry.cli import COMMANDS, output
 from registry.cli.exit_codes import exit_code_of
 from registry.cli.output import Column, ProgressBar, print_table
-from registry.cli.text import counted, printable, shown_size
+from registry.cli.text import counted, shown_size
 from registry.config import SETTINGS
 from registry.core.hashing import checksum_of
-from registry.core.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Owner, printable
 from registry.errors import error_classes
+from tests.forks import Done, Forks, Surroundings
 from tests.support import Server, copied, wait_for
 
 CONTENTS = {"config.json": b"{}", "tokenizer.json": b"[1]" * 1000}
 OWNER = "dynamo/backend/generate/7/_base"
 ATTACH = ("--name", "Org/Tiny", "--endpoint", "dynamo/backend/generate", "--instance-id", "7")
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Done]
 
 
 @pytest.fixture
@@ -42,19 +43,20 @@ def environ(tmp_path: Path) -> dict[str, str]:
     return rest | ours
 
 
-@pytest.fixture
-def run(tmp_path: Path, environ: dict[str, str]) -> Run:
-    """Runs the command with arguments; keywords are variables."""
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with Forks(tmp_path_factory.mktemp("forks")) as made:
+        yield made
 
-    def run(*args: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "registry", *map(str, args)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=environ | variables,
-            timeout=60,
-        )
+
+@pytest.fixture
+def run(tmp_path: Path, forks: Forks) -> Run:
+    """Runs the command with arguments; keywords are variables."""
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def run(*args: object, **variables: str) -> Done:
+        surroundings = Surroundings(cache | variables)
+        return forks.run(*args, surroundings=surroundings, directory=tmp_path)
 
     return run
 
@@ -124,10 +126,10 @@ def test_simple_commands_load_nothing_heavy(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "No such command 'nonsense'"),
-        (["attach"], "Missing argument 'MODEL_DIR'"),
-        (["attach", "model"], "Missing option '--name'"),
-        (["serve", "--port", "x"], "Invalid value for '--port'"),
+        (["nonsense"], "error: No such command 'nonsense'"),
+        (["attach"], "error: Missing argument 'MODEL_DIR'"),
+        (["attach", "model"], "error: Missing option '--name'"),
+        (["serve", "--port", "x"], "error: Invalid value for '--port'"),
         (["serve", "--port", "65536"], "error: --port is 65536; it must be a whole number from 0"),
         (["serve", "--log-level", "loud"], "error: --log-level is 'loud'; it must be one of"),
         (["serve", "--config", "none.toml"], "error: The settings file none.toml cannot be read"),
@@ -309,11 +311,26 @@ def test_a_conflict_names_the_keys_and_who_holds_them(
     assert run("owners", OWNER, "--url", server.url).returncode == 1
 
 
-def test_a_link_to_nothing_is_pointed_out(run: Run, server: Server, model: Path) -> None:
+def test_an_odd_file_is_left_out_and_pointed_out(run: Run, server: Server, model: Path) -> None:
     (model / "vocab.json").symlink_to("nowhere")
     done = run("attach", model, *ATTACH, "--url", server.url)
     assert done.returncode == 0
-    assert done.stderr == f"warning: {model}/vocab.json is a link to nothing; left out\n"
+    assert done.stderr.startswith("warning: 'vocab.json' is left out: it is a link to what cannot")
+    assert len(done.stderr.splitlines()) == 1
+    done = run("attach", model, *ATTACH, "--url", server.url, "--exclude", "vocab.*")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_broken_file_that_a_model_needs_is_an_error_unless_it_is_excluded(
+    run: Run, server: Server, model: Path
+) -> None:
+    (model / "tokenizer.json").unlink(missing_ok=True)
+    (model / "tokenizer.json").symlink_to("nowhere")
+    done = run("attach", model, *ATTACH, "--url", server.url)
+    assert done.returncode == 2
+    assert "tokenizer.json' is a link to what cannot be read" in done.stderr
+    done = run("attach", model, *ATTACH, "--url", server.url, "--exclude", "tokenizer.json")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_model_is_fetched_into_a_directory(

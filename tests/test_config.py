@@ -185,7 +185,7 @@ def test_lists_in_the_file_are_read(tmp_path: Path) -> None:
 def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"^'prot' in the flags is .* mean port\?$"):
         load({"prot": 1}, {}, None)
-    with pytest.raises(SettingsError, match=r"in the environment is .* mean REGISTRY_PORT\?$"):
+    with pytest.raises(SettingsError, match=r"in the environment is .* mean REGISTRY_PORT\?"):
         load({}, {"REGISTRY_PROT": "1"}, None)
     file = written(tmp_path, "[server]\nport = 1")
     with pytest.raises(SettingsError, match=r"^'server' in .*\.toml is .* There are: "):

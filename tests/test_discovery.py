@@ -257,7 +257,7 @@ def test_trouble_with_touching_is_logged_once_and_tried_on(
 ) -> None:
     tries: list[object] = []
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         tries.append(args)
         raise OSError(28, "No space left on device")
 
@@ -362,10 +362,41 @@ def test_every_file_of_a_card_has_its_place() -> None:
 
 
 def test_of_two_chat_templates_one_has_the_place_and_both_are_there() -> None:
-    files = [file_of("chat_template.jinja"), file_of("chat_template.json")]
+    files = [file_of("chat_template.json"), file_of("chat_template.jinja")]
     card = make_card("Org/Tiny", files)
     assert list(card.content["chat_template_file"]) == ["hf_chat_template"]
     assert len(card.files) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "tokenizer"),
+    [
+        (["tokenizer.json"], {"hf_tokenizer_json": "tokenizer.json"}),
+        (["tiktoken.model"], {"tik_token_model": "tiktoken.model"}),
+        (["qwen.tiktoken"], {"tik_token_model": "qwen.tiktoken"}),
+        (["a.tiktoken", "tiktoken.model", "b.tiktoken"], {"tik_token_model": "tiktoken.model"}),
+        (
+            ["a.tiktoken", "tiktoken.model", "tokenizer.json"],
+            {"hf_tokenizer_json": "tokenizer.json"},
+        ),
+        (["Tiktoken.model", "x.TIKTOKEN", "tokenizer.model", "tekken.json"], {}),
+    ],
+)
+def test_a_card_has_the_tokenizer_that_dynamo_would_choose(
+    names: list[str], tokenizer: dict[str, str]
+) -> None:
+    card = make_card("Org/Tiny", [file_of(name) for name in names])
+    found = card.content.get("tokenizer", {})
+    assert found == {kind: file_of(name).to_json() for kind, name in tokenizer.items()}
+    assert [file["path"].rpartition("/")[2] for file in card.content["extra_files"]] == [
+        name for name in names if name not in tokenizer.values()
+    ]
+
+
+def test_of_several_vocabularies_none_is_taken_at_random() -> None:
+    files = [file_of("a.tiktoken"), file_of("b.tiktoken")]
+    with pytest.raises(Invalid, match=r"'a.tiktoken', 'b.tiktoken' .* Exclude all but one"):
+        make_card("Org/Tiny", files)
 
 
 def test_a_lora_s_card_is_named_after_it() -> None:

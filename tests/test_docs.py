@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from registry import cli
 from registry.config import SETTINGS, Setting
+from registry.core.policy import Policy
 from registry.core.records import (
     Artifact,
     ArtifactKey,
@@ -35,12 +36,13 @@ from registry.server.http import STATUS
 from registry.server.openapi.spec import STORAGE, Call
 from registry.server.routes.owners import PATH as OWNER_PATH
 from registry.server.routes.table import CALLS
-from registry.store.ops import blobs, expire, file_status, leases, register, release
-from registry.store.ops.settings_table import Adoption, Policy, adopt
+from registry.store.ops import blobs, expire, file_status, leases, register, unregister
+from registry.store.ops.settings_table import Adoption, adopt
 from registry.store.reads.audit import CLASSES
 from registry.store.sqlite.engine import Connection, Database
 from registry.store.sqlite.migrate import prepare
-from registry.store.tables import VIEWS, metadata
+from registry.store.sqlite.views import VIEWS
+from registry.store.tables import metadata
 from tests.documents import DOCUMENTS, Block, Reader, anchors, blocks, links, prose, section
 from tests.support import ROOT, Server, checksum, sql
 
@@ -383,9 +385,9 @@ class _Past:
         self._attach(6 * HOUR_MS, self._worker(105), old)
         with self._at(5 * HOUR_MS) as (conn, now):
             removal = Removal("old-model", "_base", request_id="deploy-4711", actor="ops")
-            release.remove(conn, now, [removal])
+            unregister.remove(conn, now, [removal])
         with self._at(4 * HOUR_MS) as (conn, now):
-            release.unregister(conn, now, [Unregistration(self._worker(105))])
+            unregister.unregister(conn, now, [Unregistration(self._worker(105))])
         self._attach(2 * HOUR_MS, self._worker(402), self._llama, lease_ttl_ms=60_000)
         self._upload(20 * MINUTE_MS, b"never registered")
         self._refuse(10 * MINUTE_MS)

@@ -29,9 +29,10 @@ from registry.core.records import (
     Unregistration,
 )
 from registry.errors import Busy, Conflict, StorageUnavailable
+from registry.store.engine import Connection
 from registry.store.group_commit import Writer
-from registry.store.ops import blobs, file_status, register, release
-from registry.store.sqlite.engine import Connection, Database
+from registry.store.ops import blobs, file_status, register, unregister
+from registry.store.sqlite.engine import Database
 from registry.store.sqlite.migrate import prepare
 from tests.support import Dump, assert_sound, checksum, dump_of, sql
 
@@ -142,8 +143,8 @@ STEPS: dict[str, Step] = {
         register.register,
         [hold(THREE, copy(CONFIG, OLD)), hold(ONE, copy(TOKENIZER, NEW)), hold(TWO)],
     ),
-    "unregister": (release.unregister, [Unregistration(ONE), Unregistration(TWO)]),
-    "remove": (release.remove, [Removal("model", "_base")]),
+    "unregister": (unregister.unregister, [Unregistration(ONE), Unregistration(TWO)]),
+    "remove": (unregister.remove, [Removal("model", "_base")]),
     "store_blobs": (blobs.store_blobs, [upload(b"unheard of"), upload(OLD)]),
     "observe": (
         file_status.observe,
@@ -346,7 +347,7 @@ def test_a_bad_item_of_a_batch_hurts_only_itself(world: Database) -> None:
         ]
         bad = await begin(writer, register.register, hold(some_owner(105), malformed))
         refused = await begin(writer, register.register, hold(some_owner(106), copy(CONFIG, NEW)))
-        gone = await begin(writer, release.unregister, Unregistration(ONE))
+        gone = await begin(writer, unregister.unregister, Unregistration(ONE))
         gate.opened.set()
         await first
         for task in good:
@@ -464,8 +465,8 @@ def test_a_caller_that_was_cancelled_while_waiting_still_gets_its_write(world: D
     async def scenario(writer: Writer) -> None:
         gate = Gate()
         _ = await held_up(writer, gate)
-        task = await begin(writer, release.unregister, Unregistration(ONE))
-        other = await begin(writer, release.unregister, Unregistration(TWO))
+        task = await begin(writer, unregister.unregister, Unregistration(ONE))
+        other = await begin(writer, unregister.unregister, Unregistration(TWO))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

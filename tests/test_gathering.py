@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from registry.errors import Busy
+from registry.store.engine import Connection
 from registry.store.group_commit import GATHERED_MAX, Writer
-from registry.store.sqlite.engine import Connection, Database
+from registry.store.sqlite.engine import Database
 
 
 def note(conn: Connection, now: int, items: Sequence[int]) -> list[int]:

@@ -24,12 +24,13 @@ from registry.core.records import (
     Registration,
     Unregistration,
 )
-from registry.store.ops import expire, leases, register, release
+from registry.store.ops import expire, leases, register, register_rows, release, unregister
 from registry.store.ops.expire import Sweep
 from registry.store.reads.audit import audit
 from registry.store.reads.lookup import Locator
+from registry.store.sql import Statement
 from registry.store.sqlite import migrate
-from registry.store.sqlite.engine import Connection, Database, Statement
+from registry.store.sqlite.engine import Connection, Database
 from tests.support import checksum
 
 Operation = Callable[[Connection, int, Sequence[Any]], Sequence[Any]]
@@ -164,7 +165,7 @@ BATCHES: dict[str, tuple[Operation, Callable[[int], Any], int]] = {
     "register": (register.register, lambda n: registration(1000 + n), 14),
     "register again": (register.register, registration, 12),
     "renew": (leases.renew, owner, 6),
-    "unregister": (release.unregister, lambda n: Unregistration(owner(n)), 16),
+    "unregister": (unregister.unregister, lambda n: Unregistration(owner(n)), 16),
 }
 """Operations, their items by number, and the most statements that a batch of them may take."""
 
@@ -228,9 +229,9 @@ def test_work_does_not_grow_with_the_database(small: Traced, large: Traced) -> N
     new = [registration(20_000 + number) for number in owners]
     steps: list[tuple[Operation, Sequence[Any]]] = [
         (register.register, new),
-        (release.unregister, [Unregistration(each.owner) for each in new]),
+        (unregister.unregister, [Unregistration(each.owner) for each in new]),
         (leases.renew, [owner(number) for number in owners]),
-        (release.unregister, [Unregistration(owner(number)) for number in owners]),
+        (unregister.unregister, [Unregistration(owner(number)) for number in owners]),
         (register.register, [registration(number) for number in owners]),
     ]
     found = [
@@ -264,7 +265,7 @@ SCANS = {
 """The statements that may go through a whole table, and why."""
 
 
-def statements() -> Iterator[tuple[str, Statement]]:
+def statements() -> Iterator[tuple[str, Statement[Any]]]:
     for module in pkgutil.walk_packages(registry.store.__path__, "registry.store."):
         found = importlib.import_module(module.name)
         for name, value in vars(found).items():
@@ -272,7 +273,7 @@ def statements() -> Iterator[tuple[str, Statement]]:
                 yield f"{module.name.rpartition('.')[2]}.{name}", value
 
 
-def plan(database: Database, statement: Statement) -> list[str]:
+def plan(database: Database, statement: Statement[Any]) -> list[str]:
     text, fixed = statement.compiled(database.dialect)
     parameters = {name: fixed.get(name) for name in re.findall(r":(\w+)", text)}
     with database.read() as conn:
@@ -298,8 +299,8 @@ def test_the_hot_statements_use_their_indexes(large: Traced) -> None:
         (lookup._LOCATE, "sqlite_autoindex_entries_1"),
         (lookup._LOCATE, "ix_owner_refs_entry_id"),
         (lookup._LOCATE_AT_ENDPOINT, "sqlite_autoindex_entries_1"),
-        (register._FIND_ENTRIES, "sqlite_autoindex_entries_1"),
-        (register._FIND_REFS, "PRIMARY KEY"),
+        (register_rows._FIND_ENTRIES, "sqlite_autoindex_entries_1"),
+        (register_rows._FIND_REFS, "PRIMARY KEY"),
         (release.FIND_OWNERS, "sqlite_autoindex_owners_1"),
         (release._JOURNAL, "ix_owner_refs_entry_id"),
         (blobs._COLLECT, "ix_owner_refs_blob_checksum"),

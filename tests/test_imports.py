@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,31 @@ def test_a_module_is_in_a_room_and_imports_only_what_the_room_may(module: str, p
             target = part_of(imported)
             where = f"{path}:{line}: {module} imports {imported}"
             assert target == room or target in ROOMS[room], where
+
+
+ENGINES = ("registry.store.sqlite", "registry.store.postgresql")
+MAY_NAME_AN_ENGINE = {"registry.store.opening", *ENGINES}
+"""In the store, besides what the command line asks an engine for: copies, questions in SQL."""
+
+
+@of_every_module
+def test_only_the_place_that_opens_a_database_names_an_engine(module: str, path: Path) -> None:
+    if module.startswith(tuple(MAY_NAME_AN_ENGINE)) or part_of(module) == "registry.cli":
+        return
+    for line, imported in imports_of(path):
+        assert not imported.startswith(ENGINES), f"{path}:{line}: {module} imports {imported}"
+
+
+OF_SQLITE = re.compile(
+    r"sqlite3|\bPRAGMA\b|json_each|BEGIN IMMEDIATE|\browid\b|julianday|data_version"
+)
+
+
+@of_every_module
+def test_what_only_sqlite_has_is_spoken_of_in_its_room_alone(module: str, path: Path) -> None:
+    if module.startswith("registry.store.sqlite"):
+        return
+    assert OF_SQLITE.findall(path.read_text()) == []
 
 
 @of_every_module

@@ -12,8 +12,8 @@ from registry.core.records import EventFilter, EventOrder, Owner
 from registry.errors import Conflict
 from registry.store.journal import find_unresolved
 from registry.store.ops.prune import Prune, prune
-from registry.store.reads import queries
-from registry.store.reads.audit import verify
+from registry.store.reads import events, queries
+from registry.store.reads.verify import verify
 from registry.store.sqlite import migrate as migrate_module
 from tests.fleet import Hasty, World, key, worker
 
@@ -41,7 +41,7 @@ def story(world: World) -> dict[str, Any]:
     }
     with world.database.read() as conn:
         pages = {
-            name: queries.list_events(conn, wanted, EventOrder.OLDEST, None, 100).events
+            name: events.list_events(conn, wanted, EventOrder.OLDEST, None, 100).events
             for name, wanted in filters.items()
         }
         last = {str(each): queries.explain(conn, each).events for each in (HELD, GONE, AGAIN)}
@@ -130,7 +130,7 @@ def test_an_owner_that_was_forgotten_is_found_by_its_name(world: World) -> None:
     world.do(prune, Prune())
     world.attach(LEAVES, {GONE: b"back"})
     with world.database.read() as conn:
-        found = queries.list_events(
+        found = events.list_events(
             conn, EventFilter(owner=LEAVES), EventOrder.OLDEST, None, 100
         ).events
         ids = conn.run_text("SELECT DISTINCT owner_id FROM events WHERE instance_id = '2'")

@@ -21,7 +21,7 @@ from registry.core.records import (
     Unregistration,
 )
 from registry.errors import Conflict, ContentMissing, RegistryError
-from registry.store.ops import blobs, file_status, leases, register, release
+from registry.store.ops import blobs, file_status, leases, register, unregister
 from registry.store.sqlite.engine import Connection, Database
 from tests.support import FAULTS, Dump, checksum, dump
 
@@ -88,9 +88,9 @@ uploads = contents.map(lambda each: blobs.Upload(checksum(each), len(each), lamb
 
 OPERATIONS: dict[str, tuple[Operation, st.SearchStrategy[Any]]] = {
     "register": (register.register, registrations),
-    "unregister": (release.unregister, st.builds(Unregistration, owners, names, names)),
+    "unregister": (unregister.unregister, st.builds(Unregistration, owners, names, names)),
     "remove": (
-        release.remove,
+        unregister.remove,
         st.sampled_from(KEYS).flatmap(
             lambda key: st.builds(Removal, st.just(key.slug), st.just(key.suffix), names, names)
         ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,7 +137,7 @@ def test_a_holder_that_has_the_bytes_is_remembered_until_something_is_committed(
     async def scenario(registry: Registry) -> None:
         location = find(registry)
         assert location.path == str(first)
-        better = replace(location, owner_id=2, path=str(second))
+        better = location._replace(owner_id=2, path=str(second))
         registry._locator.prefer(KEY, location, better)
         assert find(registry) == better
         other.unregister("nobodys", "_base")

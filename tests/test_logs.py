@@ -198,7 +198,7 @@ def test_a_traceback_is_one_json_record() -> None:
 def test_a_traceback_follows_its_readable_line() -> None:
     first, *trace = TextFormatter().format(failing_record()).splitlines()
     assert first.endswith("ERROR registry it failed: a\\nb path=/tmp count=3")
-    assert trace[-1] == "ValueError: wrong"
+    assert trace[-1] == "  ValueError: wrong"
 
 
 def failing_record() -> logging.LogRecord:

@@ -28,7 +28,7 @@ from registry.cli.db import app as db_app
 from registry.errors import Busy, DatabaseRefused, Invalid, StorageUnavailable
 from registry.store import tables
 from registry.store.sqlite import backup as backup_module
-from registry.store.sqlite import inspect, migrate
+from registry.store.sqlite import inspect, migrate, views
 from tests.support import ROOT
 
 HEAD = tables.HEAD_REVISION
@@ -244,7 +244,7 @@ def test_the_migrations_make_exactly_the_tables(migrated: Path, tmp_path: Path) 
     engine = create_engine(url_of(from_tables))
     with engine.begin() as connection:
         tables.metadata.create_all(connection)
-        for view in tables.VIEWS.values():
+        for view in views.VIEWS.values():
             connection.exec_driver_sql(view)
     engine.dispose()
     assert described(migrated) == described(from_tables)
@@ -268,7 +268,7 @@ def test_the_head_of_the_migrations_is_the_one_that_the_tables_name() -> None:
 
 
 def test_a_new_database_is_ours_durable_and_open_to_old_programs(migrated: Path) -> None:
-    assert rows(migrated, "PRAGMA application_id") == [(tables.APPLICATION_ID,)]
+    assert rows(migrated, "PRAGMA application_id") == [(inspect.APPLICATION_ID,)]
     assert rows(migrated, "PRAGMA journal_mode") == [("wal",)]
     assert rows(migrated, "SELECT count(*) FROM events") == [(0,)]
     ((oldest,),) = rows(migrated, "SELECT value FROM settings WHERE name = 'min_program_revision'")
@@ -433,7 +433,7 @@ def rebuild(source: Path, target: Path, edit: Callable[[str], str]) -> None:
     edited = [edit(sql) for sql in original]
     assert edited != original
     rest = f"""
-        PRAGMA application_id = {tables.APPLICATION_ID};
+        PRAGMA application_id = {inspect.APPLICATION_ID};
         INSERT INTO alembic_version VALUES ('{HEAD}');
     """
     execute(target, ";\n".join(edited) + ";" + rest)
@@ -746,7 +746,7 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
         "PRAGMA journal_mode = WAL", "CREATE TABLE other (a)"
     ),
     "tables of ours without a revision": sqlite_of(
-        f"PRAGMA application_id = {tables.APPLICATION_ID}", "CREATE TABLE owners (a)"
+        f"PRAGMA application_id = {inspect.APPLICATION_ID}", "CREATE TABLE owners (a)"
     ),
     "a revision of another program": sqlite_of(
         "CREATE TABLE alembic_version (version_num)",

@@ -24,7 +24,8 @@ from registry.core.records import (
     Model,
     Owner,
 )
-from registry.store.reads import queries
+from registry.store.reads import events, queries
+from registry.store.sql import Statement
 from registry.store.sqlite.engine import Database
 from tests.commands import Done, run_here
 from tests.support import Server, checksum, in_place, sql, wait_for
@@ -312,7 +313,7 @@ def test_no_page_of_a_long_journal_looks_at_more_than_a_bounded_part_of_it(
             connection: Any = conn._dbapi
             connection.set_progress_handler(count, 1000)
             try:
-                queries.list_events(conn, FILTERS[name], order, after, 100)
+                events.list_events(conn, FILTERS[name], order, after, 100)
             finally:
                 connection.set_progress_handler(None, 0)
         assert steps < 400, f"{steps} thousand steps"
@@ -339,19 +340,19 @@ def test_the_pages_of_a_long_journal_together_hold_every_event_that_is_wanted(
         pages = 0
         while pages == 0 or after is not None:
             with long_journal.read() as conn:
-                page: EventPage = queries.list_events(conn, wanted, order, after, 100)
+                page: EventPage = events.list_events(conn, wanted, order, after, 100)
             found += [event.id for event in page.events]
             assert page.last == LENGTH
             after, pages = page.next, pages + 1
         assert found == (expected if order is EventOrder.OLDEST else expected[::-1])
-        assert pages <= LENGTH // queries.EVENTS_LOOKED_AT + 1
+        assert pages <= LENGTH // events.EVENTS_LOOKED_AT + 1
 
 
 @pytest.mark.parametrize("name", ["none", "rare kind", "busy owner", "other slug", "all three"])
 def test_every_look_at_the_journal_goes_by_an_index(long_journal: Database, name: str) -> None:
-    values = queries._event_values(FILTERS[name])
-    found = queries._event_statements(tuple(values), False)
-    statements = [found.from_window, found.window_end]
+    values = events._event_values(FILTERS[name])
+    found = events._event_statements(tuple(values), False)
+    statements: list[Statement[Any]] = [found.from_window, found.window_end]
     statements += [found.few, found.from_index] if found.few else []
     with long_journal.read() as conn:
         for statement in statements:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry.core.policy import Policy
 from registry.core.records import LEASE_MAX_MS, Artifact, Owner, Registration, Renewed
 from registry.service.sweeper import Sweeper
 from registry.store.ops import expire, register
 from registry.store.ops import leases as leases_module
 from registry.store.ops.expire import Sweep
-from registry.store.ops.settings_table import Policy
 from registry.store.sqlite.engine import Connection, Database, system_clock
 from tests.fleet import (
     DAY,

@@ -41,9 +41,8 @@ from registry.core.records import (
     Unregistration,
 )
 from registry.errors import Conflict, NotRegistered
-from registry.store.ops import blobs
+from registry.store.ops import blobs, unregister
 from registry.store.ops import register as register_ops
-from registry.store.ops import release as release_module
 from registry.store.sqlite.engine import Database
 from tests.support import assert_sound, checksum, sql
 
@@ -203,7 +202,7 @@ class Ownership(RuleBasedStateMachine):
         expected = [self.expect_release_of(owner) for owner in (first, second)]
         with self.database.write() as conn:
             items = [Unregistration(first), Unregistration(second)]
-            receipts = release_module.unregister(conn, conn.now, items)
+            receipts = unregister.unregister(conn, conn.now, items)
         for receipt, each in zip(receipts, expected, strict=True):
             assert_same_receipt(receipt, each)
 
@@ -416,7 +415,7 @@ def test_a_repeated_upload_protects_content_for_another_grace_period(database: D
             register_ops.register(conn, 0, [registration])
             if again_at is not None:
                 assert blobs.store_blobs(conn, again_at, [item]) == [False]
-            release_module.unregister(conn, at, [Unregistration(OWNERS[0])])
+            unregister.unregister(conn, at, [Unregistration(OWNERS[0])])
             return blobs.find_content(conn, checksum(content)) is not None
 
     with database.write() as conn:

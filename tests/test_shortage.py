@@ -6,7 +6,8 @@ import asyncio
 import errno
 import os
 import resource
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from registry.client.attach import hash_files
 from registry.client.cache import BlobCache as Cache
 from registry.client.lifecycle import Next, after_registration
-from registry.client.model_files import find_broken_links, harvest
+from registry.client.model_files import harvest
 from registry.client.transport import Source
 from registry.content.cache import Body
 from registry.content.roots import ArtifactRoots
@@ -26,8 +27,12 @@ from registry.errors import Busy, FileUnreadable, RegistryError, StorageUnavaila
 from registry.service.embedded import MetadataArtifactRegistry
 from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
+from registry.store.engine import Connection
+from registry.store.group_commit import Writer
 from registry.store.ops import register
-from registry.store.reads.audit import check_files, verify
+from registry.store.reads.audit import check_files
+from registry.store.reads.verify import verify
+from registry.store.sqlite.engine import Database
 from tests.fleet import DAY, Service, World, key, run_cli, worker
 from tests.support import checksum
 
@@ -333,7 +338,7 @@ LOOKS: dict[str, Callable[[Path], object]] = {
     "list": harvest,
     "upload": lambda folder: list(Source(folder / KEY.filename, None).chunks()),
     "hash": lambda folder: hash_files(
-        [file for file in _harvested if file.path.parent == folder] or harvest(folder)
+        [file for file in _harvested if file.path.parent == folder] or harvest(folder).files
     ),
 }
 _harvested: list[Any] = []
@@ -341,7 +346,7 @@ _harvested: list[Any] = []
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_a_worker_that_is_short_itself_says_so_and_tries_again(root: Path, look: str) -> None:
-    _harvested[:] = harvest(root)
+    _harvested[:] = harvest(root).files
     with no_more_descriptors(), pytest.raises(Busy, match="ulimit -n") as raised:
         LOOKS[look](root)
     assert after_registration(raised.value) is Next.WAIT
@@ -351,10 +356,9 @@ def test_a_worker_that_is_short_itself_says_so_and_tries_again(root: Path, look:
 @pytest.mark.parametrize("name", NOT_OF_THE_FILE)
 def test_a_file_that_cannot_be_looked_at_is_not_a_broken_link(root: Path, name: str) -> None:
     """It would be left out of the model in silence."""
-    with failing("stat", root, OSError(getattr(errno, name), name)):
-        for look in (harvest, find_broken_links):
-            with pytest.raises(Busy):
-                look(root)
+    failure = failing("stat", root, OSError(getattr(errno, name), name))
+    with failure, pytest.raises(Busy):
+        harvest(root)
 
 
 def test_a_cache_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path: Path) -> None:
@@ -369,3 +373,81 @@ def test_a_cache_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path: Path
     found = cache.find(checksum(CONTENT), 100)
     assert found is not None
     assert found.checksum == checksum(CONTENT)
+
+
+# Memory
+
+
+def _lacking(conn: Connection, now: int, items: Sequence[str]) -> list[str]:
+    """An operation that runs out of memory for one of its items."""
+    if "large" in items:
+        raise MemoryError
+    return [f"done {item}" for item in items]
+
+
+def test_a_write_that_runs_out_of_memory_is_busy_and_hurts_nobody_else(database: Database) -> None:
+    """S16: nobody is told that it was written, and nobody waits for ever."""
+
+    async def run() -> list[Any]:
+        writer = Writer(database)
+        writer.start()
+        try:
+            items = ["small", "large", "other"]
+            calls = [writer.submit(_lacking, item) for item in items]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert await writer.submit(_lacking, "after") == "done after"
+            return outcomes
+        finally:
+            writer.close()
+
+    small, large, other = asyncio.run(asyncio.wait_for(run(), 30))
+    assert (small, other) == ("done small", "done other")
+    assert isinstance(large, Busy)
+    assert "out of memory" in large.detail
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_the_writer_answers_when_there_is_memory_for_that_again(
+    database: Database, times: int
+) -> None:
+    """Whatever it lacks, and however often: between taking an item and waking who waits for it."""
+
+    async def run() -> str:
+        writer = Writer(database)
+        writer.start()
+        loop = asyncio.get_running_loop()
+        real, lacking = loop.call_soon_threadsafe, [MemoryError()] * times
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            if threading.current_thread().name == "registry-writer" and lacking:
+                raise lacking.pop()
+            return real(*arguments, **options)
+
+        loop.call_soon_threadsafe = call  # type: ignore[method-assign, assignment]
+        try:
+            outcome = await writer.submit(_lacking, "small")
+            assert writer.alive
+            return outcome
+        finally:
+            writer.close()
+
+    assert asyncio.run(asyncio.wait_for(run(), 30)) == "done small"
+
+
+def test_the_threads_of_the_service_are_there_from_its_start(world: World, root: Path) -> None:
+    """Later, there may be none to be had."""
+
+    async def scenario(registry: Registry) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", _no_thread)
+            await asyncio.gather(*(registry.read(_slow) for _ in range(20)))
+
+    serving(world, root, scenario)
+
+
+def _no_thread(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def _slow(conn: Connection) -> None:
+    conn.run_text("SELECT 1")

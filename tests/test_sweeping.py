@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from registry.config import Settings
+from registry.core.policy import Policy
 from registry.core.records import OwnerState, Renewed
 from registry.errors import LeaseGone
 from registry.service.sweeper import Sweeper, pause_s, policy_from
 from registry.store.ops import expire
 from registry.store.ops.expire import Ending, Sweep, Swept
-from registry.store.ops.settings_table import Policy, policy_of, read_variables
+from registry.store.ops.settings_table import policy_of, read_variables
 from registry.store.sqlite.engine import system_clock
 from tests.fleet import (
     GRACE,

@@ -150,6 +150,9 @@ class Store:
     def withdraw(self, key: RecordKey) -> None:
         self._do("withdraw", key, lambda: self.inner.withdraw(key))
 
+    def find(self, key: RecordKey) -> Record | None:
+        return self.inner.find(key)
+
     def _do(self, what: str, key: RecordKey, work: Callable[[], None]) -> None:
         if key.kind is Kind.MODEL:
             self.log.append(f"{what} {key.owner.suffix}")

@@ -5,8 +5,6 @@ Exit codes: 0 fine, 1 findings or refused, 2 usage or could not run, 130 interru
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -16,8 +14,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from registry import __version__
-from registry.cli.exit_codes import INTERRUPTED, exit_code_of, report
-from registry.errors import RegistryError
+from registry.cli import streams
+from registry.cli.environment import check_open_files, use_utf8, warn_of_strangers
+from registry.cli.exit_codes import COULD_NOT_RUN, INTERRUPTED, exit_code_of, report
+from registry.cli.streams import OutputFailed, ReaderGone
+from registry.errors import Refused, RegistryError, Usage
+
+NAME = "metadata-registry"
+HELP = frozenset({"--help", "-h"})
 
 COMMANDS = {
     "serve": ("registry.cli.serve:serve", "Serve the registry over HTTP."),
@@ -53,7 +57,10 @@ class LazyCommand(TyperCommand):
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> Any:
-        return _loaded(self._home).make_context(info_name, args, parent, **extra)
+        context = _loaded(self._home).make_context(info_name, args, parent, **extra)
+        if info_name != "serve" and not HELP & set(args):  # The service has a log for that.
+            warn_of_strangers(known_too=info_name == "config")
+        return context
 
 
 def _loaded(home: str) -> Any:
@@ -72,10 +79,10 @@ def _loaded(home: str) -> Any:
 def program() -> TyperGroup:
     """The command with all its subcommands."""
     app = typer.Typer(
-        name="metadata-registry",
+        name=NAME,
         no_args_is_help=True,
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": sorted(HELP)},
     )
     app.callback()(_program)
     group = cast(TyperGroup, typer.main.get_command(app))
@@ -86,7 +93,7 @@ def program() -> TyperGroup:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"metadata-registry {__version__}")
+        print(f"{NAME} {__version__}")
         raise typer.Exit
 
 
@@ -101,25 +108,50 @@ def _program(
 
 def main() -> NoReturn:
     """Run the command of this process's arguments and exit."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding lacks is no reason to fail.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    use_utf8()
+    streams.secure()
     sys.exit(_run())
 
 
 def _run() -> int:
     try:
         try:
-            program()(prog_name="metadata-registry")
+            check_open_files()
+            return _run_command()
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has enough. What is left of it must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
+        streams.drop_output()
         return 1
+    except OutputFailed as error:
+        streams.drop_output()
+        report(error)
+        return COULD_NOT_RUN
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (RegistryError, OSError) as error:
+    except (RegistryError, OSError, UnicodeEncodeError, MemoryError) as error:
         report(error)
         return exit_code_of(error)
-    return 0
+
+
+def _run_command() -> int:
+    """Run the command; its exit code where it ended early."""
+    try:
+        code = program().main(prog_name=NAME, standalone_mode=False)
+    except typer.TyperException as error:
+        return _report_usage(error)
+    except typer.Abort:
+        raise Refused("It was not confirmed; nothing was changed.") from None
+    return code if isinstance(code, int) else 0
+
+
+def _report_usage(error: typer.TyperException) -> int:
+    text = error.format_message()
+    if text.startswith("Usage: "):  # A group of commands was called without one: its help.
+        print(text, file=sys.stderr)
+    else:
+        context = getattr(error, "ctx", None)
+        path = NAME if context is None else context.command_path
+        lines = " ".join(text.split())
+        report(Usage(f"{lines.rstrip('.')}. See `{path} --help`."))
+    return COULD_NOT_RUN

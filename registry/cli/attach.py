@@ -15,6 +15,7 @@ from registry.cli.output import (
     ProgressBar,
     print_json,
     print_table,
+    warnings_shown,
 )
 from registry.cli.text import counted, shown_size
 from registry.core.records import Owner, Receipt, parse_instance_id
@@ -44,6 +45,13 @@ def attach(
     lora: Annotated[
         str | None, typer.Option(metavar="NAME", help="Attach as this LoRA; makes the suffix.")
     ] = None,
+    exclude: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out files of such names, like '*.distcp'; may be given several times.",
+        ),
+    ] = [],  # noqa: B006 - typer copies it
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Serve the files where they are; copy nothing.")
     ] = False,
@@ -86,7 +94,9 @@ def attach(
     """Register a model directory's metadata files, print their URLs and who owns them.
 
     Taken are the files that a frontend needs to prepare requests: config, tokenizer, chat
-    template and the like. Weights, README, licence, images, dotfiles and subdirectories stay out.
+    template and the like. Weights, README, licence, images, dotfiles and subdirectories stay out,
+    and with a warning what cannot be read or is too large for the service. A broken file that a
+    model cannot be without, like tokenizer.json, is an error.
     The files stay registered until the owner is detached. With --hold the command stays and does
     that at its end; if it is killed, the registry does it when the lease and its grace are over.
     """
@@ -98,10 +108,7 @@ def attach(
     slug = slugify(name)
     from registry.client.attach import attach as attach_directory
     from registry.client.client import RegistryClient
-    from registry.client.model_files import find_broken_links
 
-    for filename in find_broken_links(model_dir):
-        print(f"warning: {model_dir / filename} is a link to nothing; left out", file=sys.stderr)
     if hold:
         from registry.cli.hold import hold as hold_model
         from registry.client.worker import Worker
@@ -126,18 +133,20 @@ def attach(
                 name=name,
                 lora=None if lora is None else LoraInfo(lora),
                 in_place=in_place,
+                exclude=exclude,
                 on_progress=progress,
             ),
             lambda card: _print_held(owner, card, as_json),
         )
         return
-    with RegistryClient(url, token=token) as client, ProgressBar() as progress:
+    with warnings_shown(), RegistryClient(url, token=token) as client, ProgressBar() as progress:
         attached = attach_directory(
             client,
             owner,
             slug,
             model_dir,
             in_place=in_place,
+            exclude=exclude,
             worker_name=worker_name,
             on_progress=progress,
         )

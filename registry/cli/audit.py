@@ -85,9 +85,10 @@ def verify(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> 
     Reads the whole database; may run beside a service.
     """
     from registry.store.reads import audit as audits
+    from registry.store.reads.verify import verify as verify_database
 
     with _opened(database_url) as database:
-        report = audits.report_of(audits.verify(database), None)
+        report = audits.report_of(verify_database(database), None)
     _print_report(report, as_json)
 
 

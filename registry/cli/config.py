@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import typer
 from registry.cli.flags import takes_settings
 from registry.cli.options import AsJson
 from registry.cli.output import Column, print_json, print_table
+from registry.cli.text import without_password
 from registry.config import resolve
 
 app = typer.Typer(
@@ -36,7 +36,11 @@ def show(config: Path | None = None, as_json: AsJson = False, **flags: Any) -> N
     named, as it is when the service starts.
     """
     found = resolve(flags, os.environ, config)
-    rows = [(name, _without_password(each.value), each.source) for name, each in found.items()]
+    rows = [
+        (name, without_password(value) if isinstance(value, str) else value, each.source)
+        for name, each in found.items()
+        for value in [each.value]
+    ]
     if as_json:
         print_json({name: {"value": value, "source": source} for name, value, source in rows})
         return
@@ -44,13 +48,6 @@ def show(config: Path | None = None, as_json: AsJson = False, **flags: Any) -> N
         [Column("SETTING"), Column("VALUE"), Column("SOURCE")],
         [(name, _shown(value), source) for name, value, source in rows],
     )
-
-
-def _without_password(value: object) -> object:
-    """A value with the password of a URL blotted out: what is shown may be passed on."""
-    if isinstance(value, str):
-        return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", value)
-    return value
 
 
 def _shown(value: object) -> str:

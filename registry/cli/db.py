@@ -9,8 +9,8 @@ import typer
 
 from registry.cli.exit_codes import REFUSED
 from registry.cli.options import AsJson
-from registry.cli.output import Column, print_json, print_table
-from registry.cli.text import shown_size
+from registry.cli.output import Column, confirm, print_json, print_note, print_table
+from registry.cli.text import shown_size, without_password
 
 app = typer.Typer(
     name="db",
@@ -38,12 +38,14 @@ def upgrade(
         str, typer.Argument(metavar="REVISION", help="The revision to stop at.")
     ] = "head",
     database_url: DatabaseUrl = DEFAULT_URL,
+    as_json: AsJson = False,
 ) -> None:
     """Bring the schema up to date, after a backup beside the file; make it if there is none."""
     from registry.store.sqlite import migrate
 
-    migrate.upgrade(database_url, revision, notify=lambda sentence: typer.echo(sentence, err=True))
-    print(f"The schema revision is {migrate.current(database_url)}.")
+    before = migrate.current(database_url)
+    migrate.upgrade(database_url, revision, notify=print_note)
+    _print_changed(before, migrate.current(database_url), as_json)
 
 
 @app.command()
@@ -51,19 +53,26 @@ def downgrade(
     revision: Annotated[
         str, typer.Argument(metavar="REVISION", help="The revision to go back to; base: nothing.")
     ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     database_url: DatabaseUrl = DEFAULT_URL,
+    as_json: AsJson = False,
 ) -> None:
-    """Take the schema back to an older revision, after a backup beside the file.
+    """Take the schema back to an older revision, after a question and a backup beside the file.
 
     Stop the service first. What only the newer schema can hold is lost, but for the backup. A
     service that starts brings the schema up to date again, unless it is of the older version.
     """
     from registry.store.sqlite import migrate
 
-    migrate.downgrade(
-        database_url, revision, notify=lambda sentence: typer.echo(sentence, err=True)
-    )
-    print(f"The schema revision is {migrate.current(database_url) or 'none'}.")
+    before = migrate.current(database_url)
+    if not yes:
+        confirm(
+            f"Take the schema of {without_password(database_url)} back from revision "
+            f"{before or 'none'} to {revision}? What only the newer one can hold is lost, but for "
+            "the backup."
+        )
+    migrate.downgrade(database_url, revision, notify=print_note)
+    _print_changed(before, migrate.current(database_url), as_json)
 
 
 @app.command()
@@ -136,7 +145,8 @@ def history(as_json: AsJson = False) -> None:
         print_json([{"revision": each.revision, "title": each.title} for each in revisions])
     else:
         columns = [Column("revision"), Column("title")]
-        print_table(columns, [(each.revision, each.title) for each in revisions])
+        rows = [(each.revision, " ".join(each.title.split())) for each in revisions]
+        print_table(columns, rows)
 
 
 @app.command()
@@ -152,6 +162,13 @@ def check(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> N
             print(difference)
     if differences:
         raise typer.Exit(REFUSED)
+
+
+def _print_changed(before: str | None, after: str | None, as_json: bool) -> None:
+    if as_json:
+        print_json({"before": before, "revision": after})
+    else:
+        print(f"The schema revision is {after or 'none'}.")
 
 
 def _compared(revision: str | None, head: str) -> str:

@@ -8,13 +8,21 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
 from registry.cli.output import print_json, shown_checksum
-from registry.cli.text import printable
-from registry.core.records import Event, EventFilter, EventKind, EventOrder, EventPage, Owner
+from registry.cli.streams import ReaderGone
+from registry.cli.text import json_line
+from registry.core.records import (
+    Event,
+    EventFilter,
+    EventKind,
+    EventOrder,
+    EventPage,
+    Owner,
+    printable,
+)
 from registry.errors import Busy, ServiceUnreachable, StorageUnavailable
 from registry.wire import messages as wire
 
@@ -130,7 +138,7 @@ def _wait_for_reader(pause_s: float) -> None:
     """Wait, unless whoever reads the output has gone.
 
     Raises:
-        BrokenPipeError: nobody reads any more.
+        ReaderGone: nobody reads any more.
     """
     try:
         descriptor = sys.stdout.fileno()
@@ -140,12 +148,12 @@ def _wait_for_reader(pause_s: float) -> None:
     poll = select.poll()
     poll.register(descriptor, 0)
     if poll.poll(round(pause_s * 1000)):
-        raise BrokenPipeError
+        raise ReaderGone
 
 
 def _print_json_lines(found: Iterable[Event]) -> None:
     for event in found:
-        print(msgspec.json.encode(wire.EventResponse.of(event)).decode())
+        print(json_line(wire.EventResponse.of(event)))
 
 
 def _print_lines(found: Iterable[Event]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from registry.cli.options import DEFAULT_URL, AsJson, Url
+from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
 from registry.cli.output import print_facts, print_json
 from registry.core.records import Owner
 from registry.wire import messages as wire
@@ -17,7 +17,9 @@ OwnerName = Annotated[
 ]
 
 
-def renew(owner: OwnerName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def renew(
+    owner: OwnerName, url: Url = DEFAULT_URL, token: Token = None, as_json: AsJson = False
+) -> None:
     """Renew an owner's lease, print when it ends now.
 
     Exit 1 if the owner was ended or never registered: then register it again, unless a newer
@@ -26,7 +28,7 @@ def renew(owner: OwnerName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> 
     identity = Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url) as client:
+    with RegistryClient(url, token=token) as client:
         renewed = client.renew(identity)
     if as_json:
         print_json(wire.RenewedResponse.of(renewed))
@@ -48,6 +50,7 @@ def drain(
         typer.Option("--deadline-s", metavar="N", help="How long the detach may take."),
     ] = wire.DRAIN_DEFAULT_S,
     url: Url = DEFAULT_URL,
+    token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Announce that an owner is going to detach, print until when it may.
@@ -58,7 +61,7 @@ def drain(
     identity = Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url) as client:
+    with RegistryClient(url, token=token) as client:
         drained = client.drain(identity, deadline_s=deadline_s)
     if as_json:
         print_json(wire.DrainedResponse.of(drained))

@@ -6,21 +6,28 @@ nothing shortened.
 
 from __future__ import annotations
 
+import logging
+import shutil
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import msgspec
+import typer
 
-from registry.cli.text import printable, short_checksum
+from registry.cli.streams import unscreened
+from registry.cli.text import json_plain, short_checksum
+from registry.core.records import printable
+from registry.errors import Usage
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PROGRESS_AFTER_S = 1.0
+WIDTH_MIN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,7 @@ class Column:
 
 def print_json(answer: object) -> None:
     """Print an answer of the service as indented JSON."""
-    print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+    print(json_plain(answer, 2))
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
@@ -57,7 +64,7 @@ def _print_drawn(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> No
     for row in rows:
         # Text, because a cell may hold what looks like markup.
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    Console(file=unscreened(sys.stdout), width=terminal_width()).print(table)
 
 
 def _print_plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
@@ -71,6 +78,23 @@ def _print_plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> No
         print("  ".join(cells).rstrip())
 
 
+def print_note(sentence: str) -> None:
+    """Say something beside the output, on standard error."""
+    print(printable(sentence), file=sys.stderr)
+
+
+def confirm(question: str) -> None:
+    """Go on only if whoever gave the command says yes.
+
+    Raises:
+        Usage: there is no terminal to ask at.
+        typer.Abort: the answer is no.
+    """
+    if not sys.stdin.isatty():
+        raise Usage(f"{question} There is no terminal to ask at: say --yes.")
+    typer.confirm(printable(question), abort=True, err=True)
+
+
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print names and values, the values below each other."""
     pairs = [(name, printable(value)) for name, value in facts]
@@ -79,9 +103,28 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
         print(f"{name.ljust(width)}  {value}")
 
 
+def terminal_width() -> int:
+    """The columns of the terminal, or COLUMNS; at least so many that a table can be drawn."""
+    return max(WIDTH_MIN, shutil.get_terminal_size().columns)
+
+
 def shown_checksum(checksum: str) -> str:
     """A checksum for a table: short on a terminal, whole elsewhere."""
     return short_checksum(checksum) if sys.stdout.isatty() else checksum
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Warnings that the log gets meanwhile are said on standard error."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    log = logging.getLogger("registry")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 class ProgressBar:
@@ -135,6 +178,9 @@ def _new_bar() -> Progress:
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
-        console=Console(stderr=True),
+        console=Console(file=unscreened(sys.stderr), width=terminal_width()),
         transient=True,
+        # What is written meanwhile would go around the screen.
+        redirect_stdout=False,
+        redirect_stderr=False,
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
+from registry.cli.environment import strangers_named
 from registry.cli.flags import takes_settings
 from registry.config import load
+from registry.server import logs
 
 
 @takes_settings
@@ -20,6 +23,10 @@ def serve(config: Path | None = None, **flags: Any) -> None:
     variable, and that over the file.
     """
     settings = load(flags, os.environ, config)
+    strangers = strangers_named(known_too=True)
+    logs.set_up(settings.log_level, settings.log_format)
+    if strangers is not None:
+        logging.getLogger("registry").warning("variables %s", strangers)
     from registry.server.process import run
 
     run(settings)

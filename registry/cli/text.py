@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import json
+import re
 
-def printable(text: str) -> str:
-    """The text with control characters and the like spelled out.
+from registry.core.records import is_plain
 
-    What came from elsewhere then cannot move the cursor, colour the terminal or break a line.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+def json_line(answer: object) -> str:
+    """An answer as JSON in one line."""
+    return json_plain(answer, None)
+
+
+def json_plain(answer: object, indent: int | None) -> str:
+    """An answer as JSON in which all is escaped that `printable` spells out."""
+    import msgspec
+
+    try:
+        text = msgspec.json.encode(answer).decode()
+    except UnicodeEncodeError:  # Half a surrogate, in the name of a file that is no UTF-8.
+        text = json.dumps(msgspec.to_builtins(answer))
+    if indent is not None:
+        text = msgspec.json.format(text, indent=indent)
+    return "\n".join(map(_escaped, text.split("\n")))
+
+
+def _escaped(line: str) -> str:
+    """A line of JSON. What is not plain in it is part of a string."""
+    if is_plain(line):
+        return line
+    return "".join(c if is_plain(c) else json.dumps(c)[1:-1] for c in line)
+
+
+def without_password(url: str) -> str:
+    """A URL with the password in it blotted out: what is shown may be passed on."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
 
 
 def short_checksum(checksum: str) -> str:

@@ -6,23 +6,32 @@ uploaded before the manifest is offered again. Nothing is registered until every
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from registry.client.client import RegistryClient
-from registry.client.model_files import ModelFile, harvest
+from registry.client.model_files import LeftOut, ModelFile, broken, harvest, reason_of
 from registry.core.hashing import FileContent, hash_file
 from registry.core.progress import OnProgress, Tally
-from registry.core.records import ArtifactKey, Offer, Owner, Registered
-from registry.errors import ContentMissing
+from registry.core.records import ArtifactKey, Offer, Owner, Registered, shown
+from registry.core.regular import shown_path
+from registry.discovery.cards import is_typed
+from registry.errors import ContentMissing, FileUnreadable, TooLarge
 
 FILE_MAX_BYTES = 1 << 30
 """No service takes a file this large; do not read one to find out."""
 
+READ_TRIES = 2
+"""A file that changes while it is read is read once more."""
+
 UPLOAD_ROUNDS = 3
 """How often content may turn out to be missing: others may release it between two offers."""
+
+
+log = logging.getLogger("registry.client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +44,12 @@ class HashedFile:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """What the service registered, and the checksums that had to be uploaded for it."""
+    """What the service registered, of which manifest, and the checksums that had to be uploaded
+    for it."""
 
     registered: Registered
     uploaded: tuple[str, ...]
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,7 @@ class Manifest:
     slug: str
     files: tuple[HashedFile, ...]
     in_place: bool = False
+    left_out: tuple[LeftOut, ...] = ()
 
     def key(self, file: HashedFile) -> ArtifactKey:
         """What a file is registered under."""
@@ -74,15 +86,30 @@ def read_manifest(
     directory: Path,
     *,
     in_place: bool = False,
+    exclude: Sequence[str] = (),
     on_progress: OnProgress | None = None,
 ) -> Manifest:
     """The metadata files of a model directory, hashed.
 
+    A file without a typed place in a card that cannot be read or served is left out, with a
+    warning in the log.
+
+    Args:
+        exclude: patterns of names that are not looked at, like `*.distcp`.
+
     Raises:
-        FileUnreadable: there is nothing to register, or a file cannot be read.
-        TooLarge: a file has more than a gigabyte.
+        FileUnreadable: there is nothing to register, or a file with a typed place is broken.
+        TooLarge: a file with a typed place has more than a gigabyte.
+        Busy: a file cannot be looked at now.
     """
-    return Manifest(owner, slug, tuple(hash_files(harvest(directory), on_progress)), in_place)
+    found = harvest(directory, exclude=exclude)
+    hashed, unread = hash_files(found.files, on_progress)
+    if not hashed:
+        odd = "; ".join(f"{shown(each.filename)} {each.why}" for each in unread[:3])
+        raise FileUnreadable(f"{shown_path(directory)} has no file that can be registered: {odd}.")
+    left_out = (*found.left_out, *unread)
+    _warn(left_out)
+    return Manifest(owner, slug, tuple(hashed), in_place, left_out)
 
 
 def attach(
@@ -94,6 +121,7 @@ def attach(
     in_place: bool = False,
     lease_ttl_s: float | None = None,
     worker_name: str | None = None,
+    exclude: Sequence[str] = (),
     on_progress: OnProgress | None = None,
 ) -> Attached:
     """Register the metadata files of a model directory under `slug` and the owner's suffix.
@@ -102,16 +130,47 @@ def attach(
     them are registered or none.
 
     Raises:
-        RegistryError: as `read_manifest` and `register_manifest`.
+        RegistryError: as `read_manifest` and `register_what_fits`.
     """
-    manifest = read_manifest(owner, slug, directory, in_place=in_place, on_progress=on_progress)
-    return register_manifest(
+    manifest = read_manifest(
+        owner, slug, directory, in_place=in_place, exclude=exclude, on_progress=on_progress
+    )
+    return register_what_fits(
         client,
         manifest,
         lease_ttl_s=lease_ttl_s,
         worker_name=worker_name,
         on_progress=on_progress,
     )
+
+
+def register_what_fits(
+    client: RegistryClient,
+    manifest: Manifest,
+    *,
+    lease_ttl_s: float | None,
+    worker_name: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> Attached:
+    """As `register_manifest`, but a file that is larger than the service takes is left out, with
+    a warning in the log, if it has no typed place in a card.
+
+    Raises:
+        TooLarge: a file with a typed place is too large, or the manifest is.
+        RegistryError: as `register_manifest`.
+    """
+    while True:
+        try:
+            return register_manifest(
+                client,
+                manifest,
+                lease_ttl_s=lease_ttl_s,
+                worker_name=worker_name,
+                on_progress=on_progress,
+            )
+        except TooLarge as error:
+            smaller = _without_large(manifest, error)
+        manifest = smaller
 
 
 def register_manifest(
@@ -139,7 +198,7 @@ def register_manifest(
         registered = client.register(
             manifest.owner, offers, lease_ttl_s=lease_ttl_s, worker_name=worker_name
         )
-        return Attached(registered, tuple(uploaded))
+        return Attached(registered, tuple(uploaded), manifest)
 
     for _ in range(UPLOAD_ROUNDS):
         try:
@@ -155,21 +214,73 @@ def register_manifest(
 
 def hash_files(
     files: Sequence[ModelFile], on_progress: OnProgress | None = None
-) -> list[HashedFile]:
-    """Read and hash every file.
+) -> tuple[list[HashedFile], list[LeftOut]]:
+    """Read and hash every file; those that cannot be are named.
 
     Raises:
-        FileUnreadable: one is gone, cannot be read, or changed meanwhile.
+        FileUnreadable: one with a typed place is gone, cannot be read, or changes all the time.
+        TooLarge: one with a typed place has more than a gigabyte.
         Busy: one cannot be looked at now.
-        TooLarge: one has more than a gigabyte.
     """
     tally = Tally("Hashing", sum(file.size for file in files), on_progress)
-    hashed = []
+    hashed: list[HashedFile] = []
+    left_out: list[LeftOut] = []
     for file in files:
-        content = hash_file(os.path.realpath(file.path), max_bytes=FILE_MAX_BYTES)
-        tally.finish(content.size)
-        hashed.append(HashedFile(file, content))
-    return hashed
+        content = _hash(file)
+        if isinstance(content, str):
+            left_out.append(LeftOut(file.filename, content))
+        else:
+            hashed.append(HashedFile(file, content))
+        tally.finish(file.size)
+    return hashed, left_out
+
+
+def _hash(file: ModelFile) -> FileContent | str:
+    """What a file holds, or why that cannot be said."""
+    why = ""
+    for _ in range(READ_TRIES):
+        try:
+            return hash_file(os.path.realpath(file.path), max_bytes=FILE_MAX_BYTES)
+        except FileUnreadable as error:
+            why = reason_of(error)
+        except TooLarge as error:
+            why = f"has more than {FILE_MAX_BYTES} bytes"
+            if is_typed(file.filename):
+                raise TooLarge(
+                    f"{shown_path(file.path)} {why}.", max_bytes=FILE_MAX_BYTES
+                ) from error
+            break
+    if is_typed(file.filename):
+        raise broken(file.path, why)
+    return why
+
+
+def _without_large(manifest: Manifest, error: TooLarge) -> Manifest:
+    """A manifest without the files that are too large for a service."""
+    limit = error.max_bytes
+    large = [each for each in manifest.files if limit is not None and each.content.size > limit]
+    if not large:
+        raise error
+    for each in large:
+        if is_typed(each.file.filename) or len(large) == len(manifest.files):
+            raise TooLarge(
+                f"{shown_path(each.file.path)} has {each.content.size} bytes; the service takes "
+                f"files of at most {limit} bytes (max_blob_bytes).",
+                max_bytes=limit,
+            ) from error
+    why = f"is larger than the service takes ({limit} bytes)"
+    left_out = tuple(LeftOut(each.file.filename, why) for each in large)
+    _warn(left_out)
+    return replace(
+        manifest,
+        files=tuple(each for each in manifest.files if each not in large),
+        left_out=manifest.left_out + left_out,
+    )
+
+
+def _warn(left_out: Sequence[LeftOut]) -> None:
+    for each in left_out:
+        log.warning("%s is left out: it %s", shown(each.filename), each.why)
 
 
 def _wanted(files: Iterable[HashedFile], missing: Sequence[str]) -> list[HashedFile]:

@@ -8,6 +8,10 @@ partial file, so that others wait for the bytes instead of asking for them again
 with its process, and the next one goes on where that one ended. Whoever uses a blob hashes it
 again.
 
+Both directories belong to the user, and nobody else may write in them; nor are they links. What
+else stands in them, links, pipes or other names, is not followed, waited for or removed, but a
+thing in the place of a partial file is.
+
 The cache is bounded: after a download, blobs that no directory links to go, the least recently used
 first. What was used within the last hour stays, because somebody may be about to link to it.
 """
@@ -16,44 +20,125 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
+import re
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from registry.core.hashing import FileContent, hash_file, looking_at
-from registry.errors import FileUnreadable, TooLarge
+from registry.core.hashing import FileContent, hash_file, is_about_the_file, looking_at
+from registry.core.records import check_checksum
+from registry.core.regular import open_regular
+from registry.errors import DirectoryUnusable, FileUnreadable, TooLarge
 
 CACHE_MAX_BYTES = 10 << 30
 USED_LATELY_S = 3600.0
 PARTIAL_KEPT_S = 24 * 3600.0
+LOCKED_MAX_S = 1.0
+"""How long a blob may be locked by somebody who looks whether it can go."""
+
+CLAIM_TRIES = 100
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_is_blob = re.compile(r"[0-9a-f]{64}").fullmatch
+_is_partial = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?").fullmatch
 
 
 def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """`$XDG_CACHE_HOME/metadata-registry`, where XDG_CACHE_HOME is `~/.cache` if unset."""
+    """`$XDG_CACHE_HOME/metadata-registry`, where XDG_CACHE_HOME is `~/.cache` if unset.
+
+    A user without a home that can be written to, as containers have, gets
+    `metadata-registry-<user id>` in the directory for temporary files.
+
+    Raises:
+        DirectoryUnusable: that is there and belongs to somebody else.
+    """
     base = environ.get("XDG_CACHE_HOME", "")
     # A relative path there is to be ignored, says the XDG base directory specification.
-    cache_home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return cache_home / "metadata-registry"
+    if os.path.isabs(base):
+        return Path(base) / "metadata-registry"
+    home = _home(environ)
+    if home is not None and _can_be_made(home / ".cache" / "metadata-registry"):
+        return home / ".cache" / "metadata-registry"
+    return _temporary_directory()
+
+
+def _home(environ: Mapping[str, str]) -> Path | None:
+    """The user's home directory, or None: there is none."""
+    if os.path.isabs(environ.get("HOME", "")):
+        return Path(environ["HOME"])
+    try:
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return None
+    return Path(home) if os.path.isabs(home) else None
+
+
+def _can_be_made(directory: Path) -> bool:
+    """Whether a directory is there and can be written to, or can be made."""
+    for each in (directory, *directory.parents):
+        if os.path.lexists(each):
+            return each.is_dir() and os.access(each, os.W_OK | os.X_OK)
+    return False
+
+
+def _temporary_directory() -> Path:
+    """A directory of this user's own where everybody may make one."""
+    advice = "Set XDG_CACHE_HOME to a directory that this user may write to."
+    try:
+        directory = Path(tempfile.gettempdir()) / f"metadata-registry-{os.getuid()}"
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        status = directory.lstat()
+    except OSError as error:
+        raise DirectoryUnusable(
+            f"There is no place for a cache: {error.strerror}. {advice}"
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise DirectoryUnusable(f"{directory} does not belong to this user alone. {advice}")
+    return directory
+
+
+@contextmanager
+def failures_in(directory: Path) -> Iterator[None]:
+    """Turns what a file system raises about a directory into DirectoryUnusable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            # A deadline that is over is an OSError as well.
+            raise
+        where = error.filename2 or error.filename
+        named = "" if where is None else f" ({os.fsdecode(where)!a})"
+        raise DirectoryUnusable(
+            f"{directory} cannot be used: {os.strerror(error.errno)}{named}. Check who owns it, "
+            "its rights and its space, or choose another directory."
+        ) from error
 
 
 class BlobCache:
     """Content by checksum in one directory, which is made when something is added.
+
+    Every method that is given a checksum raises Invalid if it is none, and DirectoryUnusable if
+    the directory is not one that this user alone can write in.
 
     Args:
         max_bytes: how much is kept; linked blobs and those used lately may exceed it.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int = CACHE_MAX_BYTES) -> None:
+        self.directory = directory
         self.blobs = directory / "blobs"
         self._partial = directory / "partial"
         self._max_bytes = max_bytes
 
     def path_of(self, checksum: str) -> Path:
         """Where content is when it is there."""
+        check_checksum(checksum)
         return self.blobs / checksum.removeprefix("blake3:")
 
     def find(self, checksum: str, max_bytes: int) -> FileContent | None:
@@ -61,49 +146,69 @@ class BlobCache:
 
         The caller compares: a damaged file is returned as what it is. What is found stays for an
         hour at least.
+
+        Raises:
+            Busy: it cannot be looked at now.
         """
         path = self.path_of(checksum)
         try:
             with looking_at(str(path)):
-                _note_use(path)
-            return hash_file(os.path.realpath(path), max_bytes=max_bytes)
+                _check_ours(self.blobs)
+                # Links on the way to the cache are the user's own; behind it there is none.
+                path = Path(os.path.realpath(self.blobs)) / path.name
+                if not _note_use(path):
+                    return None
+            return hash_file(str(path), max_bytes=max_bytes)
         except (FileUnreadable, TooLarge):
             return None
 
     def try_claim(self, checksum: str) -> Claim | None:
         """The right to download content, or None while another process or thread has it."""
-        self._make()
-        path = self._partial / self.path_of(checksum).name
-        while True:
-            file = _open_for_writing(path)
-            if not _lock(file, fcntl.LOCK_EX):
+        target = self.path_of(checksum)
+        path = self._partial / target.name
+        with failures_in(self.directory):
+            self._make()
+            for _ in range(CLAIM_TRIES):
+                file = _open_partial(path)
+                if file is None:
+                    continue
+                if not _lock(file, fcntl.LOCK_EX):
+                    file.close()
+                    return None
+                if _is_at(file, path):
+                    return Claim(file, path, target)
+                # Another one finished with this file between our opening and locking it.
                 file.close()
-                return None
-            if _is_at(file, path):
-                return Claim(file, path, self.path_of(checksum))
-            # Another one finished with this file between our opening and locking it.
-            file.close()
+        raise DirectoryUnusable(f"{path} is replaced again and again by somebody else.")
 
     def claim_beside(self, checksum: str) -> Claim:
         """A claim beside another's, for when that one does not get on: its process is stopped."""
-        self._make()
-        name = f"{self.path_of(checksum).name}.{secrets.token_hex(8)}"
-        file = _open_for_writing(self._partial / name)
-        _lock(file, fcntl.LOCK_EX)
-        return Claim(file, self._partial / name, self.path_of(checksum))
+        target = self.path_of(checksum)
+        path = self._partial / f"{target.name}.{secrets.token_hex(8)}"
+        with failures_in(self.directory):
+            self._make()
+            file = os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
+            _lock(file, fcntl.LOCK_EX)
+        return Claim(file, path, target)
 
     def partial_size(self, checksum: str) -> int:
         """How much has come of content that is being downloaded."""
         try:
-            return (self._partial / self.path_of(checksum).name).stat().st_size
+            return (self._partial / self.path_of(checksum).name).lstat().st_size
         except OSError:
             return 0
 
     def collect(self) -> None:
-        """Remove what others left over, and what the bound leaves no room for."""
-        for path, _ in _files_in(self._partial):
-            _remove_if(path, lambda status: time.time() - status.st_mtime > PARTIAL_KEPT_S)
-        blobs = list(_files_in(self.blobs))
+        """Remove what others left over, and what the bound leaves no room for, as far as that can
+        be done."""
+        try:
+            _check_ours(self._partial)
+            _check_ours(self.blobs)
+        except (OSError, DirectoryUnusable):
+            return
+        for path, _ in _files_in(self._partial, _is_partial):
+            _remove_if(path, lambda status: _is_long_ago(status.st_mtime, PARTIAL_KEPT_S))
+        blobs = list(_files_in(self.blobs, _is_blob))
         excess = sum(status.st_size for _, status in blobs) - self._max_bytes
         for path, status in sorted(blobs, key=lambda blob: _used_at(blob[1])):
             if excess <= 0:
@@ -112,8 +217,11 @@ class BlobCache:
                 excess -= status.st_size
 
     def _make(self) -> None:
-        self._partial.mkdir(parents=True, exist_ok=True)
-        self.blobs.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for directory in (self._partial, self.blobs):
+            with suppress(FileExistsError):
+                directory.mkdir(mode=0o755)
+            _check_ours(directory)
 
 
 class Claim:
@@ -129,22 +237,29 @@ class Claim:
         self._target = target
 
     def keep(self) -> Path:
-        """Make the file the blob. The caller has seen to it that it is the right content."""
-        self.file.flush()
-        descriptor = self.file.fileno()
-        os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o444)
-        os.fsync(descriptor)
-        os.replace(self._path, self._target)
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        sync_directory(self._target.parent)
+        """Make the file the blob. The caller has seen to it that it is the right content.
+
+        Raises:
+            DirectoryUnusable: it cannot be kept.
+        """
+        with failures_in(self._target.parent.parent):
+            self.file.flush()
+            descriptor = self.file.fileno()
+            os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o444)
+            os.fsync(descriptor)
+            os.replace(self._path, self._target)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            sync_directory(self._target.parent)
         return self._target
 
     def close(self) -> None:
-        """Let others have a go."""
-        self.file.flush()
-        if os.fstat(self.file.fileno()).st_size == 0 and _is_at(self.file, self._path):
-            self._path.unlink()
-        self.file.close()
+        """Let others have a go. What cannot be written any more is left out."""
+        with suppress(OSError):
+            self.file.flush()
+            if os.fstat(self.file.fileno()).st_size == 0 and _is_at(self.file, self._path):
+                self._path.unlink()
+        with suppress(OSError):
+            self.file.close()
 
 
 def sync_directory(directory: Path) -> None:
@@ -156,8 +271,44 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _open_for_writing(path: Path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+def _check_ours(directory: Path) -> None:
+    """Raise unless a directory is one, and is safe from other users.
+
+    Raises:
+        DirectoryUnusable: it is a link or no directory, or others may change what is in it.
+        OSError: it is not there, or cannot be looked at.
+    """
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise DirectoryUnusable(f"{directory} is no directory, or a link to one. Remove it.")
+    user = os.geteuid()
+    if status.st_uid == user and status.st_mode & _OTHERS_MAY_WRITE:
+        # Made under a generous umask. A file system without modes stays as it is.
+        with suppress(OSError):
+            directory.chmod(stat.S_IMODE(status.st_mode) & ~_OTHERS_MAY_WRITE)
+    elif status.st_uid not in (user, 0) or status.st_mode & _OTHERS_MAY_WRITE:
+        raise DirectoryUnusable(
+            f"{directory} belongs to user {status.st_uid} (mode {stat.S_IMODE(status.st_mode):o}), "
+            f"who could change files behind the back of user {user}. Remove it, or set "
+            "XDG_CACHE_HOME to another directory."
+        )
+
+
+def _open_partial(path: Path) -> BinaryIO | None:
+    """A partial file, made if need be; None: something else was there, and is gone now."""
+    try:
+        file = os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT), "r+b")
+    except OSError as error:
+        if not is_about_the_file(error) or isinstance(error, FileNotFoundError):
+            raise
+        path.unlink(missing_ok=True)
+        return None
+    if os.fstat(file.fileno()).st_nlink > 1:
+        # What is written here must not be written elsewhere as well.
+        file.close()
+        path.unlink(missing_ok=True)
+        return None
+    return file
 
 
 def _lock(file: BinaryIO, kind: int) -> bool:
@@ -177,26 +328,31 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _note_use(path: Path) -> None:
-    """Keep a blob from being removed for as long as blobs used lately are kept.
+def _note_use(path: Path) -> bool:
+    """Keep a blob from being removed while blobs used lately are kept; whether it is there.
 
     Raises:
-        OSError: it is not there, or not any more.
+        OSError: it is not there, or is something else.
     """
-    with path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+    deadline = time.monotonic() + LOCKED_MAX_S
+    with os.fdopen(open_regular(path), "rb") as file:
+        while not _lock(file, fcntl.LOCK_SH):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
         status = os.fstat(file.fileno())
         # A linked blob is safe as it is, and a file elsewhere should not seem to have changed.
         if status.st_nlink == 1:
-            os.utime(file.fileno(), ns=(time.time_ns(), status.st_mtime_ns))
-        if not _is_at(file, path):
-            raise FileNotFoundError(path)
+            with suppress(OSError):
+                # In a cache that cannot be written, nobody removes anything.
+                os.utime(file.fileno(), ns=(time.time_ns(), status.st_mtime_ns))
+        return _is_at(file, path)
 
 
 def _remove_if(path: Path, useless: Callable[[os.stat_result], bool]) -> bool:
     """Remove a file that nobody has locked and that is useless, looked at under a lock."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             if not (_lock(file, fcntl.LOCK_EX) and _is_at(file, path)):
                 return False
             if useless(os.fstat(file.fileno())):
@@ -209,16 +365,24 @@ def _remove_if(path: Path, useless: Callable[[os.stat_result], bool]) -> bool:
 
 
 def _is_unused(status: os.stat_result) -> bool:
-    return status.st_nlink == 1 and time.time() - _used_at(status) > USED_LATELY_S
+    return status.st_nlink == 1 and _is_long_ago(_used_at(status), USED_LATELY_S)
+
+
+def _is_long_ago(then: float, long_s: float) -> bool:
+    # A time far ahead is a clock that was wrong; it must not keep a file for ever.
+    return abs(time.time() - then) > long_s
 
 
 def _used_at(status: os.stat_result) -> float:
     return max(status.st_atime, status.st_mtime)
 
 
-def _files_in(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    with suppress(FileNotFoundError), os.scandir(directory) as entries:
+def _files_in(
+    directory: Path, is_ours: Callable[[str], object]
+) -> Iterator[tuple[Path, os.stat_result]]:
+    """The regular files of a directory whose names this cache gives."""
+    with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):
-                if entry.is_file(follow_symlinks=False):
+                if is_ours(entry.name) and entry.is_file(follow_symlinks=False):
                     yield Path(entry.path), entry.stat(follow_symlinks=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import BinaryIO
@@ -42,13 +43,15 @@ class Receiver:
         self.received = 0
 
     def resume(self) -> None:
-        """Take what the file holds as the beginning."""
+        """Take what the file holds as the beginning, unless that is too much."""
+        there = self._file.seek(0, os.SEEK_END)
+        if there > self._size:
+            self.restart()
+            return
         self._file.seek(0)
-        while part := self._file.read(READ_BYTES):
+        while self.received < there and (part := self._file.read(READ_BYTES)):
             self._hasher.update(part)
             self.received += len(part)
-        if self.received > self._size:
-            self.restart()
 
     def restart(self) -> None:
         """Forget what came so far."""

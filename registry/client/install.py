@@ -7,9 +7,11 @@ put back; only a crash in these microseconds can leave a mixture, of whole files
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,68 +19,91 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from registry.client.cache import sync_directory
+from registry.client.cache import failures_in, sync_directory
 from registry.core.hashing import hash_file
-from registry.errors import ChecksumMismatch, FileUnreadable, TooLarge
+from registry.core.records import check_checksum, check_filename, shown
+from registry.core.regular import open_regular
+from registry.errors import ChecksumMismatch, DirectoryUnusable, FileUnreadable, TooLarge
 
 COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A verified file of the cache, and the name that it gets."""
+    """A verified file of the cache, and the name that it gets.
+
+    Raises:
+        Invalid: a field is not well-formed.
+    """
 
     filename: str
     checksum: str
     size: int
     path: Path
 
+    def __post_init__(self) -> None:
+        check_filename(self.filename)
+        check_checksum(self.checksum)
+
 
 def place(files: Sequence[Placed], directory: Path) -> None:
     """Link or copy files into a directory, which is made if need be. Other files there stay.
 
+    A link that stands in the place of a file is replaced, not followed.
+
     Raises:
         FileUnreadable: a directory stands where a file should go.
         ChecksumMismatch: a file of the cache changed while it was copied.
-        OSError: the directory cannot be written.
+        DirectoryUnusable: the directory cannot be written, or two of the files have one name there.
+        Busy: it cannot be looked at now.
     """
-    if os.path.lexists(directory):
-        _place_in(files, directory)
-    else:
-        _place_as(files, directory)
+    with failures_in(directory):
+        if os.path.lexists(directory) or not _place_as(files, directory):
+            _place_in(files, directory)
 
 
-def _place_as(files: Sequence[Placed], directory: Path) -> None:
+def _place_as(files: Sequence[Placed], directory: Path) -> bool:
+    """Make a new directory of the files, unless one is there by then."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with _stage(directory.parent) as stage:
         for file in files:
             _link_or_copy(file, stage / file.filename)
         sync_directory(stage)
-        os.rename(stage, directory)
+        try:
+            os.rename(stage, directory)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
     sync_directory(directory.parent)
+    return True
 
 
 def _place_in(files: Sequence[Placed], directory: Path) -> None:
+    # How the user comes to the directory is the user's business; in it no link is followed.
+    directory = Path(os.path.realpath(directory))
     changed = [file for file in files if not _is_there(file, directory / file.filename)]
     with _stage(directory) as stage:
-        for number, file in enumerate(changed):
-            _link_or_copy(file, stage / f"new-{number}")
-        _swap(stage, [directory / file.filename for file in changed])
+        new, old = stage / "new", stage / "old"
+        new.mkdir()
+        old.mkdir()
+        for file in changed:
+            _link_or_copy(file, new / file.filename)
+        _swap([file.filename for file in changed], new, old, directory)
     sync_directory(directory)
 
 
-def _swap(stage: Path, targets: Sequence[Path]) -> None:
-    """Replace each target by its staged file; put all back if one cannot be replaced."""
-    begun: list[tuple[Path, Path]] = []
+def _swap(filenames: Sequence[str], new: Path, old: Path, directory: Path) -> None:
+    """Replace each file by the new one; put all back if one cannot be replaced."""
+    begun: list[str] = []
     try:
-        for number, target in enumerate(targets):
-            backup = stage / f"old-{number}"
-            begun.append((target, backup))
-            _keep(target, backup)
-            os.replace(stage / f"new-{number}", target)
+        for name in filenames:
+            begun.append(name)
+            _keep(directory / name, old / name)
+            os.replace(new / name, directory / name)
     except BaseException:
-        for target, backup in reversed(begun):
-            _restore(target, backup)
+        for name in reversed(begun):
+            _restore(directory / name, old / name)
         raise
 
 
@@ -102,10 +127,13 @@ def _restore(target: Path, backup: Path) -> None:
 
 def _is_there(file: Placed, target: Path) -> bool:
     """Whether the target has this content already. Then it is left alone."""
-    if target.is_dir():
-        raise FileUnreadable(f"{target} is a directory; a file of that name is to go there.")
     try:
-        found = hash_file(str(target.absolute()), max_bytes=file.size)
+        if stat.S_ISDIR(target.lstat().st_mode):
+            raise FileUnreadable(f"{target} is a directory; a file of that name is to go there.")
+    except FileNotFoundError:
+        return False
+    try:
+        found = hash_file(str(target), max_bytes=file.size)
     except (FileUnreadable, TooLarge):
         return False
     return found.checksum == file.checksum
@@ -113,14 +141,19 @@ def _is_there(file: Placed, target: Path) -> bool:
 
 def _link_or_copy(file: Placed, target: Path) -> None:
     try:
-        os.link(file.path, target)
+        os.link(file.path, target, follow_symlinks=False)
+    except FileExistsError as error:
+        raise DirectoryUnusable(
+            f"{shown(file.filename)} and another file of this model have one name on the file "
+            "system of the directory, which ignores case, say. Choose a directory elsewhere."
+        ) from error
     except OSError:
         _copy(file, target)
 
 
 def _copy(file: Placed, target: Path) -> None:
     hasher = blake3()
-    with file.path.open("rb") as source, target.open("xb") as copy:
+    with os.fdopen(open_regular(file.path), "rb") as source, target.open("xb") as copy:
         while part := source.read(COPY_BYTES):
             hasher.update(part)
             copy.write(part)

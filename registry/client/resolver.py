@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from registry.client.async_client import AsyncRegistryClient, receive, repeated
-from registry.client.cache import BlobCache, Claim, default_directory
+from registry.client.cache import BlobCache, Claim, default_directory, failures_in
 from registry.client.download import Receiver
 from registry.client.install import Placed, place
 from registry.client.protocol import Endpoint, content_path
@@ -171,6 +171,7 @@ class Resolver:
             ChecksumMismatch: other bytes came than were advertised; nothing was placed.
             Unserveable: a file is held, but no holder's bytes are right; nothing was placed.
             ServiceUnreachable: no source answered, or not all came in time; nothing was placed.
+            DirectoryUnusable: the cache or the directory cannot be used; nothing was placed.
         """
         return _run(
             self.fetch_async(slug, suffix, to=to, endpoint=endpoint, on_progress=on_progress)
@@ -341,7 +342,7 @@ class _Fetch:
         ]
 
     async def _decide(self, wanted: Wanted) -> Use | Download:
-        limit = self._limits.file_max_bytes
+        limit = min(self._limits.file_max_bytes, wanted.size)
         cached = await asyncio.to_thread(self._cache.find, wanted.checksum, limit)
         what = decide(wanted, cached, self._limits)
         if isinstance(what, Refuse):
@@ -361,8 +362,9 @@ class _Fetch:
                 receiver = Receiver(
                     name, wanted.checksum, wanted.size, claim.file, on_bytes=on_bytes
                 )
-                receiver.resume()
-                await self._sources.receive(wanted, receiver)
+                with failures_in(self._cache.directory):
+                    receiver.resume()
+                    await self._sources.receive(wanted, receiver)
                 claim.keep()
                 return True
             finally:

@@ -10,12 +10,18 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from registry.client.attach import Manifest, read_manifest, register_manifest
+from registry.client.attach import (
+    Manifest,
+    read_manifest,
+    register_manifest,
+    register_what_fits,
+)
 from registry.client.client import RegistryClient
 from registry.client.lifecycle import (
     ModelState,
@@ -30,7 +36,8 @@ from registry.client.protocol import Endpoint, content_path
 from registry.client.retries import RetryPolicy
 from registry.client.transport import TIMEOUT_S, checked_url
 from registry.core.progress import OnProgress
-from registry.core.records import BASE_SUFFIX, Owner, Receipt, Renewed, check_lease
+from registry.core.records import BASE_SUFFIX, Owner, Receipt, Renewed, check_lease, shown
+from registry.core.regular import read_regular
 from registry.core.slugs import slugify
 from registry.discovery import (
     Discovery,
@@ -152,20 +159,25 @@ class Worker:
         name: str,
         lora: LoraInfo | None = None,
         in_place: bool = False,
+        exclude: Sequence[str] = (),
         card_fields: Mapping[str, Any] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Card:
         """Register a model's files, then publish its card, which is returned.
 
-        For a LoRA, `model_dir` and `name` are those of its base model. `card_fields` replace
-        fields of the card. If publishing fails, the card is withdrawn before the files are
+        For a LoRA, `model_dir` and `name` are those of its base model. `exclude` has patterns of
+        file names that are not looked at, like `*.distcp`; `card_fields` replace fields of the
+        card. A file that has no place of its own in a card and cannot be registered is left out,
+        with a warning in the log. If publishing fails, the card is withdrawn before the files are
         released; if that fails as well, everything stays: attach or detach again.
 
         Raises:
             DiscoveryUnavailable: it could not be published; the message says what is left.
             Superseded: a newer instance has taken this worker's place.
-            Invalid: it is attached already.
-            RegistryError: as `register_manifest`; nothing is left behind, and if the registry
+            FileUnreadable: a file with a place of its own in a card is broken.
+            Invalid: it is attached already, or another name that makes the same slug is; or
+                nothing says which of several tokenizers is meant.
+            RegistryError: as `register_what_fits`; nothing is left behind, and if the registry
                 cannot be told, its lease sees to that.
         """
         owner = self._owner_of(None if lora is None else lora.slug)
@@ -174,12 +186,24 @@ class Worker:
             if model.state is ModelState.ATTACHED:
                 raise Invalid(f"{owner} is attached already; detach it first.")
             self._check_current()
+            names = _Names(name, None if lora is None else lora.name)
+            self._check_names(owner, names)
             manifest = read_manifest(
-                owner, slugify(name), Path(model_dir), in_place=in_place, on_progress=on_progress
+                owner,
+                slugify(name),
+                Path(model_dir),
+                in_place=in_place,
+                exclude=exclude,
+                on_progress=on_progress,
             )
-            card = self._card(manifest, name, lora, card_fields)
-            self._attach(model, manifest, card, on_progress)
-            return card
+
+            def card_of(manifest: Manifest) -> Card:
+                return self._card(manifest, name, lora, card_fields)
+
+            # What no card can be made of is not even registered.
+            card_of(manifest)
+            model.names = names
+            return self._attach(model, manifest, card_of, on_progress)
 
     def detach(self, *, lora: str | None = None, drain_s: float = 0) -> Receipt:
         """Withdraw the card of the base model or of a LoRA (by name), then release its files.
@@ -188,19 +212,16 @@ class Worker:
         Detaching what is not attached is fine.
 
         Raises:
+            Invalid: a LoRA of another name, which makes the same slug, is there; it stays.
             DiscoveryUnavailable: the card may still be live. Everything stays; detach again.
             RegistryError: the card is gone, the files are not released. Detach again, or leave it
                 to the lease, which is not renewed any more.
         """
         owner = self._owner_of(None if lora is None else slugify(lora))
         with self._changing:
-            model = self._models.setdefault(owner.suffix, _Model(owner))
-            with model.lock:
-                model.state = ModelState.WITHDRAWING
-            self._withdraw(model)
-            if drain_s:
-                self._drain(owner, drain_s)
-            return self._release(model)
+            if lora is not None:
+                self._check_lora(owner, lora)
+            return self._detach(owner, drain_s)
 
     def detach_all(self) -> None:
         """Detach every model, LoRAs first. One that fails does not keep the others from it.
@@ -211,7 +232,8 @@ class Worker:
         failed: RegistryError | None = None
         for suffix in sorted(self.states, key=lambda suffix: suffix == BASE_SUFFIX):
             try:
-                self.detach(lora=None if suffix == BASE_SUFFIX else suffix)
+                with self._changing:
+                    self._detach(self._owner_of(None if suffix == BASE_SUFFIX else suffix), 0)
             except RegistryError as error:
                 failed = failed or error
         if failed is not None:
@@ -229,12 +251,16 @@ class Worker:
     # Attaching and detaching, one model at a time
 
     def _attach(
-        self, model: _Model, manifest: Manifest, card: Card, on_progress: OnProgress | None
-    ) -> None:
+        self,
+        model: _Model,
+        manifest: Manifest,
+        card_of: Callable[[Manifest], Card],
+        on_progress: OnProgress | None,
+    ) -> Card:
         before = model.state
         self._models[model.owner.suffix] = model
         try:
-            self._register(model, manifest, card, on_progress)
+            card = self._register(model, manifest, card_of, on_progress)
             self._board.publish(model.owner, card, lambda: self._superseded is None)
             with model.lock:
                 self._check_current()
@@ -249,25 +275,41 @@ class Worker:
             if isinstance(error, Superseded):
                 self._stop(error)
             raise
+        return card
 
     def _register(
-        self, model: _Model, manifest: Manifest, card: Card, on_progress: OnProgress | None
-    ) -> None:
-        """Register; from then on the lease is renewed."""
+        self,
+        model: _Model,
+        manifest: Manifest,
+        card_of: Callable[[Manifest], Card],
+        on_progress: OnProgress | None,
+    ) -> Card:
+        """Register; from then on the lease is renewed. Returns the card of what is registered."""
         with model.lock:
-            register_manifest(
+            attached = register_what_fits(
                 self._client,
                 manifest,
                 lease_ttl_s=self._lease_ttl_s,
                 worker_name=self._worker_name,
                 on_progress=on_progress,
             )
-            model.manifest, model.card, model.refusal = manifest, card, None
+            card = card_of(attached.manifest)
+            model.manifest, model.card, model.refusal = attached.manifest, card, None
             model.state = ModelState.PUBLISHING
         if self._heart is None:
             name = "registry-worker"
             self._heart = threading.Thread(target=self._beat_on, name=name, daemon=True)
             self._heart.start()
+        return card
+
+    def _detach(self, owner: Owner, drain_s: float) -> Receipt:
+        model = self._models.setdefault(owner.suffix, _Model(owner))
+        with model.lock:
+            model.state = ModelState.WITHDRAWING
+        self._withdraw(model)
+        if drain_s:
+            self._drain(owner, drain_s)
+        return self._release(model)
 
     def _undo(self, model: _Model, error: BaseException) -> None:
         """Take back an attach that failed: the card first, only then the files."""
@@ -331,6 +373,29 @@ class Worker:
             _find_json(paths.get("config.json")), _find_json(paths.get("tokenizer_config.json"))
         )
         return make_card(name, files, context_length=context_length, lora=lora, fields=fields)
+
+    def _check_names(self, owner: Owner, names: _Names) -> None:
+        """Raise Invalid if one of the names makes the slug of another one that is there."""
+        for model in list(self._models.values()):
+            if model.names is not None and model.names.base != names.base:
+                _check_slugs(names.base, model.names.base)
+        if names.lora is not None:
+            self._check_lora(owner, names.lora)
+        else:
+            found = self._board.find_name(owner)
+            if found is not None and found != names.base:
+                _check_slugs(names.base, found)
+
+    def _check_lora(self, owner: Owner, name: str) -> None:
+        """Raise Invalid if another LoRA than the one of this name is there under its slug."""
+        model = self._models.get(owner.suffix)
+        if model is not None and model.names is not None:
+            found = model.names.lora
+        else:
+            # Of a process before this one, or beside it.
+            found = self._board.find_name(owner)
+        if found is not None and found != name:
+            _check_slugs(name, found)
 
     def _owner_of(self, lora_slug: str | None) -> Owner:
         me = self.owner
@@ -452,6 +517,28 @@ class Worker:
             self._on_problem(owner, error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What a model was called when it was attached."""
+
+    base: str
+    lora: str | None
+
+
+def _check_slugs(name: str, other: str) -> None:
+    slug = slugify(name)
+    try:
+        is_same = slug == slugify(other)
+    except Invalid:
+        # What others published may be named anyhow.
+        return
+    if is_same:
+        raise Invalid(
+            f"{shown(name)} and {shown(other)}, which is there, both make the slug {slug}, so that "
+            "one would be taken for the other. Give the exact name, or rename one of them."
+        )
+
+
 class _Model:
     """A model of a worker. `lock` is held while the registry is changed for it."""
 
@@ -459,6 +546,7 @@ class _Model:
         self.owner = owner
         self.lock = threading.Lock()
         self.state = ModelState.REGISTERING
+        self.names: _Names | None = None
         self.manifest: Manifest | None = None
         self.card: Card | None = None
         self.refusal: RegistryError | None = None
@@ -482,6 +570,16 @@ class _Board:
                 self._discovery.publish(instance_record(owner, self._address))
             self._discovery.publish(model_record(owner, card))
 
+    def find_name(self, owner: Owner) -> str | None:
+        """The name in the card that is live for an owner, whoever published it."""
+        if self._discovery is None:
+            return None
+        record = self._discovery.find(RecordKey(Kind.MODEL, owner))
+        try:
+            return None if record is None else record.card.name or None
+        except Invalid:
+            return None
+
     def withdraw(self, owner: Owner, *, and_instance: bool) -> None:
         """Withdraw a model's card, and the instance after it if that was the last."""
         with self._lock:
@@ -499,9 +597,9 @@ class _Board:
 def _find_json(path: Path | None) -> object:
     """What a JSON file holds, or None."""
     try:
-        if path is None or path.stat().st_size > CONFIG_MAX_BYTES:
+        if path is None:
             return None
-        content: object = json.loads(path.read_bytes())
+        content: object = json.loads(read_regular(path, CONFIG_MAX_BYTES, follow=True))
     except (OSError, ValueError, RecursionError):
         return None
     return content

@@ -20,7 +20,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from registry.core.records import shown
+from registry.core.regular import shown_path
 from registry.core.steps import watched
 from registry.errors import Busy
 
@@ -107,19 +107,19 @@ class _Pool:
                 return False
             self._queue.append(job)
             if self._idle < len(self._queue) and self._threads < THREADS_PER_PLACE:
-                self._start()
+                self._start(insists)
             else:
                 self._ready.notify()
         return True
 
-    def _start(self) -> None:
+    def _start(self, insists: bool) -> None:
         thread = threading.Thread(target=self._work, name="registry-files", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # The machine has no more threads to give.
-            if not self._threads:
+            if not self._threads and not insists:
                 self._queue.pop()
-                raise
+                raise Busy("The machine has no more threads to give. Try again.") from None
         else:
             self._threads += 1
 
@@ -279,7 +279,7 @@ class Patience:
 def hangs(path: str, limit_s: float) -> Busy:
     """What is told of a file system that does not answer."""
     return Busy(
-        f"The file system of {shown(path)} does not answer within {limit_s:g} s (file_timeout_s), "
-        "which says nothing about the file. Check the mount, and try again.",
+        f"The file system of {shown_path(path)} does not answer within {limit_s:g} s "
+        "(file_timeout_s), which says nothing about the file. Check the mount, and try again.",
         retry_after_s=RETRY_AFTER_S,
     )

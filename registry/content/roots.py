@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable, Sequence
 
 from registry.core.hashing import is_about_the_file, looking_at
-from registry.core.records import shown
+from registry.core.regular import shown_path
 from registry.errors import FileUnreadable, PathNotAllowed, SettingsError
 
 LINKS_MAX = 40
@@ -123,7 +123,9 @@ class ArtifactRoots:
                 "the content in, or start the service with --artifact-root."
             )
         if not os.path.isabs(path):
-            raise FileUnreadable(f"The path {shown(path)} is not absolute. Give the full path.")
+            raise FileUnreadable(
+                f"The path {shown_path(path)} is not absolute. Give the full path."
+            )
 
     def check_resolved(self, walk: Walk) -> str:
         """The path that a walk led to, if a file there may be held in place.
@@ -136,11 +138,11 @@ class ArtifactRoots:
             walk.at.encode()  # It is kept as text.
         except UnicodeEncodeError as error:
             raise FileUnreadable(
-                f"The path {shown(walk.path)} leads to a name that is not UTF-8."
+                f"The path {shown_path(walk.path)} leads to a name that is not UTF-8."
             ) from error
         if not self.allow(walk.at):
             raise PathNotAllowed(
-                f"{shown(walk.path)} is not below an artifact root of this registry, symlinks "
+                f"{shown_path(walk.path)} is not below an artifact root of this registry, symlinks "
                 "followed. Copy the content in, or start the service with another --artifact-root."
             )
         return walk.at

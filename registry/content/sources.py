@@ -19,10 +19,10 @@ from registry.content.streams import COPY_CHUNK_BYTES, CopyStream, FileStream, R
 from registry.core import hashing, no_links
 from registry.core.records import RefStatus
 from registry.errors import FileUnreadable, TooLarge
+from registry.store.engine import Engine
 from registry.store.ops.blobs import find_chunk
 from registry.store.ops.file_status import Observation
 from registry.store.reads.lookup import Location
-from registry.store.sqlite.engine import Database
 
 T = TypeVar("T")
 Loaded = bytes | bytearray
@@ -52,7 +52,7 @@ class Holdings:
 
     def __init__(
         self,
-        database: Database,
+        database: Engine,
         places: Places,
         cache: ContentCache,
         run: RunInThread,

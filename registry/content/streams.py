@@ -11,9 +11,9 @@ from typing import Any
 from registry.content.blocks import BLOCK_BYTES, read_right
 from registry.content.places import Places
 from registry.core import hashing
+from registry.store.engine import Engine
 from registry.store.ops.blobs import find_chunk
 from registry.store.reads.lookup import Location
-from registry.store.sqlite.engine import Database
 
 RunInThread = Callable[..., Awaitable[Any]]
 
@@ -168,7 +168,7 @@ class CopyStream(Stream):
     def __init__(
         self,
         run: RunInThread,
-        database: Database,
+        database: Engine,
         location: Location,
         digests: bytes,
         on_wrong: Callable[[], None],

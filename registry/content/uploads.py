@@ -99,7 +99,8 @@ class Uploads:
         if size > self._max_blob_bytes:
             raise TooLarge(
                 f"The content has more than {self._max_blob_bytes} bytes, the most that this "
-                "registry takes in one file (max_blob_bytes)."
+                "registry takes in one file (max_blob_bytes).",
+                max_bytes=self._max_blob_bytes,
             )
 
     def _no_room(self) -> UploadsPending:

@@ -19,7 +19,7 @@ from typing import Protocol
 from blake3 import blake3
 
 from registry.core import no_links
-from registry.core.records import shown
+from registry.core.regular import ABSENT, NOT_FOR_US, shown_path
 from registry.core.steps import step
 from registry.errors import Busy, FileUnreadable, TooLarge
 
@@ -27,21 +27,10 @@ IDENTITY_TRUSTED_AFTER_NS = 2_000_000_000
 READ_BYTES = 1 << 20
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
-ABOUT_THE_FILE = frozenset(
-    {
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.ELOOP,
-        errno.EACCES,
-        errno.EPERM,
-        errno.ENXIO,
-        errno.ENODEV,
-        errno.EISDIR,
-        errno.ENAMETOOLONG,
-        errno.EINVAL,
-        errno.EFBIG,
-        errno.EOVERFLOW,
-    }
+ABOUT_THE_FILE = (
+    ABSENT
+    | NOT_FOR_US
+    | {errno.ENODEV, errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG, errno.EOVERFLOW}
 )
 """What a look at a file may fail with that tells something of the file. Every other error tells of
 this process, the machine or the file system at this moment, and is never held against the file."""
@@ -105,12 +94,12 @@ def looking_at(path: str) -> Iterator[None]:
         reason = os.strerror(code) if code else str(error)
         if is_about_the_file(error):
             raise FileUnreadable(
-                f"{shown(path)} cannot be read by the registry: {reason}. Check that it exists "
-                "and that the registry's user may read it."
+                f"{shown_path(path)} cannot be read by the registry: {reason}. Check that it "
+                "exists and that the registry's user may read it."
             ) from error
         raise Busy(
-            f"{shown(path)} cannot be looked at now: {reason}. That says nothing about the file; "
-            f"{_WAYS_OUT.get(code or 0, _CHECK_THE_MOUNT)}. Try again."
+            f"{shown_path(path)} cannot be looked at now: {reason}. That says nothing about the "
+            f"file; {_WAYS_OUT.get(code or 0, _CHECK_THE_MOUNT)}. Try again."
         ) from error
 
 
@@ -156,13 +145,15 @@ def opened(path: str) -> Iterator[int]:
     with looking_at(path):
         _check_way(path)
         if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise FileUnreadable(f"{shown(path)} is not a regular file.")
+            raise FileUnreadable(f"{shown_path(path)} is not a regular file.")
         descriptor = os.open(path, _OPEN_FLAGS)
     try:
         with looking_at(path):
             moved = not stat.S_ISREG(os.fstat(descriptor).st_mode) or _moved(descriptor, path)
         if moved:
-            raise FileUnreadable(f"{shown(path)} changed while it was opened. Register it again.")
+            raise FileUnreadable(
+                f"{shown_path(path)} changed while it was opened. Register it again."
+            )
         yield descriptor
     finally:
         os.close(descriptor)
@@ -171,8 +162,8 @@ def opened(path: str) -> Iterator[int]:
 def _check_way(path: str) -> None:
     if no_links.is_on_the_way(path):
         raise FileUnreadable(
-            f"{shown(path)} leads elsewhere by now: a directory of it became a symlink. Register "
-            "it again."
+            f"{shown_path(path)} leads elsewhere by now: a directory of it became a symlink. "
+            "Register it again."
         )
 
 
@@ -207,8 +198,9 @@ def hash_file(
         before = os.fstat(descriptor)
         if before.st_size > max_bytes:
             raise TooLarge(
-                f"{shown(path)} has {before.st_size} bytes; this registry takes files of at most "
-                f"{max_bytes} bytes (max_blob_bytes)."
+                f"{shown_path(path)} has {before.st_size} bytes; this registry takes files of at "
+                f"most {max_bytes} bytes (max_blob_bytes).",
+                max_bytes=max_bytes,
             )
         started_ns = time.time_ns()
         hasher = hasher or blake3()
@@ -226,7 +218,7 @@ def hash_file(
         after = os.fstat(descriptor)
         kept = bytes(content) if content is not None and size <= READ_BYTES else content
     if size != before.st_size or identity_of(after) != identity_of(before):
-        raise FileUnreadable(f"{shown(path)} changed while it was read. Register it again.")
+        raise FileUnreadable(f"{shown_path(path)} changed while it was read. Register it again.")
     return FileContent(
         path=path,
         checksum=f"blake3:{hasher.hexdigest()}",
@@ -244,7 +236,7 @@ def _read(descriptor: int, path: str, *, left: int) -> bytes:
         if error.errno != errno.EIO or left:
             raise
         # A disk is not asked for what is not there: it is one of the kernel's, like /proc/self/mem.
-        raise FileUnreadable(f"{shown(path)} is no file with bytes of its own.") from error
+        raise FileUnreadable(f"{shown_path(path)} is no file with bytes of its own.") from error
 
 
 def checksum_of(content: bytes | memoryview) -> str:

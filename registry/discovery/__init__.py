@@ -8,6 +8,7 @@ frontends and workers can be at the other end.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,10 @@ from urllib.parse import unquote, urlsplit
 from registry.core.records import Owner, shown
 from registry.discovery.cards import Card
 from registry.errors import Invalid, SettingsError
+
+CONTENT_MAX_DEPTH = 64
+
+_is_hex = re.compile(r"0|[1-9a-f][0-9a-f]{0,15}").fullmatch
 
 
 class Kind(StrEnum):
@@ -47,19 +52,19 @@ class RecordKey:
 
     @classmethod
     def parse(cls, kind: Kind, name: str) -> RecordKey:
-        """The key that `name` wrote.
+        """The key whose `name` this is. Each key has one name: a number written otherwise is none.
 
         Raises:
             Invalid: it has not four or five parts, or a part is not well-formed.
         """
         parts = name.split("/")
-        if len(parts) not in (4, 5):
+        if len(parts) != 4 and (len(parts) != 5 or kind is Kind.INSTANCE):
             raise Invalid(f"{shown(name)} is not the name of a record.")
-        try:
-            number = int(parts[3], 16)
-        except ValueError as error:
-            raise Invalid(f"{shown(parts[3])} is not an instance id in hex.") from error
-        return cls(kind, Owner(parts[0], parts[1], parts[2], number, *parts[4:]))
+        if not _is_hex(parts[3]):
+            raise Invalid(
+                f"{shown(parts[3])} is not an instance id: lowercase hex without leading zeros."
+            )
+        return cls(kind, Owner(parts[0], parts[1], parts[2], int(parts[3], 16), *parts[4:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,9 @@ class Discovery(Protocol):
         When this fails, what this store published stays live.
         """
 
+    def find(self, key: RecordKey) -> Record | None:
+        """The record that is live under a key, if there is one and it is well-formed."""
+
     def list(self, kind: Kind) -> list[Record]:
         """The live records of a kind, by name. What is not well-formed is left out."""
 
@@ -117,6 +125,29 @@ class Discovery(Protocol):
 
     def close(self) -> None:
         """Keep nothing live any more. Nothing is withdrawn."""
+
+
+def check_content(key: RecordKey, content: object) -> None:
+    """Raise Invalid unless `content`, which others wrote, can be what stands under a key."""
+    if not isinstance(content, dict):
+        raise Invalid("it is not a JSON object")
+    if _depth_exceeds(content, CONTENT_MAX_DEPTH):
+        raise Invalid(f"it is nested more than {CONTENT_MAX_DEPTH} deep")
+    owner = key.owner
+    said = _endpoint_of(owner) | {"model_suffix": owner.lora_slug}
+    for name, value in said.items():
+        given = content.get(name)
+        if given is not None and (type(given) is not type(value) or given != value):
+            raise Invalid(f"its {name} is {shown(given)}, and its key says otherwise")
+
+
+def _depth_exceeds(value: object, depth: int) -> bool:
+    level: list[Any] = [value]
+    while depth and level:
+        inside = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for values in inside for each in values if isinstance(each, dict | list)]
+        depth -= 1
+    return bool(level)
 
 
 def model_record(owner: Owner, card: Card) -> Record:
@@ -164,11 +195,22 @@ def open_discovery(url: str) -> Discovery:
     Raises:
         SettingsError: there is no such kind of store.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path:
-        raise SettingsError(
-            f"{shown(url)} is not the URL of a discovery store; it must look like file:/DIRECTORY."
-        )
     from registry.discovery.file import FileDiscovery
 
-    return FileDiscovery(Path(unquote(parts.path)))
+    return FileDiscovery(_directory_of(url))
+
+
+def _directory_of(url: str) -> Path:
+    try:
+        parts = urlsplit(url)
+        path = unquote(parts.path, errors="strict")
+        # In a URL, a directory's own "?" and "#" are %3F and %23.
+        is_all_used = not (parts.query or parts.fragment)
+        is_here = parts.scheme == "file" and parts.netloc in ("", "localhost")
+        if is_here and is_all_used and path and "\0" not in path:
+            return Path(path)
+    except ValueError:
+        pass
+    raise SettingsError(
+        f"{shown(url)} is not the URL of a discovery store; it must look like file:/DIRECTORY."
+    )

@@ -6,53 +6,83 @@ it; all others are `extra_files`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from registry.core.records import check_checksum, shown
+from registry.core.records import check_checksum, check_filename, shown
 from registry.core.slugs import slugify
 from registry.errors import Invalid
 
 KV_CACHE_BLOCK_SIZE = 16
+SIZE_MAX = 2**63 - 1
+URL_MAX = 8192
 
 _PLACES = {
     "config.json": ("model_info", "hf_config_json"),
-    "tokenizer.json": ("tokenizer", "hf_tokenizer_json"),
     "tokenizer_config.json": ("prompt_formatter", "hf_tokenizer_config_json"),
     "generation_config.json": ("gen_config", "hf_generation_config_json"),
 }
+# Of these, the first that is there has the place.
+_TOKENIZERS = {"tokenizer.json": "hf_tokenizer_json", "tiktoken.model": "tik_token_model"}
 _TEMPLATES = {
     "chat_template.jinja": "hf_chat_template",
     "chat_template.json": "hf_chat_template_json",
 }
+_VOCABULARY = ".tiktoken"
+
+TYPED_FILENAMES = (
+    *("config.json", *_TOKENIZERS, "tokenizer_config.json", *_TEMPLATES),
+    "generation_config.json",
+)
+"""The files with a place of their own in a card, besides a vocabulary `*.tiktoken`."""
+
+
+def is_typed(filename: str) -> bool:
+    """Whether a file can have a place of its own in a card: without it, a model is another one."""
+    return filename in TYPED_FILENAMES or filename.endswith(_VOCABULARY)
 
 
 @dataclass(frozen=True, slots=True)
 class CardFile:
     """A file of a card: where it is, and what it is to be.
 
+    `filename` is the last segment of the URL, which is what names the file.
+
     Raises:
-        Invalid: checksum or size is none.
+        Invalid: a field is not well-formed, or the URL names no file.
     """
 
     url: str
     checksum: str
     size: int
+    filename: str = field(init=False)
 
     def __post_init__(self) -> None:
         check_checksum(self.checksum)
-        if type(self.size) is not int or self.size < 0:
-            raise Invalid(f"size of {shown(self.url)} is {self.size!r}; it must not be negative.")
-
-    @property
-    def filename(self) -> str:
-        """The last segment of the URL, which is what names the file."""
-        return unquote(urlsplit(self.url).path.rpartition("/")[2])
+        if type(self.size) is not int or not 0 <= self.size <= SIZE_MAX:
+            raise Invalid(
+                f"size of {shown(self.url)} is {shown(self.size)}; it must be a whole number from "
+                f"0 to {SIZE_MAX}."
+            )
+        object.__setattr__(self, "filename", _filename_in(self.url))
 
     def to_json(self) -> dict[str, Any]:
         return {"path": self.url, "checksum": self.checksum, "size": self.size}
+
+
+def _filename_in(url: str) -> str:
+    if len(url) > URL_MAX or not url.isprintable():
+        raise Invalid(
+            f"{shown(url)} is no URL: it must be printable, of at most {URL_MAX} letters."
+        )
+    try:
+        filename = unquote(urlsplit(url).path.rpartition("/")[2], errors="strict")
+    except ValueError as error:
+        raise Invalid(f"{shown(url)} is no URL: {error}.") from error
+    check_filename(filename)
+    return filename
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +115,9 @@ class Card:
 
     @property
     def name(self) -> str:
-        """The name that requests use."""
-        return str(self.content.get("display_name", ""))
+        """The name that requests use, or "" if the card has none."""
+        name = self.content.get("display_name")
+        return name if isinstance(name, str) else ""
 
     @property
     def files(self) -> list[CardFile]:
@@ -109,13 +140,17 @@ def make_card(
     """The card of a model, or of a LoRA on it, that completes and chats over tokens.
 
     `fields` replace what stands here by default, such as `model_type` or `kv_cache_block_size`.
+
+    Raises:
+        Invalid: there are several tokenizers, and nothing says which one is meant.
     """
     served_as = name if lora is None else lora.name
     content: dict[str, Any] = {
         "display_name": served_as,
         "slug": slugify(served_as),
         "source_path": name,
-        "architectural_max_context_length": context_length,
+        # Dynamo leaves out what the model does not say.
+        **({"architectural_max_context_length": context_length} if context_length else {}),
         "context_length": context_length,
         "kv_cache_block_size": KV_CACHE_BLOCK_SIZE,
         "migration_limit": 0,
@@ -146,34 +181,63 @@ def find_context_length(config: object, tokenizer_config: object) -> int:
 
 def _places_of(files: Sequence[CardFile]) -> dict[str, Any]:
     places: dict[str, Any] = {}
-    extra: list[dict[str, Any]] = []
-    for file in files:
-        if file.filename in _PLACES:
-            place, kind = _PLACES[file.filename]
-            places[place] = {kind: file.to_json()}
-        elif file.filename in _TEMPLATES and "chat_template_file" not in places:
-            template = {"is_custom": False, "file": file.to_json()}
-            places["chat_template_file"] = {_TEMPLATES[file.filename]: template}
+    given = {file.filename: file.to_json() for file in files}
+    tokenizer = _find_tokenizer(given)
+    template = next((name for name in _TEMPLATES if name in given), None)
+    for name, file in list(given.items()):
+        if name in _PLACES:
+            place, kind = _PLACES[name]
+        elif name == tokenizer:
+            place, kind = "tokenizer", _TOKENIZERS.get(name, "tik_token_model")
+        elif name == template:
+            place, kind = "chat_template_file", _TEMPLATES[name]
+            file = {"is_custom": False, "file": file}
         else:
-            extra.append(file.to_json())
-    return places | {"extra_files": extra}
+            continue
+        places[place] = {kind: file}
+        del given[name]
+    return places | {"extra_files": list(given.values())}
 
 
-def _files_in(value: object) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        if "path" in value and "checksum" in value:
-            yield value
-            return
-        value = list(value.values())
-    if isinstance(value, list):
-        for each in value:
-            yield from _files_in(each)
+def _find_tokenizer(filenames: Iterable[str]) -> str | None:
+    """The file that a frontend makes its tokenizer of.
+
+    Raises:
+        Invalid: there are several to choose from, and nothing says which one.
+    """
+    names = set(filenames)
+    for name in _TOKENIZERS:
+        if name in names:
+            return name
+    vocabularies = sorted(name for name in names if name.endswith(_VOCABULARY))
+    if len(vocabularies) > 1:
+        raise Invalid(
+            f"The model has {', '.join(map(shown, vocabularies[:5]))} and no tokenizer.json or "
+            "tiktoken.model, so that nothing says which one frontends are to use. Exclude all but "
+            "one."
+        )
+    return vocabularies[0] if vocabularies else None
+
+
+def _files_in(content: object) -> Iterator[dict[str, Any]]:
+    """Every object that says where a file is, in the order of the card."""
+    pending = [content]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            if "path" in value and "checksum" in value:
+                yield value
+                continue
+            value = list(value.values())
+        if isinstance(value, list):
+            pending += reversed(value)
 
 
 def _file_of(found: dict[str, Any]) -> CardFile:
     path, checksum, size = found["path"], found["checksum"], found.get("size")
     if not (isinstance(path, str) and isinstance(checksum, str) and isinstance(size, int)):
-        raise Invalid(f"The card has a file that is not well-formed: {shown(found)}.")
+        where = shown(path) if isinstance(path, str) else "without a path"
+        raise Invalid(f"The card has a file {where} whose checksum or size is not well-formed.")
     return CardFile(path, checksum, size)
 
 

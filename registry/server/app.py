@@ -25,8 +25,7 @@ from registry.server.read_path import Serving
 from registry.server.routes.table import ROUTES
 from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
-from registry.store.sqlite.engine import Database
-from registry.store.sqlite.migrate import acceptor
+from registry.store.opening import open_database
 
 
 def create_app(settings: Settings) -> Serving:
@@ -40,11 +39,7 @@ def create_app(settings: Settings) -> Serving:
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
-        database = Database(
-            settings.database_url,
-            busy_timeout_s=settings.busy_timeout_s,
-            accept=acceptor(settings.database_url),
-        )
+        database = open_database(settings.database_url, busy_timeout_s=settings.busy_timeout_s)
         registry = Registry(
             settings,
             database,

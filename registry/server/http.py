@@ -153,7 +153,10 @@ async def body_parts(request: Request, limit: int, setting: str) -> AsyncIterato
     """
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > limit:
-        raise errors.TooLarge(f"The body has {length[:20]} bytes; at most {limit} ({setting}).")
+        raise errors.TooLarge(
+            f"The body has {length[:20]} bytes; at most {limit} ({setting}).",
+            max_bytes=limit if setting == "max_blob_bytes" else None,
+        )
     try:
         async for part in request.stream():
             yield part

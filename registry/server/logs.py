@@ -14,7 +14,10 @@ import functools
 import json
 import logging
 import sys
+import textwrap
 import time
+
+from registry.core.records import printable
 
 _QUIET = ("alembic", "uvicorn")
 """Libraries that tell of their normal course at `info`: heard from `debug` on only."""
@@ -46,11 +49,12 @@ class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO registry.http GET /v1/owners status=200`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        parts = [_at(record), record.levelname, record.name, _on_one_line(record.getMessage())]
-        parts += [f"{name}={_on_one_line(str(value))}" for name, value in _fields(record).items()]
+        parts = [_at(record), record.levelname, record.name, printable(record.getMessage())]
+        parts += [f"{name}={printable(str(value))}" for name, value in _fields(record).items()]
         line = " ".join(parts)
         trace = _trace(self, record)
-        return f"{line}\n{trace}" if trace else line
+        # Indented, so that no line of it looks like a record of its own.
+        return f"{line}\n{textwrap.indent(trace, '  ')}" if trace else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -85,10 +89,5 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    return formatter.formatException(record.exc_info) if record.exc_info else ""
-
-
-def _on_one_line(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = formatter.formatException(record.exc_info) if record.exc_info else ""
+    return "\n".join(map(printable, text.split("\n")))

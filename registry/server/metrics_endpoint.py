@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from registry.errors import RegistryError
 from registry.server.metrics import FLUSH_EVERY_S, Metrics
 from registry.service.registry import Registry
-from registry.store.reads.stats import Counted, Sizes, count_sizes, file_bytes, free_bytes
+from registry.store.reads.stats import Counted, Sizes, count_sizes
 
 
 class Report:
@@ -36,11 +36,10 @@ class Report:
         values: Sizes = {}
         with suppress(RegistryError):  # /health says what is wrong with it.
             values.update(self._counted.get())
-        database = self._registry.database
-        values["database_bytes"], values["wal_bytes"] = file_bytes(database)
-        free = free_bytes(database)
-        if free is not None:
-            values["free_bytes"] = free
+        disk = self._registry.database.disk_use()
+        values["database_bytes"], values["wal_bytes"] = disk.database_bytes, disk.log_bytes
+        if disk.free_bytes is not None:
+            values["free_bytes"] = disk.free_bytes
         return self._metrics.text(values)
 
 

@@ -13,18 +13,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import uvicorn
-
 from registry.config import RESOLVED_VARIABLE, Settings
 from registry.content.places import bounded_root
 from registry.content.roots import ArtifactRoots
 from registry.core import malloc
+from registry.core.settings_files import read_file
 from registry.errors import SettingsError
 from registry.server import logs, tokens
 from registry.server.auth import is_loopback
+from registry.server.http1.door import Server
 from registry.server.http1.protocol import Config, Limits
 from registry.server.workers import METRICS_VARIABLE, Workers, shared_metrics, stop_with_parent
-from registry.store.sqlite import migrate
+from registry.store import opening
 
 # The application is imported when it is made: how metrics are kept is decided by the environment
 # at that moment (registry/metrics.py).
@@ -38,10 +38,17 @@ WORKERS_STOP_S = SHUTDOWN_S + 15
 YOUNG_MAX = 10_000
 """Objects that may be made before the garbage collector looks for cycles among them: those of some
 twenty requests at once, of which nearly all are gone by then."""
-OTHER_DESCRIPTORS = 512
-"""Open files of a process beside its connections: database, files that are read, threads."""
+DESCRIPTORS_EACH = 2
+"""A connection, and the file that is streamed through it or the upload that is kept for it."""
 
-CONNECTIONS_MIN = 64
+OTHER_DESCRIPTORS = 128
+"""Open files of a process beside those of its connections: the database's in every thread, files
+that are hashed, metrics, a backup."""
+
+FEW_DESCRIPTORS = 64
+"""With fewer than twice OTHER_DESCRIPTORS there are fewer threads at work than there could be. With
+fewer than this nothing goes."""
+
 COULD_NOT_RUN = 2
 
 log = logging.getLogger("registry")
@@ -63,7 +70,7 @@ def run(settings: Settings) -> None:
     check_tls(settings)
     check_secrets(settings)
     limits = limits_of(settings)
-    migrate.prepare(settings.database_url, notify=log.info)
+    opening.prepare(settings.database_url, notify=log.info)
     listener = listen(settings.host, settings.port)
     scheme = "http" if settings.tls_certificate is None else "https"
     host, port = listener.getsockname()[:2]
@@ -89,7 +96,7 @@ def _serve_alone(
     app = create_app(settings)
     _settle()
     try:
-        uvicorn.Server(Config(app, limits, **options)).run(sockets=[listener])
+        Server(Config(app, limits, **options)).run(sockets=[listener])
     except SystemExit as end:
         sys.exit(COULD_NOT_RUN if end.code else 0)
 
@@ -210,6 +217,10 @@ def check_tls(settings: Settings) -> None:
                 "tls_key is given without a certificate. Give one with --tls-certificate."
             )
         return
+    # OpenSSL would wait for a FIFO, and read a device.
+    read_file(Path(certificate), "tls_certificate")
+    if key is not None:
+        read_file(Path(key), "tls_key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
@@ -243,17 +254,28 @@ def check_secrets(settings: Settings) -> None:
 
 
 def limits_of(settings: Settings) -> Limits:
-    """What a process bears, after its limit of open files was raised as far as is needed."""
+    """What a process bears, after its limit of open files was raised as far as is needed.
+
+    Raises:
+        SettingsError: this user may not even open the few files that the service itself needs.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = settings.max_connections + OTHER_DESCRIPTORS
+    needed = DESCRIPTORS_EACH * settings.max_connections + OTHER_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     connections = settings.max_connections
     if soft != resource.RLIM_INFINITY and soft < needed:
-        connections = min(connections, max(CONNECTIONS_MIN, soft - OTHER_DESCRIPTORS))
+        if soft < FEW_DESCRIPTORS:
+            raise SettingsError(
+                f"This user may open {soft} files only; the service needs {FEW_DESCRIPTORS} at "
+                "least, and two more for each connection. Raise the hard limit (ulimit -n)."
+            )
+        own = min(OTHER_DESCRIPTORS, max(FEW_DESCRIPTORS - 2 * DESCRIPTORS_EACH, soft // 2))
+        connections = min(connections, (soft - own) // DESCRIPTORS_EACH)
         log.warning(
-            "at most %d connections instead of %d: this user may open %d files only (ulimit -n)",
+            "at most %d connections instead of %d: this user may open %d files only, and each "
+            "takes two (ulimit -n)",
             connections,
             settings.max_connections,
             soft,

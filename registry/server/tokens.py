@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.records import shown
+from registry.core.settings_files import read_toml_text
 from registry.errors import Forbidden, SettingsError
 
 TOKEN_PREFIX = "mreg_"
 TOKEN_MAX_LENGTH = 256
-FILE_MAX_BYTES = 1 << 20
 FILE_MODE = 0o600
 
 _FIELDS = ("name", "role", "hash", "namespaces", "slugs")
@@ -171,7 +171,7 @@ def create(
     path = Path(os.path.realpath(path))
     with _locked(path.parent):
         before = ""
-        if path.exists():
+        if os.path.lexists(path):
             before, mode = _read(path)
             _check_mode(path, mode)
         _check_distinct(path, [*_parsed(path, before), created])
@@ -193,23 +193,9 @@ def _written(entry: dict[str, Any]) -> str:
 
 def _read(path: Path) -> tuple[str, int]:
     """The text of the file and its mode."""
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise SettingsError(f"The token file {path} is not a regular file.")
-            content = file.read(FILE_MAX_BYTES + 1)
-    except OSError as error:
-        raise SettingsError(
-            f"The token file {path} cannot be read: {error.strerror}. Make one with "
-            f"`metadata-registry token new --role admin --token-file {path}`."
-        ) from error
-    if len(content) > FILE_MAX_BYTES:
-        raise SettingsError(f"The token file {path} has more than {FILE_MAX_BYTES} bytes.")
-    try:
-        return content.decode(), mode
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"The token file {path} is not TOML: {error}.") from error
+    hint = f"Make one with `metadata-registry token new --role admin --token-file {path}`."
+    text, status = read_toml_text(path, "token file", hint=hint)
+    return text, status.st_mode
 
 
 def _check_mode(path: Path, mode: int) -> None:
@@ -259,7 +245,7 @@ def _replace(path: Path, text: str) -> None:
 def _parsed(path: Path, text: str) -> list[Token]:
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SettingsError(f"The token file {path} is not TOML: {error}.") from error
     entries = document.pop("tokens", [])
     if document:

@@ -31,15 +31,13 @@ from registry.errors import (
     TooLarge,
     Unserveable,
 )
+from registry.store import opening
 from registry.store.group_commit import Operation
 from registry.store.ops import register as register_ops
-from registry.store.ops import release
+from registry.store.ops import unregister
 from registry.store.ops.blobs import find_content
 from registry.store.reads import queries
 from registry.store.reads.lookup import Location, find_locations
-from registry.store.sqlite.engine import Database
-from registry.store.sqlite.migrate import acceptor
-from registry.store.sqlite.migrate import prepare as prepare_schema
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
@@ -67,10 +65,8 @@ class MetadataArtifactRegistry:
         busy_timeout_s: float = _DEFAULTS.busy_timeout_s,
     ) -> None:
         self._roots = ArtifactRoots(artifact_roots)
-        prepare_schema(database_url)
-        self._database = Database(
-            database_url, busy_timeout_s=busy_timeout_s, accept=acceptor(database_url)
-        )
+        opening.prepare(database_url)
+        self._database = opening.open_database(database_url, busy_timeout_s=busy_timeout_s)
 
     def register(
         self,
@@ -150,11 +146,11 @@ class MetadataArtifactRegistry:
 
     def unregister(self, slug: str, suffix: str) -> Receipt:
         """Drop the entries of a model, whoever holds them."""
-        return self._write(release.remove, Removal(slug, suffix, actor=ACTOR))
+        return self._write(unregister.remove, Removal(slug, suffix, actor=ACTOR))
 
     def unregister_for_owner(self, owner: Owner) -> Receipt:
         """Release all that an owner holds and end it, in one transaction (S7)."""
-        return self._write(release.unregister, Unregistration(owner, actor=ACTOR))
+        return self._write(unregister.unregister, Unregistration(owner, actor=ACTOR))
 
     def __len__(self) -> int:
         """How many entries there are."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,22 +58,22 @@ from registry.errors import (
     Busy,
     NotRegistered,
     RegistryError,
+    StorageUnavailable,
     TooLarge,
     UnknownOwner,
     Unserveable,
     UploadsPending,
 )
+from registry.store.engine import Connection, Engine
 from registry.store.group_commit import Batch, Writer
-from registry.store.ops import blobs, leases, release
+from registry.store.opening import find_problem
+from registry.store.ops import blobs, leases, unregister
 from registry.store.ops import register as register_ops
 from registry.store.ops.file_status import Observation, observe
 from registry.store.ops.settings_table import policy_of, read_variables, write_variables
-from registry.store.reads import queries
+from registry.store.reads import events, queries
 from registry.store.reads.audit import audit, check_classes
 from registry.store.reads.lookup import Location, Locator, locations_of
-from registry.store.reads.stats import free_bytes
-from registry.store.sqlite.engine import Connection, Database
-from registry.store.sqlite.migrate import find_problem
 from registry.wire import messages as wire
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ class Registry:
     def __init__(
         self,
         settings: Settings,
-        database: Database,
+        database: Engine,
         *,
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
@@ -127,7 +128,8 @@ class Registry:
             RegistryError: the database cannot be used.
         """
         self._places.start(partial(self._forget_proofs, asyncio.get_running_loop()))
-        await self._run(self.database.presence.require)
+        _start_all(self._threads)
+        await self._run(self.database.ensure_current)
         self.writer.start()
 
     async def close(self) -> None:
@@ -262,7 +264,7 @@ class Registry:
             Busy, StorageUnavailable: nothing was changed.
         """
         item = Unregistration(owner, request_id, actor)
-        return await self.writer.submit(release.unregister, item, rows=16)
+        return await self.writer.submit(unregister.unregister, item, rows=16)
 
     async def remove(
         self,
@@ -279,7 +281,7 @@ class Registry:
             Busy, StorageUnavailable: nothing was changed.
         """
         item = Removal(slug, suffix, request_id, actor)
-        return await self.writer.submit(release.remove, item, rows=1000)
+        return await self.writer.submit(unregister.remove, item, rows=1000)
 
     async def upload(self, checksum: str, parts: AsyncIterator[bytes]) -> tuple[int, bool]:
         """Take in content; its size, and whether it is new.
@@ -398,7 +400,7 @@ class Registry:
         self, wanted: EventFilter, order: EventOrder, after: int | None, limit: int
     ) -> EventPage:
         """A page of the journal in an order of ids; `after` None begins at its start."""
-        return await self.read(queries.list_events, wanted, order, after, limit)
+        return await self.read(events.list_events, wanted, order, after, limit)
 
     async def explain(self, key: ArtifactKey) -> Explanation:
         """An entry with its holders and its last events."""
@@ -432,7 +434,7 @@ class Registry:
     def _find_problem(self) -> str | None:
         try:
             # First, as it parts a database that was replaced from what is left of the one before.
-            self.database.presence.require()
+            self.database.ensure_current()
         except RegistryError as error:
             return error.detail
         return find_problem(self.settings.database_url)
@@ -441,11 +443,12 @@ class Registry:
         return OK if self.writer.alive else "the writer thread does not run; restart the service"
 
     async def _check_disk(self) -> str:
-        free, bound = await self._run(free_bytes, self.database), self.settings.min_free_bytes
+        disk, bound = await self._run(self.database.disk_use), self.settings.min_free_bytes
+        free = disk.free_bytes
         if free is None or free >= bound:
             return OK
         return (
-            f"{free} bytes are free on the disk of {self.database.path}, less than {bound} "
+            f"{free} bytes are free on the disk of {self.database.name}, less than {bound} "
             "(min_free_bytes). Free some space: when the disk is full, nothing can be registered"
         )
 
@@ -548,6 +551,21 @@ class _PendingUploads:
 
     def add(self, size: int) -> None:
         self.bytes += size
+
+
+def _start_all(pool: ThreadPoolExecutor) -> None:
+    """Start the threads of a pool now: when the system is short, there are none to be had."""
+    gate = threading.Event()
+    try:
+        for _ in range(THREADS):
+            pool.submit(gate.wait)
+    except RuntimeError as error:
+        raise StorageUnavailable(
+            f"The service cannot start its threads: {error}. Raise the limits of processes "
+            "(ulimit -u) and of memory."
+        ) from error
+    finally:
+        gate.set()
 
 
 def _list_owners(conn: Connection, after: Owner | None, limit: int) -> list[OwnerRecord]:

@@ -13,11 +13,12 @@ from collections.abc import Coroutine
 
 from registry import __version__
 from registry.config import Settings
+from registry.core.policy import Policy
 from registry.errors import Busy, RegistryError
 from registry.service.registry import Registry
 from registry.store.ops.expire import REFS_PER_SWEEP, Sweep, Swept, sweep
 from registry.store.ops.prune import Prune, find_abandoned, prune
-from registry.store.ops.settings_table import Adoption, Policy, adopt, policy_of, read_variables
+from registry.store.ops.settings_table import Adoption, adopt, policy_of, read_variables
 from registry.store.reads.scrub_queue import START, Cursor, find_due
 
 SCRUB_FILES_PER_S = 25

@@ -14,11 +14,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from registry.errors import Busy, RegistryError, StorageUnavailable
-from registry.store.sqlite.engine import Connection, Database
+from registry.store.engine import Connection, Engine
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
@@ -33,7 +34,18 @@ GATHERED_MAX = 64
 GATHERED_FOR_S = 0.005
 """What comes in without a break is handed over after so many items, or so much time."""
 
+SHORTAGE_PAUSE_S = 0.05
+
+_NO_MEMORY = (
+    "The registry ran out of memory while it wrote. What was asked for may have been done or not; "
+    "repeat it. If that stays so, give the service more memory."
+)
+
 log = logging.getLogger("registry.db")
+
+
+_UNKNOWN: Any = object()
+"""The outcome of what ended for want of memory, perhaps only after it was committed."""
 
 
 @dataclass(slots=True)
@@ -44,7 +56,7 @@ class _Job:
     size: int
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
-    outcome: Any = None
+    outcome: Any = _UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,7 @@ class Writer:
 
     def __init__(
         self,
-        database: Database,
+        database: Engine,
         *,
         queue_max: int = 4096,
         on_batch: Callable[[Batch], None] | None = None,
@@ -183,10 +195,14 @@ class Writer:
             if first is None:
                 break
             batch = [first]
-            stopping = self._gather(batch)
-            with self._closing:
-                self._waiting_rows -= sum(job.rows for job in batch)
-            transactions = self._run(batch)
+            transactions: list[tuple[Sequence[_Job], float]] = []
+            try:
+                stopping = self._gather(batch)
+                with self._closing:
+                    self._waiting_rows -= sum(job.rows for job in batch)
+                transactions = self._run(batch)
+            except MemoryError:
+                pass  # Who has no outcome yet is told so, and the next batch may fit.
             _answer(batch)
             for jobs, seconds in transactions:
                 self._tell(jobs, seconds)
@@ -225,7 +241,7 @@ class Writer:
             self.stats.failed_batches += 1
             if len(batch) > 1:
                 return [each for job in batch for each in self._run([job])]
-            outcomes = [_Failed(error)]
+            outcomes = [_UNKNOWN if isinstance(error, MemoryError) else _Failed(error)]
         seconds = time.perf_counter() - started
         self.stats.batches += 1
         self.stats.items += len(batch)
@@ -246,30 +262,46 @@ def _label(job: _Job) -> tuple[str, str]:
     """What a job did, and what became of it."""
     operation = getattr(job.operation, "__name__", "other").strip("_")
     outcome = job.outcome.error if isinstance(job.outcome, _Failed) else job.outcome
+    if outcome is _UNKNOWN:
+        return operation, Busy.code
     if isinstance(outcome, RegistryError):
         return operation, outcome.code
     return operation, "internal" if isinstance(job.outcome, _Failed) else "ok"
 
 
 def _answer(batch: Sequence[_Job]) -> None:
-    """Hand every outcome to its caller, waking each event loop once."""
-    loops: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
-    for job in batch:
-        loops.setdefault(job.loop, []).append(job)
-    for loop, jobs in loops.items():
+    """Hand every outcome to its caller, waking each event loop once. Nobody is to wait for ever:
+    where there is no memory even for that, there is in a moment."""
+    while True:
         try:
-            loop.call_soon_threadsafe(_resolve, jobs)
-        except RuntimeError:
-            continue  # The loop is closed: nobody waits for the answer any more.
+            loops: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+            for job in batch:
+                loops.setdefault(job.loop, []).append(job)
+            for loop, jobs in loops.items():
+                with suppress(RuntimeError):  # It is closed: nobody waits there any more.
+                    loop.call_soon_threadsafe(_resolve, jobs)
+        except MemoryError:
+            time.sleep(SHORTAGE_PAUSE_S)
+        else:
+            return
 
 
 def _resolve(jobs: Sequence[_Job]) -> None:
-    for job in jobs:
-        if job.future.done():
-            continue
-        if isinstance(job.outcome, _Failed):
-            job.future.set_exception(job.outcome.error)
-        elif isinstance(job.outcome, RegistryError):
-            job.future.set_exception(job.outcome)
-        else:
-            job.future.set_result(job.outcome)
+    """In the event loop: wake everybody who was not woken before."""
+    try:
+        for job in jobs:
+            if not job.future.done():
+                _wake(job)
+    except MemoryError:
+        asyncio.get_running_loop().call_later(SHORTAGE_PAUSE_S, _resolve, jobs)
+
+
+def _wake(job: _Job) -> None:
+    if job.outcome is _UNKNOWN:
+        job.future.set_exception(Busy(_NO_MEMORY))
+    elif isinstance(job.outcome, _Failed):
+        job.future.set_exception(job.outcome.error)
+    elif isinstance(job.outcome, RegistryError):
+        job.future.set_exception(job.outcome)
+    else:
+        job.future.set_result(job.outcome)

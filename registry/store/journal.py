@@ -6,7 +6,7 @@ are there: events name owners and keys by value, taken from those rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import (
@@ -22,10 +22,17 @@ from sqlalchemy import (
     union_all,
 )
 
-from registry.core.records import Owner
-from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows, one_of
+from registry.core.records import ArtifactKey, Owner
+from registry.store.engine import Connection
+from registry.store.owner_columns import (
+    OWNER_COLUMNS,
+    OWNER_NAMES,
+    Identity,
+    names_owner,
+    parameters_of,
+)
+from registry.store.sql import Row, Statement, as_rows, json_rows, one_of
 from registry.store.tables import ABOUT_OWNERS, entries, events, owners
-from registry.store.views import UNRESOLVED
 
 CONFLICT_MS = 3_600_000
 """How long a refusal is a conflict that somebody should look at; the view `leaks` has the same."""
@@ -50,14 +57,13 @@ class EventRow(NamedTuple):
     request_id: str | None = None
 
 
-_NAMES = (
-    *("namespace", "component", "endpoint", "instance_id", "lora_slug"),
-    *("slug", "suffix", "filename"),
-)
+_KEY_NAMES = ("slug", "suffix", "filename")
+_NAMES = (*OWNER_NAMES, *_KEY_NAMES)
 _SAID = ("previous_checksum", "reason", "actor", "request_id")
+_Said = tuple[str | None, str | None, str | None, str | None]
 
 
-def _insert(rows: Subquery, said: Iterable[ColumnElement[str]]) -> Statement:
+def _insert(rows: Subquery, said: Iterable[ColumnElement[str]]) -> Statement[Row]:
     """Insert events of rows, and what is said of each."""
     return Statement(
         insert(events).from_select(
@@ -65,8 +71,8 @@ def _insert(rows: Subquery, said: Iterable[ColumnElement[str]]) -> Statement:
             select(
                 *(rows.c[name] for name in ("id", "kind", "owner_id", "entry_id")),
                 bindparam("now"),
-                *(owners.c[name] for name in _NAMES[:5]),
-                *(entries.c[name] for name in _NAMES[5:]),
+                *OWNER_COLUMNS,
+                *(entries.c[name] for name in _KEY_NAMES),
                 entries.c.checksum,
                 *said,
             ).select_from(
@@ -85,43 +91,56 @@ _INSERT_ALIKE = _insert(
     [bindparam(name, type_=Text) for name in _SAID],
 )
 
-_refusals = json_rows(
+
+class _NamedEvent(NamedTuple):
+    """An event that brings the names along, since there may be no rows to take them from."""
+
+    id: int
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: str
+    lora_slug: str
+    slug: str | None = None
+    suffix: str | None = None
+    filename: str | None = None
+    entry_id: int | None = None
+    checksum: str | None = None
+    previous_checksum: str | None = None
+    reason: str | None = None
+    actor: str | None = None
+    request_id: str | None = None
+
+
+_named_events = json_rows(
     "rows",
-    id=int,
-    namespace=str,
-    component=str,
-    endpoint=str,
-    instance_id=str,
-    lora_slug=str,
-    slug=str,
-    suffix=str,
-    filename=str,
-    entry_id=int,
-    checksum=str,
-    previous_checksum=str,
-    reason=str,
-    actor=str,
-    request_id=str,
+    **{name: int if name in ("id", "entry_id") else str for name in _NamedEvent._fields},
 )
-_INSERT_REFUSALS = Statement(
+_INSERT_NAMED = Statement(
     insert(events).from_select(
-        ["at", "kind", *_refusals.c.keys()],
-        select(bindparam("now"), bindparam("kind"), *_refusals.c),
+        ["at", "kind", *_named_events.c.keys()],
+        select(bindparam("now"), bindparam("kind"), *_named_events.c),
     )
 )
 
-_of_owner = and_(
-    *(events.c[name] == bindparam(name) for name in _NAMES[:5]), text(f"({ABOUT_OWNERS})")
-)
+
+class _LastRefusal(NamedTuple):
+    id: int
+    checksum: str
+    previous_checksum: str
+
+
+_of_owner = and_(names_owner(events), text(f"({ABOUT_OWNERS})"))
 _LAST_REFUSAL = Statement(
     select(events.c.id, events.c.checksum, events.c.previous_checksum)
     .where(
         _of_owner,
         events.c.kind == literal_column("'refused'"),
-        *(events.c[name] == bindparam(name) for name in _NAMES[5:]),
+        *(events.c[name] == bindparam(name) for name in _KEY_NAMES),
     )
     .order_by(events.c.id.desc())
-    .limit(1)
+    .limit(1),
+    _LastRefusal,
 )
 _LEFT_SINCE = Statement(
     select(events.c.id)
@@ -134,9 +153,9 @@ _LEFT_SINCE = Statement(
 )
 _removed = events.alias("removed")
 _ids_of_key = union_all(
-    select(entries.c.id).where(*(entries.c[name] == bindparam(name) for name in _NAMES[5:])),
+    select(entries.c.id).where(*(entries.c[name] == bindparam(name) for name in _KEY_NAMES)),
     select(_removed.c.entry_id).where(
-        *(_removed.c[name] == bindparam(name) for name in _NAMES[5:]),
+        *(_removed.c[name] == bindparam(name) for name in _KEY_NAMES),
         _removed.c.kind == literal_column("'removed'"),
         _removed.c.id > bindparam("refusal_id"),
     ),
@@ -145,7 +164,7 @@ _CHANGED_SINCE = Statement(
     select(events.c.id)
     .select_from(events.join(owners, owners.c.id == events.c.owner_id))
     .where(
-        *(owners.c[name] == bindparam(name) for name in _NAMES[:5]),
+        names_owner(owners),
         events.c.id > bindparam("refusal_id"),
         events.c.entry_id.in_(_ids_of_key),
     )
@@ -155,9 +174,10 @@ _CHANGED_SINCE = Statement(
 
 def write_events(conn: Connection, now: int, rows: Sequence[EventRow]) -> None:
     """Append events. The rows that they name by id must still be there."""
-    groups: dict[tuple[str | None, ...], list[tuple[object, ...]]] = {}
+    groups: dict[_Said, list[tuple[object, ...]]] = {}
     for row in rows:
-        groups.setdefault(row[4:], []).append(row[:4])
+        said = (row.previous_checksum, row.reason, row.actor, row.request_id)
+        groups.setdefault(said, []).append((row.id, row.kind, row.owner_id, row.entry_id))
     if len(rows) < ALIKE_MIN * len(groups):
         conn.run(_INSERT, now=now, rows=as_rows(rows))
         return
@@ -169,9 +189,7 @@ class Refusal(NamedTuple):
     """A key that an owner was refused, with the offered and the registered checksum (S2)."""
 
     owner: Owner
-    slug: str
-    suffix: str
-    filename: str
+    key: ArtifactKey
     entry_id: int
     offered: str
     registered: str
@@ -187,34 +205,80 @@ def write_refusals(
 
     Who left in between, and comes again with the same, repeats nothing.
     """
-    rows: list[tuple[object, ...]] = []
+    rows: list[_NamedEvent] = []
     for refusal in refusals:
-        owner = refusal.owner
-        who = (
-            owner.namespace,
-            owner.component,
-            owner.endpoint,
-            str(owner.instance_id),
-            owner.lora_slug or "",
-        )
-        key = (refusal.slug, refusal.suffix, refusal.filename)
-        about = dict(zip(_NAMES, (*who, *key), strict=True))
-        if not _is_repeat(conn, refusal, about):
-            event_id = last_event_id + len(rows) + 1
-            rows.append((event_id, *who, *key, *refusal[4:]))
+        if not _is_repeat(conn, refusal):
+            rows.append(
+                _NamedEvent(
+                    id=last_event_id + len(rows) + 1,
+                    **parameters_of(refusal.owner),
+                    **_key_of(refusal),
+                    entry_id=refusal.entry_id,
+                    checksum=refusal.offered,
+                    previous_checksum=refusal.registered,
+                    reason=refusal.reason,
+                    actor=refusal.actor,
+                    request_id=refusal.request_id,
+                )
+            )
     if rows:
-        conn.run(_INSERT_REFUSALS, now=now, kind="refused", rows=as_rows(rows))
+        conn.run(_INSERT_NAMED, now=now, kind="refused", rows=as_rows(rows))
 
 
-def _is_repeat(conn: Connection, refusal: Refusal, about: Mapping[str, str]) -> bool:
+def _key_of(refusal: Refusal) -> dict[str, str]:
+    key = refusal.key
+    return {"slug": key.slug, "suffix": key.suffix, "filename": key.filename}
+
+
+def _is_repeat(conn: Connection, refusal: Refusal) -> bool:
     """Whether the last word on an owner's key is a refusal of the same."""
-    last = conn.run(_LAST_REFUSAL, **about)
-    if not last or last[0][1:] != (refusal.offered, refusal.registered):
-        return False
-    since = {"refusal_id": last[0][0]}
-    left = conn.run(_LEFT_SINCE, **since, **{name: about[name] for name in _NAMES[:5]})
-    return not left and not conn.run(_CHANGED_SINCE, **since, **about)
+    who, key = parameters_of(refusal.owner), _key_of(refusal)
+    for last in conn.run(_LAST_REFUSAL, **who, **key):
+        if (last.checksum, last.previous_checksum) != (refusal.offered, refusal.registered):
+            return False
+        left = conn.run(_LEFT_SINCE, refusal_id=last.id, **who)
+        return not left and not conn.run(_CHANGED_SINCE, refusal_id=last.id, **who, **key)
+    return False
 
+
+class Unresolved(NamedTuple):
+    """An owner and a key that it was refused."""
+
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: str
+    lora_slug: str
+    slug: str
+    suffix: str
+    filename: str
+
+
+UNRESOLVED = """v.kind = 'refused'
+        AND NOT EXISTS (
+            SELECT 1 FROM events s
+            WHERE s.namespace = v.namespace AND s.component = v.component
+                AND s.endpoint = v.endpoint AND s.instance_id = v.instance_id
+                AND s.lora_slug = v.lora_slug AND (s.slug IS NULL OR s.kind = 'refused')
+                AND s.id > v.id
+                AND (s.kind IN ('detached', 'expired', 'superseded')
+                    OR s.kind = 'refused' AND s.slug = v.slug
+                        AND s.suffix = v.suffix AND s.filename = v.filename))
+        AND NOT EXISTS (
+            SELECT 1 FROM owners o JOIN events s ON s.owner_id = o.id
+            WHERE o.namespace = v.namespace AND o.component = v.component
+                AND o.endpoint = v.endpoint AND o.instance_id = v.instance_id
+                AND o.lora_slug = v.lora_slug
+                AND s.id > v.id AND s.kind IN ('registered', 'replaced')
+                AND s.entry_id IN (
+                    SELECT e.id FROM entries e
+                    WHERE e.slug = v.slug AND e.suffix = v.suffix AND e.filename = v.filename
+                    UNION ALL
+                    SELECT g.entry_id FROM events g
+                    WHERE g.slug = v.slug AND g.suffix = v.suffix AND g.filename = v.filename
+                        AND g.kind = 'removed' AND g.id > v.id))"""
+"""Of an event `v`: it is a refusal, and its owner has neither left since, nor got the key, nor was
+it refused the key again."""
 
 _FIND_UNRESOLVED = f"""
     SELECT {", ".join("v." + name for name in _NAMES)}
@@ -223,17 +287,18 @@ _FIND_UNRESOLVED = f"""
 """
 
 
-def find_unresolved(conn: Connection, now: int) -> set[tuple[str, ...]]:
-    """The owners and keys (eight names each) that were refused within the last hour, and neither
+def find_unresolved(conn: Connection, now: int) -> set[Unresolved]:
+    """The owners and keys that were refused within the last hour, and neither
     succeeded nor left since: the conflicts that the view `leaks` shows."""
-    return set(conn.run_text(_FIND_UNRESOLVED, {"since": now - CONFLICT_MS}))
+    rows = conn.run_text(_FIND_UNRESOLVED, {"since": now - CONFLICT_MS})
+    return set(map(Unresolved._make, rows))
 
 
 def write_departure(
     conn: Connection,
     now: int,
     last_event_id: int,
-    who: tuple[str, ...],
+    who: Identity,
     actor: str | None,
     request_id: str | None,
 ) -> None:
@@ -243,8 +308,14 @@ def write_departure(
     finds nobody leaving who was not there.
     """
     for step, (kind, reason) in enumerate((("attached", "refused"), ("detached", "unregistered"))):
-        row = (last_event_id + 1 + step, *who, *[None] * 6, reason, actor, request_id)
-        conn.run(_INSERT_REFUSALS, now=now, kind=kind, rows=as_rows([row]))
+        row = _NamedEvent(
+            id=last_event_id + 1 + step,
+            **who._asdict(),
+            reason=reason,
+            actor=actor,
+            request_id=request_id,
+        )
+        conn.run(_INSERT_NAMED, now=now, kind=kind, rows=as_rows([row]))
 
 
 _INSERT_SERVICE_EVENT = Statement(

@@ -36,13 +36,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from registry.store.views import LEAKS, OWNER_FOOTPRINT
-
 HEAD_REVISION = "0003"
 """The newest revision in migrations/versions; this program reads and writes that schema."""
-
-APPLICATION_ID = 0x4D524547
-"""`PRAGMA application_id` of our SQLite files: "MREG"."""
 
 _text: TypeEngine[str] = Text().with_variant(Text(collation="C"), "postgresql")
 _integer: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
@@ -250,27 +245,3 @@ settings = Table(
     PrimaryKeyConstraint("name"),
     sqlite_strict=True,
 )
-
-VIEWS = {
-    "clock": """
-        CREATE VIEW clock AS
-        SELECT CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) AS now_ms
-    """,
-    "holders": """
-        CREATE VIEW holders AS
-        SELECT e.slug, e.suffix, e.filename, o.namespace, o.component, o.endpoint, o.instance_id,
-               o.lora_slug, o.worker_name, o.state,
-               CASE WHEN r.path IS NULL THEN 'copied' ELSE 'in_place' END AS source,
-               r.path, r.status, e.checksum, e.size,
-               strftime('%Y-%m-%dT%H:%M:%fZ', r.created_at / 1000.0, 'unixepoch') AS since,
-               strftime('%Y-%m-%dT%H:%M:%fZ', o.lease_expires_at / 1000.0, 'unixepoch')
-                   AS lease_expires_at,
-               r.owner_id, r.entry_id
-        FROM owner_refs r
-        JOIN owners o ON o.id = r.owner_id
-        JOIN entries e ON e.id = r.entry_id
-    """,
-    "owner_footprint": OWNER_FOOTPRINT,
-    "leaks": LEAKS,
-}
-"""The views as SQLite spells them, in the order in which they are made."""

@@ -855,6 +855,7 @@ class Problem(msgspec.Struct, omit_defaults=True):
     conflicts: list[ConflictResponse] | None = None
     missing: list[str] | None = None
     retry_after_s: int | None = None
+    max_bytes: int | None = None
     events: list[EventResponse] | None = None
 
 
@@ -879,6 +880,8 @@ def problem(
         answer.missing = list(error.missing)
     elif isinstance(error, errors.Busy):
         answer.retry_after_s = error.retry_after_s
+    elif isinstance(error, errors.TooLarge):
+        answer.max_bytes = error.max_bytes
     if events is not None:
         answer.events = [EventResponse.of(event) for event in events]
     return answer
@@ -903,4 +906,6 @@ def error_of(body: bytes, status: int) -> errors.RegistryError:
         return cls(answer.detail, missing=answer.missing or ())
     if issubclass(cls, errors.Busy):
         return cls(answer.detail, retry_after_s=answer.retry_after_s or 1)
+    if issubclass(cls, errors.TooLarge):
+        return cls(answer.detail, max_bytes=answer.max_bytes)
     return cls(answer.detail)

@@ -10,6 +10,8 @@ limits cost a request that keeps to them is next to nothing, and no timer is set
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +29,14 @@ HEADERS_MAX = 128
 SLICE_BYTES = 4 << 10
 BODY_MIN_BYTES_PER_S = 16 << 10
 LOOK_EVERY_S = 1.0
+TELL_EVERY_S = 60.0
+"""How often the log says that connections are refused, at most."""
+LEAVING_MAX = 8
 LINGER_S = 2.0
 """How long what a refused peer still sends is taken in, so that it can read why it was refused."""
 
+
+log = logging.getLogger("registry.http")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -66,6 +73,11 @@ class Watch:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._connections: set[Connection] = set()
+        self._greeted: set[Connection] = set()
+        """Those whose handshake is not done."""
+        self._leaving: deque[asyncio.Transport] = deque(maxlen=LEAVING_MAX)
+        self._refused = 0
+        self._told_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
         self._default_headers: Headers = []
         self._head = b""
@@ -79,13 +91,52 @@ class Watch:
         return self._head
 
     def admit(self, connection: Connection) -> bool:
-        """Take a connection in, if there is room for it."""
-        if len(self._connections) >= self.limits.max_connections:
+        """Take a connection in, if there is room for it. Who was greeted has its room already."""
+        if connection in self._greeted:
+            self._greeted.discard(connection)
+        elif not self._has_room(connection.loop):
             return False
         self._connections.add(connection)
         if self._timer is None:
             self._plan(connection.loop)
         return True
+
+    def greet(self, connection: Connection) -> bool:
+        """Give a connection room while its handshake goes on, until `leave` or `admit`."""
+        if not self._has_room(connection.loop):
+            return False
+        self._greeted.add(connection)
+        return True
+
+    def leave(self, connection: Connection) -> None:
+        """A handshake is over, or was given up."""
+        self._greeted.discard(connection)
+
+    def see_off(self, transport: asyncio.Transport) -> None:
+        """Close a connection when its peer has had time to read why: closed with something unread
+        it would be reset, and what was said be lost. Only the last few are waited for."""
+        if not transport.can_write_eof():
+            transport.close()
+            return
+        transport.write_eof()
+        if len(self._leaving) == self._leaving.maxlen:
+            self._leaving[0].close()
+        self._leaving.append(transport)
+        asyncio.get_running_loop().call_later(LINGER_S, transport.close)
+
+    def _has_room(self, loop: asyncio.AbstractEventLoop) -> bool:
+        if len(self._connections) + len(self._greeted) < self.limits.max_connections:
+            return True
+        self._refused += 1
+        if loop.time() - self._told_at >= TELL_EVERY_S:
+            log.warning(
+                "%d connections are open, as many as this process bears, and %d were refused. "
+                "Raise max_connections, and the limit of open files (ulimit -n) to twice as many",
+                self.limits.max_connections,
+                self._refused,
+            )
+            self._told_at, self._refused = loop.time(), 0
+        return False
 
     def forget(self, connection: Connection) -> None:
         """A connection is over."""
@@ -153,7 +204,8 @@ class Connection(HttpToolsProtocol):
         if not self._watch.admit(self):
             self.transport = transport
             transport.write(_TOO_MANY_CONNECTIONS)
-            transport.close()
+            self._refusal, self._lingers = b"", True
+            self._watch.see_off(transport)
             return
         super().connection_made(transport)
         self.flow = Flow(transport)

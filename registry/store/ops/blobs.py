@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, bindparam, cast, delete, exists, func, insert, select, update
 
-from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows
+from registry.core.policy import DEFAULTS
+from registry.store.engine import Connection
+from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import blobs, owner_refs, settings
-
-UPLOAD_GRACE_DEFAULT_MS = 900_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ _upload_grace_ms = func.coalesce(
     select(cast(settings.c.value, BigInteger))
     .where(settings.c.name == "upload_grace_ms")
     .scalar_subquery(),
-    UPLOAD_GRACE_DEFAULT_MS,
+    DEFAULTS.upload_grace_ms,
 )
 _referenced = exists().where(owner_refs.c.blob_checksum == blobs.c.checksum)
 
@@ -111,14 +111,15 @@ def collect_blobs(conn: Connection, now: int, checksums: Iterable[str]) -> None:
 
 def pending_bytes(conn: Connection) -> int:
     """Bytes that are uploaded and not registered. Looks at every blob."""
-    total: int = conn.run(_PENDING_BYTES)[0][0]
-    return total
+    ((total,),) = conn.run(_PENDING_BYTES)
+    return int(total)
 
 
 def find_content(conn: Connection, checksum: str) -> bytes | None:
     """Copied content, or None if it is not here. Unchecked: compare its checksum before use."""
-    rows = conn.run(_CONTENT, checksum=checksum)
-    return rows[0][0] if rows else None
+    for (content,) in conn.run(_CONTENT, checksum=checksum):
+        return bytes(content)
+    return None
 
 
 def find_chunk(conn: Connection, checksum: str, offset: int, length: int) -> bytes | None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -37,11 +38,15 @@ from sqlalchemy import (
     update,
 )
 
+from registry.core.policy import Policy
 from registry.core.records import LEASE_MAX_MS, Owner, OwnerState
-from registry.store.journal import write_service_event
+from registry.store.engine import Connection
+from registry.store.ops.brake import Brake
 from registry.store.ops.release import Release, release
-from registry.store.ops.settings_table import Policy, policy_of, read_variables, write_variables
-from registry.store.sqlite.engine import Connection, Row, Statement, one_of
+from registry.store.ops.settings_table import policy_of, read_variables
+from registry.store.ops.sweep_state import LeaseCounts, SweepState, state_of, write_state
+from registry.store.owner_columns import OWNER_COLUMNS, owner_of
+from registry.store.sql import Statement, one_of
 from registry.store.tables import owner_refs, owners
 
 OWNERS_PER_SWEEP = 500
@@ -83,28 +88,6 @@ class Swept:
     waiting: int = 0
 
 
-@dataclass(slots=True)
-class _State:
-    """The sweepers' common memory, kept in the settings table."""
-
-    last_sweep_at: int | None
-    expiry_floor_at: int
-    brake_engaged_at: int | None
-    brake_leased: int
-    brake_released: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    """Owners with a lease: all, those that lapsed, those whose grace is over as well, and those of
-    them that the floor lets expire."""
-
-    leased: int
-    lapsed: int
-    overdue: int
-    expirable: int
-
-
 def _least(first: ColumnElement[int], second: ColumnElement[int]) -> ColumnElement[int]:
     return case((first > second, second), else_=first)
 
@@ -127,33 +110,47 @@ def _count_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
 
 _COUNTS = Statement(
     select(
-        func.count(),
-        _count_of(owners.c.lease_expires_at <= _now),
-        _count_of(_overdue),
-        _count_of(_expirable),
-    ).where(_leased)
+        func.count().label("leased"),
+        _count_of(owners.c.lease_expires_at <= _now).label("lapsed"),
+        _count_of(_overdue).label("overdue"),
+        _count_of(_expirable).label("expirable"),
+    ).where(_leased),
+    LeaseCounts,
 )
+
+
+class _DueOwner(NamedTuple):
+    """An owner that is to be ended, and how many refs it holds."""
+
+    id: int
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: str
+    lora_slug: str
+    refs: int
+
+
 _owner = select(
     owners.c.id,
-    owners.c.namespace,
-    owners.c.component,
-    owners.c.endpoint,
-    owners.c.instance_id,
-    owners.c.lora_slug,
+    *OWNER_COLUMNS,
     select(func.count())
     .where(owner_refs.c.owner_id == owners.c.id)
     .correlate(owners)
-    .scalar_subquery(),
+    .scalar_subquery()
+    .label("refs"),
 )
 _OVERDRAINED = Statement(
     _owner.where(_overdrained)
     .order_by(owners.c.drain_deadline_at, owners.c.id)
-    .limit(bindparam("row_limit"))
+    .limit(bindparam("row_limit")),
+    _DueOwner,
 )
 _EXPIRABLE = Statement(
     _owner.where(_expirable)
     .order_by(owners.c.lease_expires_at, owners.c.id)
-    .limit(bindparam("row_limit"))
+    .limit(bindparam("row_limit")),
+    _DueOwner,
 )
 _POSTPONE_DRAINS = Statement(
     update(owners)
@@ -200,14 +197,15 @@ def sweep(conn: Connection, now: int, items: Sequence[Sweep]) -> list[Swept]:
 def _sweep(conn: Connection, now: int, item: Sweep) -> Swept:
     variables = read_variables(conn)
     policy = policy_of(variables)
-    state = _state_of(variables)
+    state = state_of(variables)
     if not (item.force or item.repeated) and _just_swept(state, policy, now):
         return Swept(skipped=True)
     outage = _was_out(state, policy, now)
     _mind_the_clock(conn, state, policy, item, now, outage=outage)
     counts = _count(conn, state, policy, now)
     floor = state.expiry_floor_at
-    allowed, paused = _brake(conn, state, policy, item, now, counts)
+    brake = Brake(conn, now, policy, tells=not item.dry_run)
+    allowed, paused = brake.judge(state, counts, _most(item), release=item.release_brake)
     if state.expiry_floor_at != floor:
         counts = _count(conn, state, policy, now)
     if paused is None and counts.overdue > counts.expirable:
@@ -229,19 +227,19 @@ def _sweep(conn: Connection, now: int, item: Sweep) -> Swept:
     due += [(row, OwnerState.EXPIRED, "expired") for row in expired]
     taken = due if item.dry_run else _within_bounds(due)
     if not item.dry_run:
-        release(conn, now, [Release(row[0], end, reason) for row, end, reason in taken])
-        _write_state(conn, state, now)
-    ended = tuple(Ending(_owner_of(row), end, reason) for row, end, reason in taken)
+        release(conn, now, [Release(row.id, end, reason) for row, end, reason in taken])
+        write_state(conn, state, now)
+    ended = tuple(Ending(owner_of(row), end, reason) for row, end, reason in taken)
     return Swept(
         ended=ended,
-        released=sum(row[6] for row, _, _ in taken),
+        released=sum(row.refs for row, _, _ in taken),
         more=not item.dry_run and (len(taken) < len(due) or len(due) >= OWNERS_PER_SWEEP),
         paused=paused,
         waiting=counts.overdue - sum(each.state is OwnerState.EXPIRED for each in ended),
     )
 
 
-def _just_swept(state: _State, policy: Policy, now: int) -> bool:
+def _just_swept(state: SweepState, policy: Policy, now: int) -> bool:
     """Whether another process swept within the last half of the interval."""
     last = state.last_sweep_at
     return last is not None and 0 <= now - last < policy.sweep_interval_ms // 2
@@ -250,14 +248,14 @@ def _just_swept(state: _State, policy: Policy, now: int) -> bool:
 # The clock
 
 
-def _was_out(state: _State, policy: Policy, now: int) -> bool:
+def _was_out(state: SweepState, policy: Policy, now: int) -> bool:
     """Whether the registry was down or stalled since the last sweep, as far as the clock tells."""
     last = state.last_sweep_at
     return last is None or not -CLOCK_TOLERANCE_MS <= now - last <= policy.outage_ms
 
 
 def _mind_the_clock(
-    conn: Connection, state: _State, policy: Policy, item: Sweep, now: int, *, outage: bool
+    conn: Connection, state: SweepState, policy: Policy, item: Sweep, now: int, *, outage: bool
 ) -> None:
     """Move the floor after a gap; take back what a clock that went back left in the future."""
     state.expiry_floor_at = now if outage else min(state.expiry_floor_at, now)
@@ -272,73 +270,19 @@ def _mind_the_clock(
     conn.run(_TAKE_BACK_VERIFIED, now=now)
 
 
-def _count(conn: Connection, state: _State, policy: Policy, now: int) -> _Counts:
+def _count(conn: Connection, state: SweepState, policy: Policy, now: int) -> LeaseCounts:
     times = {"now": now, "grace": policy.lease_grace_ms, "floor": state.expiry_floor_at}
-    return _Counts(*conn.run(_COUNTS, **times)[0])
-
-
-# The brake
-
-
-def _brake(
-    conn: Connection, state: _State, policy: Policy, item: Sweep, now: int, counts: _Counts
-) -> tuple[int, str | None]:
-    """How many owners may be ended in this sweep, and why not all that are due."""
-    _judge_brake(conn, state, policy, item, now, counts)
-    if state.brake_engaged_at is None:
-        return _most(item), None
-    if now - state.brake_engaged_at < policy.brake_max_ms:
-        return 0, (
-            f"the brake is engaged: {counts.lapsed} of {counts.leased} leased owners lapsed "
-            "together; it ends when renewals return, with `sweep --release-brake`, or "
-            f"{policy.brake_max_ms / 1000:g} s after it engaged"
-        )
-    allowed = min(_most(item), _bounded_rate(state, policy, now))
-    return allowed, f"the brake lets {allowed} owners expire in this sweep"
-
-
-def _judge_brake(
-    conn: Connection, state: _State, policy: Policy, item: Sweep, now: int, counts: _Counts
-) -> None:
-    """Engage the brake or let go of it."""
-    lapsed, leased = counts.lapsed, counts.leased
-    together = lapsed >= policy.brake_min_owners and lapsed * 100 > policy.brake_percent * leased
-    engaged = state.brake_engaged_at is not None
-    if item.release_brake:
-        if engaged:
-            _tell(conn, item, now, "expiry_resumed", "released by command")
-        state.brake_engaged_at, state.brake_released = None, together
-    elif not together:
-        if engaged:
-            reason = f"only {lapsed} of {leased} leased owners are lapsed"
-            _tell(conn, item, now, "expiry_resumed", reason)
-            state.expiry_floor_at = max(state.expiry_floor_at, now - policy.lease_grace_ms)
-        state.brake_engaged_at, state.brake_released = None, False
-    elif counts.expirable and not engaged and not state.brake_released:
-        _tell(conn, item, now, "expiry_paused", f"{lapsed} of {leased} leased owners lapsed")
-        state.brake_engaged_at, state.brake_leased = now, leased
-
-
-def _bounded_rate(state: _State, policy: Policy, now: int) -> int:
-    """What may expire after the longest pause: the brake's part of the fleet in a minute."""
-    elapsed_ms = min(max(now - (state.last_sweep_at or now), 0), policy.sweep_interval_ms * 2)
-    share = int(state.brake_leased * policy.brake_percent * elapsed_ms / (100 * 60_000))
-    return max(policy.brake_min_owners, share)
-
-
-def _tell(conn: Connection, item: Sweep, now: int, kind: str, reason: str) -> None:
-    if not item.dry_run:
-        write_service_event(conn, now, kind, reason)
+    return conn.run(_COUNTS, **times)[0]
 
 
 # Who is due
 
-_Due = tuple[Row, OwnerState, str]
+_Due = tuple[_DueOwner, OwnerState, str]
 
 
 def _due(
-    conn: Connection, statement: Statement, item: Sweep, at_most: int = ALL, **times: int
-) -> list[Row]:
+    conn: Connection, statement: Statement[_DueOwner], item: Sweep, at_most: int = ALL, **times: int
+) -> list[_DueOwner]:
     """Owners that are due, longest first, as many as one sweep may end."""
     row_limit = min(at_most, _most(item))
     return conn.run(statement, row_limit=row_limit, **times) if row_limit > 0 else []
@@ -353,41 +297,7 @@ def _within_bounds(due: list[_Due]) -> list[_Due]:
     """The first of them, so that one transaction releases about 10,000 refs at most."""
     refs = 0
     for index, (row, _, _) in enumerate(due[:OWNERS_PER_SWEEP]):
-        refs += row[6]
+        refs += row.refs
         if refs > REFS_PER_SWEEP and index:
             return due[:index]
     return due[:OWNERS_PER_SWEEP]
-
-
-def _owner_of(row: Row) -> Owner:
-    namespace, component, endpoint, instance_id, lora_slug = row[1:6]
-    return Owner(namespace, component, endpoint, int(instance_id), lora_slug or None)
-
-
-# The sweepers' memory
-
-
-def _state_of(variables: dict[str, str]) -> _State:
-    def number(name: str) -> int | None:
-        return int(variables[name]) if name in variables else None
-
-    return _State(
-        number("last_sweep_at"),
-        number("expiry_floor_at") or 0,
-        number("brake_engaged_at"),
-        number("brake_leased") or 0,
-        variables.get("brake_released") == "1",
-    )
-
-
-def _write_state(conn: Connection, state: _State, now: int) -> None:
-    write_variables(
-        conn,
-        {
-            "last_sweep_at": now,
-            "expiry_floor_at": state.expiry_floor_at,
-            "brake_engaged_at": state.brake_engaged_at,
-            "brake_leased": state.brake_leased if state.brake_engaged_at is not None else None,
-            "brake_released": "1" if state.brake_released else None,
-        },
-    )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, case, func, null, select, update
 
 from registry.core.records import RefStatus
+from registry.store.engine import Connection
 from registry.store.journal import EventRow, write_events
-from registry.store.sqlite.engine import Connection, Statement
-from registry.store.sqlite.ids import last_ids
+from registry.store.sql import Statement
 from registry.store.tables import entries, owner_refs
 
 
@@ -30,6 +31,10 @@ class Observation:
     file_identity: str | None = None
 
 
+class _Status(NamedTuple):
+    status: str
+
+
 _STATUS = Statement(
     select(owner_refs.c.status)
     .join(entries, entries.c.id == owner_refs.c.entry_id)
@@ -38,7 +43,8 @@ _STATUS = Statement(
         owner_refs.c.entry_id == bindparam("ref_entry_id"),
         owner_refs.c.path.is_not_distinct_from(bindparam("ref_path")),
         entries.c.checksum == bindparam("ref_checksum"),
-    )
+    ),
+    _Status,
 )
 _OBSERVE = Statement(
     update(owner_refs)
@@ -64,7 +70,7 @@ def observe(conn: Connection, now: int, items: Sequence[Observation]) -> list[No
     A change of status is journalled as `drifted`, `missing` or `restored`. Nothing is ever
     unregistered for what happened to a file.
     """
-    event_id = last_ids(conn).get("events", 0)
+    event_id = conn.last_ids().get("events", 0)
     events: list[EventRow] = []
     for item in items:
         ref = {"ref_owner_id": item.owner_id, "ref_entry_id": item.entry_id}
@@ -72,7 +78,7 @@ def observe(conn: Connection, now: int, items: Sequence[Observation]) -> list[No
         if not rows:
             continue
         conn.run(_OBSERVE, **ref, now=now, new_status=item.status, new_identity=item.file_identity)
-        if rows[0][0] != item.status:
+        if rows[0].status != item.status:
             kind = "restored" if item.status is RefStatus.OK else item.status.value
             event_id += 1
             events.append(EventRow(event_id, kind, item.owner_id, item.entry_id))

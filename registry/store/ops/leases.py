@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import BigInteger, bindparam, case, func, null, select, update
 
-from registry.core.records import Drained, Lease, Owner, OwnerState, Renewed
+from registry.core.records import Drained, Owner, OwnerState, Renewed
 from registry.errors import LeaseGone, RegistryError, Superseded
+from registry.store.engine import Connection
 from registry.store.journal import EventRow, write_events
-from registry.store.ops.release import FIND_OWNERS, identity
+from registry.store.ops.release import FIND_OWNERS
 from registry.store.ops.supersede import find_superseded, instance_of
-from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows
-from registry.store.sqlite.ids import last_ids
+from registry.store.owner_columns import identity, identity_of, lease_of
+from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import owner_refs, owners
 
 
@@ -43,6 +45,15 @@ _RENEW = Statement(
     )
     .where(owners.c.id.in_(select(_rows.c.id)))
 )
+
+
+class _RenewedRow(NamedTuple):
+    id: int
+    lease_ttl_ms: int | None
+    lease_expires_at: int | None
+    refs: int
+
+
 _RENEWED = Statement(
     select(
         owners.c.id,
@@ -51,8 +62,10 @@ _RENEWED = Statement(
         select(func.count())
         .where(owner_refs.c.owner_id == owners.c.id)
         .correlate(owners)
-        .scalar_subquery(),
-    ).where(owners.c.id.in_(select(_rows.c.id)))
+        .scalar_subquery()
+        .label("refs"),
+    ).where(owners.c.id.in_(select(_rows.c.id))),
+    _RenewedRow,
 )
 _DRAIN = Statement(
     update(owners)
@@ -74,11 +87,12 @@ def renew(conn: Connection, now: int, items: Sequence[Owner]) -> list[Renewed | 
     if live:
         wanted = as_rows([[owner_id] for owner_id in set(live.values())])
         conn.run(_RENEW, now=now, rows=wanted)
-        renewed = {row[0]: row[1:] for row in conn.run(_RENEWED, rows=wanted)}
+        renewed = {row.id: row for row in conn.run(_RENEWED, rows=wanted)}
         for index, owner_id in live.items():
-            ttl_ms, expires_at, refs = renewed[owner_id]
-            lease = None if ttl_ms is None else Lease(ttl_ms, expires_at)
-            outcomes[index] = Renewed(items[index], lease, refs)
+            row = renewed[owner_id]
+            outcomes[index] = Renewed(
+                items[index], lease_of(row.lease_ttl_ms, row.lease_expires_at), row.refs
+            )
     return outcomes
 
 
@@ -89,13 +103,22 @@ def drain(conn: Connection, now: int, items: Sequence[Drain]) -> list[Drained | 
     if live:
         deadlines = {owner_id: items[index].deadline_ms for index, owner_id in live.items()}
         conn.run(_DRAIN, now=now, rows=as_rows(deadlines.items()))
-        event_id = last_ids(conn).get("events", 0)
+        event_id = conn.last_ids().get("events", 0)
         events = []
         for index, owner_id in live.items():
             item = items[index]
             event_id += 1
-            about = (f"within {item.deadline_ms / 1000:g} s", item.actor, item.request_id)
-            events.append(EventRow(event_id, "drained", owner_id, None, None, *about))
+            events.append(
+                EventRow(
+                    id=event_id,
+                    kind="drained",
+                    owner_id=owner_id,
+                    entry_id=None,
+                    reason=f"within {item.deadline_ms / 1000:g} s",
+                    actor=item.actor,
+                    request_id=item.request_id,
+                )
+            )
             outcomes[index] = Drained(item.owner, now + item.deadline_ms)
         write_events(conn, now, events)
     return outcomes
@@ -107,9 +130,9 @@ def _find_live(
     """The refusal of each owner that has ended or never was; the ids of the others by position."""
     wanted = as_rows([identity(owner) for owner in items])
     found = {
-        row[:5]: row[5]
+        identity_of(row): row.id
         for row in conn.run(FIND_OWNERS, rows=wanted)
-        if not OwnerState(row[6]).ended
+        if not OwnerState(row.state).ended
     }
     live = {
         index: found[identity(owner)]

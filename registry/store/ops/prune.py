@@ -20,10 +20,11 @@ from sqlalchemy import (
     update,
 )
 
+from registry.store.engine import Connection
 from registry.store.ops.blobs import collect_blobs
 from registry.store.ops.settings_table import policy_of, read_variables, write_variables
 from registry.store.ops.supersede import UNREPLACED
-from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows, one_of
+from registry.store.sql import Statement, as_rows, json_rows, one_of
 from registry.store.tables import blobs, events, owner_refs, owners
 
 EVENTS_PER_PRUNE = 5_000
@@ -202,7 +203,7 @@ def find_abandoned(conn: Connection, now: int) -> tuple[str, ...]:
     policy = policy_of(read_variables(conn))
     before = now - policy.upload_grace_ms
     rows = conn.run(_ABANDONED, before=before, now=now, row_limit=BLOBS_PER_PRUNE)
-    return tuple(row[0] for row in rows)
+    return tuple(checksum for (checksum,) in rows)
 
 
 def prune(conn: Connection, now: int, items: Sequence[Prune]) -> list[Pruned]:
@@ -224,7 +225,7 @@ def _prune(conn: Connection, now: int, item: Prune) -> Pruned:
         before=now - policy.tombstone_retention_ms,
         row_limit=TOMBSTONES_PER_PRUNE,
     )
-    last = conn.run(_LAST_EVENT)[0][0]
+    ((last,),) = conn.run(_LAST_EVENT)
     deleted, more = _prune_events(
         conn,
         variables,

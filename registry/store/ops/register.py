@@ -1,19 +1,18 @@
-"""Registering: what a manifest does to the tables. The other operations are in the rooms beside.
+"""Registering: what a manifest does to the tables. The other operations are in the modules beside.
 
 Every operation takes a list and answers in kind, inside a transaction of the caller's; it does
 exactly what running its items one at a time in order would do. A refusal is a value in the
 answer. No operation commits, takes the time, or touches the world: it may run again.
 
-    register                here            store_blobs    blobs.py
-    unregister, remove      releasing.py    observe        observing.py
+    register                here, register_rows.py     store_blobs    blobs.py
+    unregister, remove      unregister.py, release.py  observe        file_status.py
+    renew, drain            leases.py                  sweep, prune   expire.py, prune.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from sqlalchemy import bindparam, func, insert, literal, null, select, update
 
 from registry.core.records import (
     Artifact,
@@ -29,15 +28,28 @@ from registry.core.records import (
     Registration,
 )
 from registry.errors import ChecksumMismatch, Conflict, ContentMissing, RegistryError, Superseded
+from registry.store.engine import Connection
 from registry.store.journal import (
     EventRow,
     Refusal,
+    Unresolved,
     find_unresolved,
     write_events,
     write_refusals,
 )
 from registry.store.ops.blobs import collect_blobs, sizes_of
-from registry.store.ops.release import FIND_OWNERS, Freed, collect, identity
+from registry.store.ops.register_rows import (
+    EntryDraft,
+    OwnerDraft,
+    RefDraft,
+    find_entries,
+    find_owners,
+    find_refs,
+    write_entries,
+    write_owners,
+    write_refs,
+)
+from registry.store.ops.release import Freed, collect
 from registry.store.ops.supersede import (
     Incarnation,
     Instance,
@@ -50,40 +62,10 @@ from registry.store.ops.supersede import (
     supersede,
     worker_of,
 )
+from registry.store.owner_columns import Identity, identity
 from registry.store.reads.queries import holders_of
-from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows
-from registry.store.sqlite.ids import last_ids
-from registry.store.tables import entries, owner_refs, owners
 
 CONFLICT_HOLDERS_MAX = 20
-
-
-@dataclass(slots=True)
-class _OwnerRow:
-    id: int
-    state: str
-    worker_name: str | None
-    is_new: bool = False
-    attached_at: int | None = None
-    lease: Lease | None = None
-
-
-@dataclass(slots=True)
-class _EntryRow:
-    id: int
-    checksum: str
-    size: int
-    is_new: bool = False
-
-
-@dataclass(slots=True)
-class _RefRow:
-    blob_checksum: str | None
-    path: str | None
-    file_identity: str | None
-    status: str
-    event_id: int
-    is_new: bool = False
 
 
 def register(
@@ -133,36 +115,35 @@ class _Batch:
     conn: Connection
     now: int
     items: Sequence[Registration]
-    owners: dict[tuple[str, ...], _OwnerRow] = field(init=False)
-    entries: dict[ArtifactKey, _EntryRow] = field(init=False)
-    refs: dict[tuple[int, int], _RefRow] = field(init=False)
+    owners: dict[Identity, OwnerDraft] = field(init=False)
+    entries: dict[ArtifactKey, EntryDraft] = field(init=False)
+    refs: dict[tuple[int, int], RefDraft] = field(init=False)
     sizes: dict[str, int] = field(init=False)
     last: dict[str, int] = field(init=False)
     events: list[EventRow] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
-    touched_owners: dict[int, tuple[Owner, _OwnerRow]] = field(default_factory=dict)
-    touched_refs: dict[tuple[int, int], _RefRow] = field(default_factory=dict)
-    replaced: list[_EntryRow] = field(default_factory=list)
+    touched_owners: dict[int, tuple[Owner, OwnerDraft]] = field(default_factory=dict)
+    touched_refs: dict[tuple[int, int], RefDraft] = field(default_factory=dict)
+    replaced: list[EntryDraft] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     incarnations: dict[Worker, list[Incarnation]] = field(init=False)
     superseded: set[Instance] = field(init=False)
     freed: Freed | None = None
-    unresolved: set[tuple[str, ...]] | None = None
+    unresolved: set[Unresolved] | None = None
 
     def __post_init__(self) -> None:
         conn, items = self.conn, self.items
-        self.last = last_ids(conn)
-        who = as_rows([identity(item.owner) for item in items])
-        self.owners = {row[:5]: _OwnerRow(*row[5:8]) for row in conn.run(FIND_OWNERS, rows=who)}
+        self.last = conn.last_ids()
+        self.owners = find_owners(conn, [item.owner for item in items])
         self.superseded = find_superseded(conn, [instance_of(item.owner) for item in items])
         workers = [worker for item in items if (worker := worker_of(item)) is not None]
         self.incarnations = find_incarnations(conn, dict.fromkeys(workers))
         artifacts = [artifact for item in items for artifact in item.artifacts]
-        self.entries = _find_entries(conn, {artifact.key for artifact in artifacts})
+        self.entries = find_entries(conn, {artifact.key for artifact in artifacts})
         self.sizes = sizes_of(
             conn, [artifact.checksum for artifact in artifacts if artifact.path is None]
         )
-        self.refs = _find_refs(conn, self._pairs()) if self.owners and self.entries else {}
+        self.refs = find_refs(conn, self._pairs()) if self.owners and self.entries else {}
 
     def _pairs(self) -> list[tuple[int, int]]:
         pairs = []
@@ -219,7 +200,7 @@ class _Batch:
                 )
         if older:
             self.freed = supersede(self.conn, self.now, item, older)
-            self.last = last_ids(self.conn)
+            self.last = self.conn.last_ids()
         row = self._attach(item, owner)
         lines = tuple(self._hold(item, row, artifact) for artifact in item.artifacts)
         return Registered(item.owner, row.lease, lines)
@@ -246,16 +227,14 @@ class _Batch:
         for conflict in conflicts:
             self.refusals.append(
                 Refusal(
-                    item.owner,
-                    conflict.key.slug,
-                    conflict.key.suffix,
-                    conflict.key.filename,
-                    self.entries[conflict.key].id,
-                    conflict.offered,
-                    conflict.registered,
-                    f"held by {conflict.holders[0].owner}",
-                    item.actor,
-                    item.request_id,
+                    owner=item.owner,
+                    key=conflict.key,
+                    entry_id=self.entries[conflict.key].id,
+                    offered=conflict.offered,
+                    registered=conflict.registered,
+                    reason=f"held by {conflict.holders[0].owner}",
+                    actor=item.actor,
+                    request_id=item.request_id,
                 )
             )
         first = conflicts[0]
@@ -268,10 +247,10 @@ class _Batch:
 
     # Accepting
 
-    def _attach(self, item: Registration, row: _OwnerRow | None) -> _OwnerRow:
+    def _attach(self, item: Registration, row: OwnerDraft | None) -> OwnerDraft:
         """The owner's row, alive and with a renewed lease."""
         if row is None:
-            row = _OwnerRow(self._next("owners"), "", None, is_new=True)
+            row = OwnerDraft(self._next("owners"), "", None, is_new=True)
             self.owners[identity(item.owner)] = row
         if row.state != OwnerState.ACTIVE:
             reason = "drain cancelled" if row.state == OwnerState.DRAINING else None
@@ -289,13 +268,15 @@ class _Batch:
             self.incarnations[worker].append(mine)
         return row
 
-    def _hold(self, item: Registration, owner: _OwnerRow, artifact: Artifact) -> RegisteredArtifact:
+    def _hold(
+        self, item: Registration, owner: OwnerDraft, artifact: Artifact
+    ) -> RegisteredArtifact:
         """One line of an accepted manifest."""
         entry = self.entries.get(artifact.key)
         outcome = Outcome.SHARED
         kind, previous, reason = "registered", None, None
         if entry is None:
-            entry = _EntryRow(
+            entry = EntryDraft(
                 self._next("entries"), artifact.checksum, self._size(artifact), is_new=True
             )
             self.entries[artifact.key] = entry
@@ -323,7 +304,7 @@ class _Batch:
         if self.unresolved is None:
             self.unresolved = find_unresolved(self.conn, self.now)
         key = artifact.key
-        name = (*identity(item.owner), key.slug, key.suffix, key.filename)
+        name = Unresolved(*identity(item.owner), key.slug, key.suffix, key.filename)
         was_refused = name in self.unresolved
         self.unresolved.discard(name)
         return was_refused
@@ -331,16 +312,16 @@ class _Batch:
     def _set_ref(
         self,
         item: Registration,
-        owner: _OwnerRow,
-        entry: _EntryRow,
+        owner: OwnerDraft,
+        entry: EntryDraft,
         artifact: Artifact,
-        ref: _RefRow | None,
+        ref: RefDraft | None,
         *,
         journalled: bool,
     ) -> None:
         """Point the owner's ref at the bytes that were offered."""
         if ref is None:
-            ref = _RefRow(None, None, None, RefStatus.OK, 0, is_new=True)
+            ref = RefDraft(is_new=True)
             self.refs[owner.id, entry.id] = ref
         elif not journalled and artifact.path is None:
             return
@@ -358,22 +339,22 @@ class _Batch:
     def _journal(
         self,
         item: Registration,
-        owner: _OwnerRow,
-        entry: _EntryRow | None,
+        owner: OwnerDraft,
+        entry: EntryDraft | None,
         kind: str,
         previous: str | None = None,
         reason: str | None = None,
     ) -> None:
         self.events.append(
             EventRow(
-                self._next("events"),
-                kind,
-                owner.id,
-                entry.id if entry else None,
-                previous,
-                reason,
-                item.actor,
-                item.request_id,
+                id=self._next("events"),
+                kind=kind,
+                owner_id=owner.id,
+                entry_id=entry.id if entry else None,
+                previous_checksum=previous,
+                reason=reason,
+                actor=item.actor,
+                request_id=item.request_id,
             )
         )
 
@@ -389,199 +370,11 @@ class _Batch:
     def write(self) -> None:
         """Put down what was accepted, in set form, and what was refused."""
         conn, now = self.conn, self.now
-        self._write_owners()
-        new = [
-            (entry.id, key.slug, key.suffix, key.filename, entry.checksum, entry.size)
-            for key, entry in self.entries.items()
-            if entry.is_new
-        ]
-        if new:
-            conn.run(_INSERT_ENTRIES, now=now, rows=as_rows(new))
-        for entry in self.replaced:
-            conn.run(
-                _REPLACE_ENTRY,
-                now=now,
-                entry_id=entry.id,
-                new_checksum=entry.checksum,
-                new_size=entry.size,
-            )
-        self._write_refs()
+        write_owners(conn, now, self.touched_owners.values())
+        write_entries(conn, now, self.entries, self.replaced)
+        write_refs(conn, now, self.touched_refs)
         write_events(conn, now, self.events)
         write_refusals(conn, now, self.last.get("events", 0), self.refusals)
         collect_blobs(conn, now, self.dropped)
         if self.freed is not None:
             collect(conn, now, self.freed)
-
-    def _write_owners(self) -> None:
-        new: list[object] = []
-        changed: list[object] = []
-        for owner, row in self.touched_owners.values():
-            ttl_ms = row.lease.ttl_ms if row.lease else None
-            values = (row.id, *identity(owner), row.worker_name, ttl_ms, row.attached_at)
-            (new if row.is_new else changed).append(values)
-        if new:
-            self.conn.run(_INSERT_OWNERS, now=self.now, rows=as_rows(new))
-        if changed:
-            self.conn.run(_UPDATE_OWNERS, now=self.now, rows=as_rows(changed))
-
-    def _write_refs(self) -> None:
-        new: list[object] = []
-        changed: list[object] = []
-        for pair, ref in self.touched_refs.items():
-            values = (*pair, ref.blob_checksum, ref.path, ref.file_identity, ref.event_id)
-            (new if ref.is_new else changed).append(values)
-        if new:
-            self.conn.run(_INSERT_REFS, now=self.now, rows=as_rows(new))
-        if changed:
-            self.conn.run(_UPDATE_REFS, now=self.now, rows=as_rows(changed))
-
-
-# Reading what a list of manifests speaks of
-
-_keys = json_rows("rows", slug=str, suffix=str, filename=str)
-_FIND_ENTRIES = Statement(
-    select(
-        entries.c.slug,
-        entries.c.suffix,
-        entries.c.filename,
-        entries.c.id,
-        entries.c.checksum,
-        entries.c.size,
-    ).join(
-        _keys,
-        (entries.c.slug == _keys.c.slug)
-        & (entries.c.suffix == _keys.c.suffix)
-        & (entries.c.filename == _keys.c.filename),
-    )
-)
-_pairs = json_rows("rows", owner_id=int, entry_id=int)
-_FIND_REFS = Statement(
-    select(
-        owner_refs.c.owner_id,
-        owner_refs.c.entry_id,
-        owner_refs.c.blob_checksum,
-        owner_refs.c.path,
-        owner_refs.c.file_identity,
-        owner_refs.c.status,
-        owner_refs.c.event_id,
-    ).join(
-        _pairs,
-        (owner_refs.c.owner_id == _pairs.c.owner_id) & (owner_refs.c.entry_id == _pairs.c.entry_id),
-    )
-)
-
-
-def _find_entries(conn: Connection, keys: set[ArtifactKey]) -> dict[ArtifactKey, _EntryRow]:
-    if not keys:
-        return {}
-    by_name = {(key.slug, key.suffix, key.filename): key for key in keys}
-    rows = conn.run(_FIND_ENTRIES, rows=as_rows(by_name))
-    return {by_name[row[:3]]: _EntryRow(*row[3:]) for row in rows}
-
-
-def _find_refs(
-    conn: Connection, pairs: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], _RefRow]:
-    rows = conn.run(_FIND_REFS, rows=as_rows(sorted(set(pairs)))) if pairs else []
-    return {row[:2]: _RefRow(*row[2:]) for row in rows}
-
-
-# Writing it
-
-_owner_rows = json_rows(
-    "rows",
-    id=int,
-    namespace=str,
-    component=str,
-    endpoint=str,
-    instance_id=str,
-    lora_slug=str,
-    worker_name=str,
-    lease_ttl_ms=int,
-    registered_at=int,
-)
-_UPDATE_OWNERS = Statement(
-    update(owners)
-    .values(
-        state="active",
-        worker_name=_owner_rows.c.worker_name,
-        lease_ttl_ms=_owner_rows.c.lease_ttl_ms,
-        lease_expires_at=bindparam("now") + _owner_rows.c.lease_ttl_ms,
-        registered_at=func.coalesce(_owner_rows.c.registered_at, owners.c.registered_at),
-        renewed_at=bindparam("now"),
-        drain_deadline_at=null(),
-        ended_at=null(),
-        end_reason=null(),
-    )
-    .where(owners.c.id == _owner_rows.c.id)
-)
-_INSERT_OWNERS = Statement(
-    insert(owners).from_select(
-        [
-            *("id", "namespace", "component", "endpoint", "instance_id", "lora_slug"),
-            *("worker_name", "state", "lease_ttl_ms", "lease_expires_at"),
-            *("registered_at", "renewed_at"),
-        ],
-        select(
-            _owner_rows.c.id,
-            _owner_rows.c.namespace,
-            _owner_rows.c.component,
-            _owner_rows.c.endpoint,
-            _owner_rows.c.instance_id,
-            _owner_rows.c.lora_slug,
-            _owner_rows.c.worker_name,
-            literal("active"),
-            _owner_rows.c.lease_ttl_ms,
-            bindparam("now") + _owner_rows.c.lease_ttl_ms,
-            bindparam("now"),
-            bindparam("now"),
-        ),
-    )
-)
-_entry_rows = json_rows("rows", id=int, slug=str, suffix=str, filename=str, checksum=str, size=int)
-_INSERT_ENTRIES = Statement(
-    insert(entries).from_select(
-        [*_entry_rows.c.keys(), "generation", "created_at", "updated_at"],
-        select(*_entry_rows.c, literal(1), bindparam("now"), bindparam("now")),
-    )
-)
-_REPLACE_ENTRY = Statement(
-    update(entries)
-    .values(
-        checksum=bindparam("new_checksum"),
-        size=bindparam("new_size"),
-        generation=entries.c.generation + 1,
-        updated_at=bindparam("now"),
-    )
-    .where(entries.c.id == bindparam("entry_id"))
-)
-_ref_rows = json_rows(
-    "rows",
-    owner_id=int,
-    entry_id=int,
-    blob_checksum=str,
-    path=str,
-    file_identity=str,
-    event_id=int,
-)
-_INSERT_REFS = Statement(
-    insert(owner_refs).from_select(
-        [*_ref_rows.c.keys(), "status", "verified_at", "created_at"],
-        select(*_ref_rows.c, literal("ok"), bindparam("now"), bindparam("now")),
-    )
-)
-_UPDATE_REFS = Statement(
-    update(owner_refs)
-    .values(
-        blob_checksum=_ref_rows.c.blob_checksum,
-        path=_ref_rows.c.path,
-        file_identity=_ref_rows.c.file_identity,
-        event_id=_ref_rows.c.event_id,
-        status="ok",
-        verified_at=bindparam("now"),
-    )
-    .where(
-        owner_refs.c.owner_id == _ref_rows.c.owner_id,
-        owner_refs.c.entry_id == _ref_rows.c.entry_id,
-    )
-)

@@ -11,9 +11,9 @@ A dead worker and a polite one leave the same rows (S7, S9). It is done in SQL, 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy import (
     CTE,
@@ -35,19 +35,11 @@ from sqlalchemy import (
     update,
 )
 
-from registry.core.records import (
-    ArtifactKey,
-    Kept,
-    Owner,
-    OwnerState,
-    Receipt,
-    Removal,
-    Unregistration,
-)
-from registry.store.journal import EventRow, find_unresolved, write_departure, write_events
+from registry.core.records import OwnerState
+from registry.store.engine import Connection
 from registry.store.ops.blobs import collect_blobs
-from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows
-from registry.store.sqlite.ids import last_ids
+from registry.store.owner_columns import OWNER_COLUMNS, OWNER_NAMES, same_owner
+from registry.store.sql import Row, Statement, as_rows, json_rows
 from registry.store.tables import entries, events, owner_refs, owners
 
 
@@ -73,29 +65,27 @@ class Freed:
 
 
 _ids = json_rows("rows", id=int)
-_identities = json_rows(
-    "rows", namespace=str, component=str, endpoint=str, instance_id=str, lora_slug=str
-)
-_held = exists().where(owner_refs.c.entry_id == entries.c.id)
+_identities = json_rows("rows", **dict.fromkeys(OWNER_NAMES, str))
+
+
+class FoundOwner(NamedTuple):
+    """An owner's row, whether it lives or has ended."""
+
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: str
+    lora_slug: str
+    id: int
+    state: str
+    worker_name: str | None
+
 
 FIND_OWNERS = Statement(
-    select(
-        owners.c.namespace,
-        owners.c.component,
-        owners.c.endpoint,
-        owners.c.instance_id,
-        owners.c.lora_slug,
-        owners.c.id,
-        owners.c.state,
-        owners.c.worker_name,
-    ).join(
-        _identities,
-        (owners.c.namespace == _identities.c.namespace)
-        & (owners.c.component == _identities.c.component)
-        & (owners.c.endpoint == _identities.c.endpoint)
-        & (owners.c.instance_id == _identities.c.instance_id)
-        & (owners.c.lora_slug == _identities.c.lora_slug),
-    )
+    select(*OWNER_COLUMNS, owners.c.id, owners.c.state, owners.c.worker_name).join(
+        _identities, same_owner(owners, _identities)
+    ),
+    FoundOwner,
 )
 
 
@@ -161,20 +151,19 @@ def _lines(leaving: CTE, *, with_removals: bool) -> Select[tuple[int, str, int, 
     return select(number.label("number"), *(steps.c[name] for name in names))
 
 
-def _journal(*, with_removals: bool) -> Statement:
+def _journal(*, with_removals: bool) -> Statement[Row]:
     leaving = select(_leaving).cte("leaving").prefix_with("MATERIALIZED")
     lines = _lines(leaving, with_removals=with_removals).subquery("lines")
-    who = ("namespace", "component", "endpoint", "instance_id", "lora_slug")
     what = ("slug", "suffix", "filename", "checksum")
     why = ("reason", "actor", "request_id")
     return Statement(
         insert(events).from_select(
-            ["id", "at", "kind", "owner_id", "entry_id", *who, *what, *why],
+            ["id", "at", "kind", "owner_id", "entry_id", *OWNER_NAMES, *what, *why],
             select(
                 bindparam("last_event_id", type_=BigInteger) + lines.c.number,
                 bindparam("now"),
                 *(lines.c[name] for name in ("kind", "owner_id", "entry_id")),
-                *(owners.c[name] for name in who),
+                *OWNER_COLUMNS,
                 *(entries.c[name] for name in what),
                 *(lines.c[name] for name in why),
             ).select_from(
@@ -188,10 +177,19 @@ def _journal(*, with_removals: bool) -> Statement:
 
 _JOURNAL = _journal(with_removals=True)
 _JOURNAL_BUT_REMOVALS = _journal(with_removals=False)
+
+
+class DroppedRef(NamedTuple):
+    """An owner ref that was deleted, and the copied content that it named."""
+
+    blob_checksum: str | None
+
+
 _DELETE_REFS = Statement(
     delete(owner_refs)
     .where(owner_refs.c.owner_id.in_(select(_ids.c.id)), _goes)
-    .returning(owner_refs.c.blob_checksum)
+    .returning(owner_refs.c.blob_checksum),
+    DroppedRef,
 )
 _ends = json_rows("rows", owner_id=int, state=str, reason=str)
 _END_OWNERS = Statement(
@@ -206,14 +204,14 @@ _END_OWNERS = Statement(
     )
     .where(owners.c.id == _ends.c.owner_id)
 )
-_since = events.c.id > bindparam("last_event_id")
-_removed = select(events.c.entry_id).where(_since, events.c.kind == literal("removed"))
+SINCE = events.c.id > bindparam("last_event_id")
+_removed = select(events.c.entry_id).where(SINCE, events.c.kind == literal("removed"))
 _DELETE_ENTRIES = Statement(delete(entries).where(entries.c.id.in_(_removed)))
 
 # Of each entry, the last release that let go of it.
 _last_release = events.alias("last_release")
 _names = (
-    *("owner_id", "entry_id", "namespace", "component", "endpoint", "instance_id", "lora_slug"),
+    *("owner_id", "entry_id", *OWNER_NAMES),
     *("slug", "suffix", "filename", "checksum", "reason", "actor", "request_id"),
 )
 _JOURNAL_REMOVALS = Statement(
@@ -228,7 +226,7 @@ _JOURNAL_REMOVALS = Statement(
         ).where(
             _last_release.c.id.in_(
                 select(func.max(events.c.id))
-                .where(_since, events.c.kind == literal("released"))
+                .where(SINCE, events.c.kind == literal("released"))
                 .group_by(events.c.entry_id + 0)
             ),
             ~exists().where(owner_refs.c.entry_id == _last_release.c.entry_id),
@@ -260,7 +258,7 @@ def let_go(conn: Connection, now: int, releases: Sequence[Release]) -> Freed:
 def collect(conn: Connection, now: int, freed: Freed) -> None:
     """Remove what was let go of and nobody holds by now, and journal it."""
     since = {"last_event_id": freed.last_event_id}
-    conn.run(_JOURNAL_REMOVALS, now=now, next_event_id=last_ids(conn)["events"], **since)
+    conn.run(_JOURNAL_REMOVALS, now=now, next_event_id=conn.last_ids()["events"], **since)
     conn.run(_DELETE_ENTRIES, **since)
     collect_blobs(conn, now, freed.contents)
 
@@ -269,12 +267,12 @@ def _let_go(
     conn: Connection,
     now: int,
     releases: Sequence[Release],
-    journal: Statement,
+    journal: Statement[Row],
     model: tuple[str, str] | None,
 ) -> Freed:
     if not releases:
         return Freed()
-    last_event_id = last_ids(conn).get("events", 0)
+    last_event_id = conn.last_ids().get("events", 0)
     slug, suffix = model or (None, None)
     of = {"of_slug": slug, "of_suffix": suffix}
     leaving = [
@@ -286,172 +284,5 @@ def _let_go(
     ends = [(each.owner_id, each.ended, each.reason) for each in releases if each.ended]
     if ends:
         conn.run(_END_OWNERS, now=now, rows=as_rows(ends))
-    contents = {row[0] for row in gone} - {None}
+    contents = {ref.blob_checksum for ref in gone if ref.blob_checksum is not None}
     return Freed(len(gone), last_event_id, contents)
-
-
-# Unregister
-
-
-def identity(owner: Owner) -> tuple[str, str, str, str, str]:
-    """An owner as its columns spell it."""
-    return (
-        owner.namespace,
-        owner.component,
-        owner.endpoint,
-        str(owner.instance_id),
-        owner.lora_slug or "",
-    )
-
-
-def unregister(conn: Connection, now: int, items: Sequence[Unregistration]) -> list[Receipt]:
-    """unregister_for_owner (S7): release every ref of each owner and end it; a receipt each.
-
-    An owner that is unknown, or ended already, gets a receipt of zeros. An ended one that still
-    holds something, which it should not, lets go of it and stays ended as it was. One that was
-    refused lately is put down as detached: its conflict is over.
-    """
-    wanted = as_rows([identity(item.owner) for item in items])
-    found = {row[:5]: (row[5], _ended(row[6])) for row in conn.run(FIND_OWNERS, rows=wanted)}
-    refused = _refused_of(conn, now, [who for who in map(_who, items) if _is_gone(found.get(who))])
-    if refused and len(items) > 1:
-        return [receipt for item in items for receipt in unregister(conn, now, [item])]
-    for item in items if refused else ():
-        last = last_ids(conn).get("events", 0)
-        write_departure(conn, now, last, _who(item), item.actor, item.request_id)
-    releases: dict[int, Release] = {}
-    for index, item in enumerate(items):
-        owner_id, ended = found.pop(identity(item.owner), (None, False))
-        if owner_id is not None:
-            state = None if ended else OwnerState.DETACHED
-            releases[index] = Release(owner_id, state, "unregistered", item.actor, item.request_id)
-    freed = release(conn, now, list(releases.values()))
-    told = _receipts(conn, freed, {each.owner_id: index for index, each in releases.items()}, items)
-    return [told.get(index) or Receipt(item.owner) for index, item in enumerate(items)]
-
-
-_LINES = Statement(
-    select(
-        events.c.owner_id,
-        events.c.kind,
-        events.c.entry_id,
-        events.c.slug,
-        events.c.suffix,
-        events.c.filename,
-    )
-    .where(_since, events.c.entry_id.is_not(None))
-    .order_by(events.c.id)
-)
-_HOLDERS = Statement(
-    select(owner_refs.c.entry_id, func.count())
-    .where(owner_refs.c.entry_id.in_(select(_ids.c.id)))
-    .group_by(owner_refs.c.entry_id)
-)
-
-
-def _receipts(
-    conn: Connection, freed: Freed, places: dict[int, int], items: Sequence[Unregistration]
-) -> dict[int, Receipt]:
-    """The receipts of the owners that held something, by the places of their items: what the
-    journal has just been told of them."""
-    if not freed.refs:
-        return {}
-    released: dict[int, dict[int, ArtifactKey]] = {}
-    removed: set[tuple[int, int]] = set()
-    for owner_id, kind, entry_id, *key in conn.run(_LINES, last_event_id=freed.last_event_id):
-        if kind == "removed":
-            removed.add((owner_id, entry_id))
-        else:
-            released.setdefault(owner_id, {})[entry_id] = ArtifactKey(*key)
-    touched = {entry_id for keys in released.values() for entry_id in keys}
-    rows = conn.run(_HOLDERS, rows=as_rows([[entry_id] for entry_id in touched]))
-    left: Counter[int] = Counter(dict(rows))
-    receipts: dict[int, Receipt] = {}
-    for owner_id, keys in reversed(released.items()):
-        gone = [entry_id for entry_id in keys if (owner_id, entry_id) in removed]
-        kept = [entry_id for entry_id in keys if (owner_id, entry_id) not in removed]
-        receipts[places[owner_id]] = Receipt(
-            items[places[owner_id]].owner,
-            len(keys),
-            tuple(keys[entry_id] for entry_id in gone),
-            tuple(Kept(keys[entry_id], left[entry_id]) for entry_id in kept),
-        )
-        left.update(list(keys))
-    return receipts
-
-
-def _ended(state: str) -> bool:
-    return OwnerState(state).ended
-
-
-def _who(item: Unregistration) -> tuple[str, ...]:
-    return identity(item.owner)
-
-
-def _is_gone(found: tuple[int, bool] | None) -> bool:
-    """Whether the owner of this id and end has no row, or ended."""
-    return found is None or found[1]
-
-
-def _refused_of(
-    conn: Connection, now: int, gone: Sequence[tuple[str, ...]]
-) -> Set[tuple[str, ...]]:
-    """Those who were refused within the last hour, and neither succeeded nor left since."""
-    return {row[:5] for row in find_unresolved(conn, now)} & set(gone) if gone else set()
-
-
-# Remove
-
-_model_keys = (entries.c.slug == bindparam("slug"), entries.c.suffix == bindparam("suffix"))
-_ENTRIES_OF_MODEL = Statement(
-    select(entries.c.id, entries.c.slug, entries.c.suffix, entries.c.filename)
-    .where(*_model_keys)
-    .order_by(entries.c.id)
-)
-_OWNERS_OF_MODEL = Statement(
-    select(owner_refs.c.owner_id)
-    .join(entries, entries.c.id == owner_refs.c.entry_id)
-    .where(*_model_keys)
-    .distinct()
-    .order_by(owner_refs.c.owner_id)
-)
-_DELETE_ORPHANS = Statement(delete(entries).where(entries.c.id.in_(select(_ids.c.id)), ~_held))
-
-
-def remove(conn: Connection, now: int, items: Sequence[Removal]) -> list[Receipt]:
-    """Administrator's removal: drop the entries of each model, whoever holds them."""
-    return [_remove(conn, now, item) for item in items]
-
-
-def _remove(conn: Connection, now: int, item: Removal) -> Receipt:
-    model = {"slug": item.slug, "suffix": item.suffix}
-    keys = {row[0]: ArtifactKey(*row[1:]) for row in conn.run(_ENTRIES_OF_MODEL, **model)}
-    releases = [
-        Release(row[0], None, "administrator", item.actor, item.request_id)
-        for row in conn.run(_OWNERS_OF_MODEL, **model)
-    ]
-    freed = release(conn, now, releases, model=(item.slug, item.suffix))
-    orphans = [row[0] for row in conn.run(_ENTRIES_OF_MODEL, **model)]
-    _delete_orphans(conn, now, item, orphans)
-    return Receipt(None, freed.refs, tuple(keys.values()))
-
-
-def _delete_orphans(conn: Connection, now: int, item: Removal, entry_ids: Sequence[int]) -> None:
-    """Entries that nobody held: there should be none, and an administrator may clear them."""
-    if entry_ids:
-        first = last_ids(conn).get("events", 0) + 1
-        rows = [
-            EventRow(
-                first + index,
-                "removed",
-                None,
-                entry_id,
-                None,
-                "administrator",
-                item.actor,
-                item.request_id,
-            )
-            for index, entry_id in enumerate(entry_ids)
-        ]
-        write_events(conn, now, rows)
-        conn.run(_DELETE_ORPHANS, rows=as_rows([[entry_id] for entry_id in entry_ids]))

@@ -11,37 +11,11 @@ from typing import Any
 
 from sqlalchemy import delete, insert, select
 
+from registry.core.policy import Policy
+from registry.store.engine import Connection
 from registry.store.journal import write_service_event
-from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows
+from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import settings
-
-OUTAGE_MIN_MS = 500
-"""Half of the shortest lease: a worker that renews in time survives a stall of this length."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The settings that the sweeper and the audit go by. Times in milliseconds."""
-
-    lease_grace_ms: int = 300_000
-    upload_grace_ms: int = 900_000
-    scrub_period_ms: int = 24 * 3_600_000
-    tombstone_retention_ms: int = 24 * 3_600_000
-    journal_retention_ms: int = 90 * 24 * 3_600_000
-    journal_max_rows: int = 10_000_000
-    sweep_interval_ms: int = 10_000
-    brake_min_owners: int = 3
-    brake_max_ms: int = 900_000
-    brake_percent: float = 30
-
-    @property
-    def outage_ms(self) -> int:
-        """How long nobody has swept when that counts as an outage (S10): a third of the grace.
-
-        Never less than OUTAGE_MIN_MS, or a short grace would make an outage of every pause.
-        """
-        return max(self.lease_grace_ms // 3, OUTAGE_MIN_MS)
-
 
 _rows = json_rows("rows", name=str, value=str)
 _ALL = Statement(select(settings.c.name, settings.c.value))
@@ -60,7 +34,7 @@ def write_variables(conn: Connection, values: Mapping[str, object | None]) -> No
     """Set rows; None deletes one."""
     rows = [[name, None if value is None else str(value)] for name, value in values.items()]
     conn.run(_DELETE, rows=as_rows(rows))
-    kept = [row for row in rows if row[1] is not None]
+    kept = [(name, value) for name, value in rows if value is not None]
     if kept:
         conn.run(_INSERT, rows=as_rows(kept))
 

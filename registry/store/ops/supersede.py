@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, exists, literal, literal_column, select, update
 
 from registry.core.records import Owner, OwnerState, Registration
+from registry.store.engine import Connection
 from registry.store.ops.release import Freed, Release, let_go
-from registry.store.sqlite.engine import Connection, Statement, as_rows, json_rows, one_of
+from registry.store.sql import Statement, as_rows, json_rows, one_of
 from registry.store.tables import owners
 
 Worker = tuple[str, str, str, str]
@@ -34,6 +36,28 @@ class Incarnation:
 _workers = json_rows("rows", namespace=str, component=str, endpoint=str, worker_name=str)
 _instances = json_rows("rows", namespace=str, component=str, endpoint=str, instance_id=str)
 _replaced = owners.alias("replaced")
+
+
+class _NamedOwner(NamedTuple):
+    namespace: str
+    component: str
+    endpoint: str
+    worker_name: str
+    id: int
+    instance_id: str
+
+
+class _SupersededInstance(NamedTuple):
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: str
+
+
+class _LiveOwner(NamedTuple):
+    id: int
+
+
 _FIND_INCARNATIONS = Statement(
     select(
         owners.c.namespace,
@@ -63,7 +87,8 @@ _FIND_INCARNATIONS = Statement(
         )
         .correlate(owners)
     )
-    .order_by(owners.c.id)
+    .order_by(owners.c.id),
+    _NamedOwner,
 )
 _FIND_SUPERSEDED = Statement(
     select(owners.c.namespace, owners.c.component, owners.c.endpoint, owners.c.instance_id).join(
@@ -74,7 +99,8 @@ _FIND_SUPERSEDED = Statement(
         & (owners.c.instance_id == _instances.c.instance_id)
         # Spelled out, so that SQLite can use the partial index of superseded owners.
         & (owners.c.state == literal_column("'superseded'")),
-    )
+    ),
+    _SupersededInstance,
 )
 _FIND_LIVE = Statement(
     select(owners.c.id)
@@ -86,7 +112,8 @@ _FIND_LIVE = Statement(
         & (owners.c.instance_id == _instances.c.instance_id),
     )
     .where(owners.c.state.in_([literal_column("'active'"), literal_column("'draining'")]))
-    .order_by(owners.c.id)
+    .order_by(owners.c.id),
+    _LiveOwner,
 )
 _ids = json_rows("rows", id=int)
 _NAME = Statement(
@@ -117,14 +144,16 @@ def find_incarnations(
     found: dict[Worker, list[Incarnation]] = {worker: [] for worker in workers}
     if found:
         for row in conn.run(_FIND_INCARNATIONS, rows=as_rows(found)):
-            found[row[:4]].append(Incarnation(*row[4:]))
+            worker = (row.namespace, row.component, row.endpoint, row.worker_name)
+            found[worker].append(Incarnation(row.id, row.instance_id))
     return found
 
 
 def find_superseded(conn: Connection, instances: Iterable[Instance]) -> set[Instance]:
     """Those of the instances that a newer one has replaced."""
     wanted = as_rows([list(instance) for instance in set(instances)])
-    return {row[:4] for row in conn.run(_FIND_SUPERSEDED, rows=wanted)}
+    rows = conn.run(_FIND_SUPERSEDED, rows=wanted)
+    return {(row.namespace, row.component, row.endpoint, row.instance_id) for row in rows}
 
 
 def older_instances(item: Registration, known: Iterable[Incarnation]) -> dict[str, int]:
@@ -141,7 +170,7 @@ def older_owners(conn: Connection, item: Registration, known: Iterable[Incarnati
     ids: list[int] = []
     for instance_id, tombstone in older_instances(item, known).items():
         instance = (owner.namespace, owner.component, owner.endpoint, instance_id)
-        live = [row[0] for row in conn.run(_FIND_LIVE, rows=as_rows([instance]))]
+        live = [row.id for row in conn.run(_FIND_LIVE, rows=as_rows([instance]))]
         ids += live or [tombstone]
     return sorted(ids)
 
@@ -151,7 +180,13 @@ def supersede(conn: Connection, now: int, item: Registration, owner_ids: list[in
     what the newer instance registers can take them over."""
     reason = f"superseded by {item.owner}"
     releases = [
-        Release(owner_id, OwnerState.SUPERSEDED, reason, item.actor, item.request_id)
+        Release(
+            owner_id,
+            ended=OwnerState.SUPERSEDED,
+            reason=reason,
+            actor=item.actor,
+            request_id=item.request_id,
+        )
         for owner_id in owner_ids
     ]
     freed = let_go(conn, now, releases)

@@ -1,16 +1,14 @@
 """What is wrong, and what is merely worth knowing: the findings of the `leaks` view and beyond.
 
-The view holds every class that SQL can state. Two more looks are taken here: at the files that
-owners hold in place (`check_files`), and at the database itself (`verify`). Nothing here changes
+The view holds every class that SQL can state. Another look is taken here at the files that owners
+hold in place (`check_files`); verify.py looks at the database itself. Nothing here changes
 anything.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import bindparam, column, func, select, table
 
@@ -23,12 +21,12 @@ from registry.core.records import (
     Severity,
     shown,
 )
-from registry.errors import Busy, FileUnreadable, Invalid, StorageUnavailable, TooLarge
-from registry.store.ops.blobs import find_content
-from registry.store.ops.settings_table import read_variables
-from registry.store.sqlite.engine import Connection, Database, Row, Statement
-from registry.store.sqlite.errors import is_damage
-from registry.store.tables import blobs, entries, events, owner_refs, owners
+from registry.errors import Busy, FileUnreadable, Invalid, TooLarge
+from registry.store.engine import Connection, Engine
+from registry.store.ops.settings_table import policy_of, read_variables
+from registry.store.owner_columns import OWNER_COLUMNS, owner_of
+from registry.store.sql import Statement
+from registry.store.tables import entries, events, owner_refs, owners
 from registry.wire import messages as wire
 
 T = TypeVar("T")
@@ -60,8 +58,18 @@ CLASSES: dict[str, Severity] = {
 }
 """Every class of finding, with how bad it is."""
 
+
+class _FindingRow(NamedTuple):
+    kind: str
+    severity: str
+    owner: str | None
+    entry: str | None
+    since: str | None
+    detail: str
+
+
 _leaks = table("leaks", *map(column, ("class", "severity", "owner", "entry", "since", "detail")))
-_FINDINGS = Statement(select(*_leaks.c))
+_FINDINGS = Statement(select(_leaks.c["class"].label("kind"), *list(_leaks.c)[1:]), _FindingRow)
 
 
 def audit(conn: Connection, classes: Iterable[str] = ()) -> AuditReport:
@@ -80,9 +88,12 @@ def find_leaks(conn: Connection, classes: Iterable[str] = ()) -> list[Finding]:
         Invalid: there is no such class.
     """
     wanted = check_classes(classes)
+    rows = [row._asdict() for row in conn.run(_FINDINGS)]
     found = [
-        Finding(kind, Severity(severity), owner, entry, since, detail or _WRONG_COPY)
-        for kind, severity, owner, entry, since, detail in conn.run(_FINDINGS)
+        Finding(
+            **row | {"severity": Severity(row["severity"]), "detail": row["detail"] or _WRONG_COPY}
+        )
+        for row in rows
     ]
     return [each for each in found if not wanted or each.kind in wanted]
 
@@ -147,38 +158,44 @@ _JOURNAL_ROWS = Statement(select(func.count()).select_from(events))
 def summarize(conn: Connection) -> AuditSummary:
     """How the registry is, beside what is wrong."""
     variables = read_variables(conn)
-    grace = int(variables.get("lease_grace_ms", 300_000))
     last_sweep_at = variables.get("last_sweep_at")
     engaged_at = variables.get("brake_engaged_at")
-    (database_path,) = conn.run_text("SELECT file FROM pragma_database_list WHERE name = 'main'")[0]
+    ((overdue,),) = conn.run(_OVERDUE, now=conn.now, grace=policy_of(variables).lease_grace_ms)
+    ((oldest_drain_at,),) = conn.run(_OLDEST_DRAIN)
+    ((journal_rows,),) = conn.run(_JOURNAL_ROWS)
     return AuditSummary(
         last_sweep_at=None if last_sweep_at is None else int(last_sweep_at),
-        overdue_owners=conn.run(_OVERDUE, now=conn.now, grace=grace)[0][0],
-        oldest_drain_at=conn.run(_OLDEST_DRAIN)[0][0],
+        overdue_owners=overdue,
+        oldest_drain_at=oldest_drain_at,
         brake_engaged_at=None if engaged_at is None else int(engaged_at),
         largest_owners=tuple(Footprint(*row) for row in conn.run_text(_TOP_OWNERS)),
         entries_by_holders=dict(conn.run_text(_HOLDERS_PER_ENTRY)),
-        journal_rows=conn.run(_JOURNAL_ROWS)[0][0],
-        wal_bytes=_size(Path(database_path + "-wal")),
+        journal_rows=journal_rows,
+        wal_bytes=conn.log_bytes(),
     )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 # Files in place
 
-_identity = (
-    owners.c.namespace,
-    owners.c.component,
-    owners.c.endpoint,
-    owners.c.instance_id,
-    owners.c.lora_slug,
-)
+
+class _InPlaceRow(NamedTuple):
+    owner_id: int
+    entry_id: int
+    path: str
+    file_identity: str | None
+    verified_at: int
+    checksum: str
+    size: int
+    slug: str
+    suffix: str
+    filename: str
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: str
+    lora_slug: str
+
+
 _IN_PLACE = Statement(
     select(
         owner_refs.c.owner_id,
@@ -191,7 +208,7 @@ _IN_PLACE = Statement(
         entries.c.slug,
         entries.c.suffix,
         entries.c.filename,
-        *_identity,
+        *OWNER_COLUMNS,
     )
     .select_from(
         owner_refs.join(entries, entries.c.id == owner_refs.c.entry_id).join(
@@ -207,7 +224,8 @@ _IN_PLACE = Statement(
         ),
     )
     .order_by(owner_refs.c.owner_id, owner_refs.c.entry_id)
-    .limit(bindparam("row_limit"))
+    .limit(bindparam("row_limit")),
+    _InPlaceRow,
 )
 
 
@@ -239,7 +257,7 @@ def _run(path: str, work: Callable[..., T], /, *arguments: Any) -> T:
     return work(*arguments)
 
 
-def check_files(database: Database, roots: Roots | None, run: Run = _run) -> Iterator[Finding]:
+def check_files(database: Engine, roots: Roots | None, run: Run = _run) -> Iterator[Finding]:
     """Look at every file that is held in place: is it there, unchanged, and below a root?
 
     Without roots every path is taken as allowed. Reads each file whose identity is not the one
@@ -253,7 +271,7 @@ def check_files(database: Database, roots: Roots | None, run: Run = _run) -> Ite
     unchecked: list[Busy] = []
     while rows := _in_place(database, owner_id, entry_id):
         for row in rows:
-            owner_id, entry_id = row[:2]
+            owner_id, entry_id = row.owner_id, row.entry_id
             try:
                 finding = _look(row, roots, run)
             except Busy as error:
@@ -265,23 +283,29 @@ def check_files(database: Database, roots: Roots | None, run: Run = _run) -> Ite
         raise Busy(f"{len(unchecked)} files were not checked. The first: {unchecked[0].detail}")
 
 
-def _in_place(database: Database, owner_id: int, entry_id: int) -> list[Row]:
+def _in_place(database: Engine, owner_id: int, entry_id: int) -> list[_InPlaceRow]:
     with database.read() as conn:
         return conn.run(_IN_PLACE, owner_id=owner_id, entry_id=entry_id, row_limit=PAGE_ROWS)
 
 
-def _is_still_held(database: Database, row: Row) -> bool:
+def _is_still_held(database: Engine, row: _InPlaceRow) -> bool:
     with database.read() as conn:
-        names = {"owner_id": row[0], "entry_id": row[1], "path": row[2], "checksum": row[5]}
-        return bool(conn.run(_STILL, **names))
+        return bool(
+            conn.run(
+                _STILL,
+                owner_id=row.owner_id,
+                entry_id=row.entry_id,
+                path=row.path,
+                checksum=row.checksum,
+            )
+        )
 
 
-def _look(row: Row, roots: Roots | None, run: Run) -> Finding | None:
-    path, identity, verified_at, checksum, size = row[2:7]
-    if roots is not None and not roots.allow(path):
-        return _of_row(row, "path_outside_roots", f"{path} is below no artifact root")
-    wrong = run(path, _wrong_with, path, identity, checksum, size)
-    return None if wrong is None else _of_row(row, *wrong, verified_at)
+def _look(row: _InPlaceRow, roots: Roots | None, run: Run) -> Finding | None:
+    if roots is not None and not roots.allow(row.path):
+        return _of_row(row, "path_outside_roots", f"{row.path} is below no artifact root")
+    wrong = run(row.path, _wrong_with, row.path, row.file_identity, row.checksum, row.size)
+    return None if wrong is None else _of_row(row, *wrong, row.verified_at)
 
 
 def _wrong_with(
@@ -303,128 +327,7 @@ def _wrong_with(
     return None
 
 
-def _of_row(row: Row, kind: str, detail: str, at: int | None = None) -> Finding:
-    slug, suffix, filename = row[7:10]
-    owner = "/".join(map(str, row[10:14])) + f"/{row[14] or '_base'}"
+def _of_row(row: _InPlaceRow, kind: str, detail: str, at: int | None = None) -> Finding:
     since = None if at is None else wire.format_time(at)
-    return Finding(kind, CLASSES[kind], owner, f"{slug}/{suffix}/{filename}", since, detail)
-
-
-# The database itself
-
-_BLOB_NAMES = Statement(
-    select(blobs.c.checksum)
-    .where(blobs.c.checksum > bindparam("after"))
-    .order_by(blobs.c.checksum)
-    .limit(bindparam("row_limit"))
-)
-_WRONG_CONTENT = """
-    SELECT e.slug || '/' || e.suffix || '/' || e.filename, r.blob_checksum, e.checksum
-    FROM owner_refs r JOIN entries e ON e.id = r.entry_id
-    WHERE r.blob_checksum IS NOT NULL AND r.blob_checksum <> e.checksum
-"""
-_WRONG_SIZE = """
-    SELECT e.slug || '/' || e.suffix || '/' || e.filename, b.size, e.size
-    FROM entries e JOIN blobs b ON b.checksum = e.checksum
-    WHERE b.size <> e.size
-"""
-_HELD = """
-    SELECT v.namespace || '/' || v.component || '/' || v.endpoint || '/' || v.instance_id || '/'
-            || CASE v.lora_slug WHEN '' THEN '_base' ELSE v.lora_slug END,
-        v.slug || '/' || v.suffix || '/' || v.filename, v.at, v.id
-    FROM events v
-    WHERE v.kind IN ('registered', 'replaced')
-        AND NOT EXISTS (
-            SELECT 1 FROM events s
-            WHERE s.owner_id = v.owner_id AND s.entry_id = v.entry_id AND s.id > v.id
-                AND s.kind IN ('registered', 'replaced', 'released'))
-        AND NOT EXISTS (
-            SELECT 1 FROM owner_refs r
-            JOIN owners o ON o.id = r.owner_id
-            JOIN entries e ON e.id = r.entry_id
-            WHERE r.owner_id = v.owner_id AND r.entry_id = v.entry_id)
-"""
-
-
-def verify(database: Database) -> Iterator[Finding]:
-    """The database as a file and as a story: pages, references, content, the journal.
-
-    Reads everything; a large database takes its time. What one look cannot read is a finding, and
-    the next look goes on.
-
-    Raises:
-        Busy, StorageUnavailable: it cannot be looked at, for reasons that tell nothing of it.
-    """
-    for look in (_verify_pages, _verify_references, _verify_content, _verify_journal):
-        with database.read() as conn:
-            try:
-                yield from look(conn)
-            except sqlite3.DatabaseError as error:
-                if not is_damage(error):
-                    raise
-                yield _integrity(f"the database file is damaged: {error}")
-    yield from _verify_blobs(database)
-
-
-def _verify_pages(conn: Connection) -> Iterator[Finding]:
-    for (line,) in conn.run_text("PRAGMA integrity_check(100)"):
-        if line != "ok":
-            yield _integrity(line)
-
-
-def _verify_references(conn: Connection) -> Iterator[Finding]:
-    for name, rowid, parent, _ in conn.run_text("PRAGMA foreign_key_check"):
-        which = "a row" if rowid is None else f"row {rowid}"
-        yield _integrity(f"{which} of {name} refers to nothing in {parent}")
-
-
-def _verify_content(conn: Connection) -> Iterator[Finding]:
-    for entry, held, registered in conn.run_text(_WRONG_CONTENT):
-        yield _integrity(f"a ref holds {held} where {registered} is registered", entry=entry)
-    for entry, size, registered in conn.run_text(_WRONG_SIZE):
-        yield _integrity(f"its content has {size} bytes, not {registered}", entry=entry)
-
-
-def _verify_journal(conn: Connection) -> Iterator[Finding]:
-    yield from find_leaks(conn, ["journal_says_gone"])
-    for owner, entry, at, event_id in conn.run_text(_HELD):
-        detail = f"event {event_id} registered it and nothing says that it was released"
-        since = wire.format_time(at)
-        yield Finding("journal_says_held", Severity.CORRUPTION, owner, entry, since, detail)
-
-
-def _verify_blobs(database: Database) -> Iterator[Finding]:
-    """Hash every copy, each in a read of its own, so that the service's log can be folded in."""
-    after: str | None = ""
-    while after is not None:
-        try:
-            with database.read() as conn:
-                names = conn.run(_BLOB_NAMES, after=after, row_limit=PAGE_ROWS)
-        except StorageUnavailable as error:
-            if not is_damage(error.__cause__):
-                raise
-            yield _integrity(f"the list of copies cannot be read: {error.detail}")
-            return
-        for (name,) in names:
-            wrong = _wrong_with_blob(database, name)
-            if wrong is not None:
-                yield _integrity(wrong, entry=name)
-        after = names[-1][0] if names else None
-
-
-def _wrong_with_blob(database: Database, checksum: str) -> str | None:
-    try:
-        with database.read() as conn:
-            content = find_content(conn, checksum)
-    except StorageUnavailable as error:
-        if not is_damage(error.__cause__):
-            raise
-        return f"its bytes cannot be read: {error.detail}"
-    if content is None or hashing.checksum_of(content) == checksum:
-        return None  # It is right, or it was removed meanwhile.
-    return "its bytes have another checksum"
-
-
-def _integrity(detail: str, entry: str | None = None) -> Finding:
-    advice = f"{detail}; restore a backup"
-    return Finding("integrity", Severity.CORRUPTION, None, entry, None, advice)
+    entry = f"{row.slug}/{row.suffix}/{row.filename}"
+    return Finding(kind, CLASSES[kind], str(owner_of(row)), entry, since, detail)

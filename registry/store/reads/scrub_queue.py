@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, select, tuple_
 
+from registry.store.engine import Connection
 from registry.store.reads.lookup import Location
-from registry.store.sqlite.engine import Connection, Statement
+from registry.store.sql import Statement
 from registry.store.tables import entries, owner_refs
 
 Cursor = tuple[int, int, int]
@@ -25,9 +27,24 @@ class Due:
 
 
 _place = (owner_refs.c.verified_at, owner_refs.c.owner_id, owner_refs.c.entry_id)
+
+
+class _DueRow(NamedTuple):
+    """A location, and when its file was hashed last."""
+
+    entry_id: int
+    checksum: str
+    size: int
+    owner_id: int
+    path: str | None
+    file_identity: str | None
+    status: str
+    verified_at: int
+
+
 _DUE = Statement(
     select(
-        entries.c.id,
+        entries.c.id.label("entry_id"),
         entries.c.checksum,
         entries.c.size,
         owner_refs.c.owner_id,
@@ -43,7 +60,8 @@ _DUE = Statement(
         tuple_(*_place) > tuple_(bindparam("after_0"), bindparam("after_1"), bindparam("after_2")),
     )
     .order_by(*_place)
-    .limit(bindparam("row_limit"))
+    .limit(bindparam("row_limit")),
+    _DueRow,
 )
 
 
@@ -57,4 +75,18 @@ def find_due(conn: Connection, before: int, after: Cursor, limit: int) -> list[D
         after_2=after[2],
         row_limit=limit,
     )
-    return [Due(Location(*row[:7]), (row[7], row[3], row[0])) for row in rows]
+    return [
+        Due(
+            Location(
+                entry_id=row.entry_id,
+                checksum=row.checksum,
+                size=row.size,
+                owner_id=row.owner_id,
+                path=row.path,
+                file_identity=row.file_identity,
+                status=row.status,
+            ),
+            (row.verified_at, row.owner_id, row.entry_id),
+        )
+        for row in rows
+    ]

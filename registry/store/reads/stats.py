@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from math import nan
 
 from sqlalchemy import and_, bindparam, case, func, select
 
 from registry.core.records import OwnerState
+from registry.store.engine import Connection
 from registry.store.ops.settings_table import read_variables
 from registry.store.reads.audit import CLASSES, audit
-from registry.store.sqlite.engine import Connection, Database, Statement
+from registry.store.sql import Statement
 from registry.store.tables import blobs, entries, owner_refs, owners
 
 SUSPECT = "suspect"
@@ -35,7 +35,9 @@ _BLOBS = Statement(
 
 def count_sizes(conn: Connection) -> Sizes:
     """Count everything. Takes time in proportion to what there is."""
-    blob_count, blob_bytes = conn.run(_BLOBS)[0]
+    ((blob_count, blob_bytes),) = conn.run(_BLOBS)
+    ((entry_count,),) = conn.run(_ENTRIES)
+    ((ref_count,),) = conn.run(_REFS)
     found: dict[str, int] = dict(conn.run(_OWNERS, now=conn.now))
     findings = audit(conn).counts
     variables = read_variables(conn)
@@ -45,33 +47,12 @@ def count_sizes(conn: Connection) -> Sizes:
         "findings": {name: findings.get(name, 0) for name in CLASSES},
         "sweep_age_seconds": sweep_age_s,
         "brake_engaged": int("brake_engaged_at" in variables),
-        "entries": conn.run(_ENTRIES)[0][0],
-        "owner_refs": conn.run(_REFS)[0][0],
+        "entries": entry_count,
+        "owner_refs": ref_count,
         "owners": {state: found.get(state, 0) for state in OWNER_STATES},
         "blobs": blob_count,
         "blob_bytes": blob_bytes,
     }
-
-
-def file_bytes(database: Database) -> tuple[int, int]:
-    """The sizes of the database file and of its write-ahead log."""
-    return _size(database.path), _size(f"{database.path}-wal")
-
-
-def free_bytes(database: Database) -> int | None:
-    """What this process may still write on the database's disk; None: it cannot be told."""
-    try:
-        disk = os.statvfs(os.path.dirname(database.path))
-    except OSError:
-        return None
-    return disk.f_bavail * disk.f_frsize
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
 
 
 class Counted:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
-from registry.store.sqlite.engine import Row
+from registry.store.sql import Row
 from registry.store.sqlite.errors import primary_code
 from registry.store.sqlite.inspect import locate, look_through, opened
 

@@ -100,6 +100,23 @@ def write_backup(path: Path, backup: Path, *, check: Callable[[Path], None] | No
         ) from error
 
 
+def keep_copy(connection: sqlite3.Connection, path: str) -> Path:
+    """Copy what a connection has open beside the path of its database; where the copy is.
+
+    Raises:
+        OSError, RegistryError: it could not be written; nothing is left of it.
+    """
+    backup = find_free_name(Path(path), "removed")
+    partial = new_partial(backup, 0o600)
+    try:
+        copy_into(connection, partial)
+        sync(partial)
+        publish(partial, backup)
+    finally:
+        partial.unlink(missing_ok=True)
+    return backup
+
+
 def new_partial(target: Path, mode: int) -> Path:
     """A new empty file beside `target` that nobody else uses.
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from registry.store.tables import VIEWS, metadata
+from registry.store.sqlite.views import VIEWS
+from registry.store.tables import metadata
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -16,42 +16,29 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from typing import cast as typing_cast
 from urllib.parse import quote
 
-import msgspec
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    ColumnElement,
-    Subquery,
-    Text,
-    bindparam,
-    cast,
-    create_engine,
-    literal,
-    literal_column,
-)
-from sqlalchemy import select as sql_select
+from sqlalchemy import Column, column, create_engine, select, table
 from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
-from sqlalchemy.engine import Dialect, Engine, make_url
+from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
-from sqlalchemy.sql.elements import ClauseElement
-from sqlalchemy.sql.expression import FunctionElement
 
-from registry.errors import Busy, DatabaseRefused, StorageUnavailable
-from registry.store.sqlite.errors import LOCKED, Trouble, primary_code, translated
+from registry.errors import Busy, RegistryError, StorageUnavailable
+from registry.store.engine import DiskUse
+from registry.store.sql import JsonItems, R, Row, Statement
+from registry.store.sqlite.address import sqlite_path
+from registry.store.sqlite.errors import LOCKED, FailureLog, is_damage, primary_code, translated
 from registry.store.sqlite.file_guard import Presence
+from registry.store.sqlite.point_reader import PointReader
 
 T = TypeVar("T")
-Row = tuple[Any, ...]
 
-SQLITE_MIN_VERSION = (3, 38, 0)
 LOCK_PAUSE_S = (0.0002, 0.002)
 JOURNAL_SIZE_LIMIT_BYTES = 64 << 20
 CACHE_KIB = 16 << 10
@@ -72,71 +59,18 @@ WRITE_PRAGMAS = (
 _READ_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA temp_store = MEMORY")
 
 
-class Statement:
-    """A Core statement, compiled once and then run as text on the DBAPI connection.
-
-    Its parameters are named; those with a value in the expression need not be given.
-    """
-
-    def __init__(self, clause: ClauseElement) -> None:
-        self._clause = clause
-        self._compiled: dict[str, tuple[str, dict[str, Any]]] = {}
-
-    def compiled(self, dialect: Dialect) -> tuple[str, dict[str, Any]]:
-        """The SQL text for a dialect, and the values that the expression brings along."""
-        found = self._compiled.get(dialect.name)
-        if found is None:
-            compiled = self._clause.compile(
-                dialect=dialect, compile_kwargs={"render_postcompile": True}
-            )
-            fixed = {name: value for name, value in compiled.params.items() if value is not None}
-            found = self._compiled[dialect.name] = (str(compiled), fixed)
-        return found
-
-
-class _JsonItems(FunctionElement[str]):
-    """The elements of a JSON array, a row each, in the column `value`."""
-
-    name = "json_items"
-    inherit_cache = True
-
-
-@compiles(_JsonItems, "sqlite")
-def _json_items_sqlite(element: _JsonItems, compiler: Any, **options: Any) -> str:
+@compiles(JsonItems, "sqlite")
+def _json_items(element: JsonItems, compiler: Any, **options: Any) -> str:
     return f"json_each({compiler.process(element.clauses, **options)})"
 
 
-@compiles(_JsonItems, "postgresql")
-def _json_items_postgresql(element: _JsonItems, compiler: Any, **options: Any) -> str:
-    return f"json_array_elements(CAST({compiler.process(element.clauses, **options)} AS json))"
+class _LastId(NamedTuple):
+    name: str
+    seq: int
 
 
-def json_rows(parameter: str, **columns: type[str] | type[int]) -> Subquery:
-    """A list of lists as a table: one JSON parameter, so that the SQL text never changes.
-
-    `columns` names the items of each inner list in order, with their types.
-    """
-    items = _JsonItems(bindparam(parameter, type_=Text)).table_valued("value", name="item")
-    selected = []
-    for index, (name, kind) in enumerate(columns.items()):
-        column: Any = literal_column(f"item.value ->> {index}", Text)
-        if kind is int:
-            column = cast(column, BigInteger)
-        selected.append(column.label(name))
-    return sql_select(*selected).select_from(items).subquery(parameter)
-
-
-def as_rows(rows: Iterable[Any]) -> str:
-    """Lists as the JSON parameter that `json_rows` takes."""
-    return _encode(rows if isinstance(rows, list) else list(rows)).decode()
-
-
-_encode = msgspec.json.Encoder().encode
-
-
-def one_of(column: ColumnElement[str], *values: str) -> ColumnElement[bool]:
-    """`column IN (values)` with plain parameters, which a `Statement` can compile once."""
-    return column.in_([literal(value) for value in values])
+_sequence = table("sqlite_sequence", column("name"), column("seq"))
+_LAST_IDS = Statement(select(_sequence.c.name, _sequence.c.seq), _LastId)
 
 
 class Connection:
@@ -153,18 +87,28 @@ class Connection:
         self._dialect = dialect
         self.now = now
 
-    def run(self, statement: Statement, **parameters: Any) -> list[Row]:
+    def run(self, statement: Statement[R], **parameters: Any) -> list[R]:
         """Run a statement; every row it answers."""
         text, fixed = statement.compiled(self._dialect)
         rows: list[Row] = self._execute(
             text, {**fixed, **parameters} if fixed else parameters
         ).fetchall()
-        return rows
+        return statement.named(rows)
+
+    def last_ids(self) -> dict[str, int]:
+        """The last id ever given in each table. Under the write lock, the next ones are the
+        caller's to give. Ids are never reused, so cursors stay right."""
+        return {table.name: table.seq for table in self.run(_LAST_IDS)}
 
     def run_text(self, text: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> list[Row]:
         """Run SQL text; every row it answers."""
         rows: list[Row] = self._execute(text, parameters).fetchall()
         return rows
+
+    def log_bytes(self) -> int:
+        """The size of the write-ahead log."""
+        ((path,),) = self.run_text("SELECT file FROM pragma_database_list WHERE name = 'main'")
+        return _size(f"{path}-wal")
 
     def read_part(
         self, column: Column[Any], key: Column[Any], value: str, offset: int, length: int
@@ -216,8 +160,8 @@ class Database:
             accept or (lambda connection: None),
         )
         self.presence.on_change.append(self._close_idle)
-        self.reading = Trouble("reads")
-        self._writing = Trouble("writes")
+        self.reading = FailureLog("reads")
+        self._writing = FailureLog("writes")
         self._writes = self._engine("rw", WRITE_PRAGMAS)
         self._reads = self._engine("ro", _READ_PRAGMAS)
 
@@ -245,13 +189,15 @@ class Database:
             Busy: they are just being replaced.
             StorageUnavailable: they are gone.
         """
-        connection = self.connect(mode, pragmas)
+        connection: sqlite3.Connection | None = None
         try:
+            connection = self.connect(mode, pragmas)
+        finally:
+            # First of all: SQLite may fail just because it mixed the files of two times.
             if not self.presence.holds(generation):
+                if connection is not None:
+                    connection.close()
                 raise Busy(f"The database {self.path} is just being replaced. Try again.")
-        except BaseException:
-            connection.close()
-            raise
         return connection
 
     def connect(
@@ -292,7 +238,7 @@ class Database:
             StorageUnavailable: the database cannot be written, or what was written went to a file
                 that is not the database any more.
         """
-        with _watched(self._writing), translated(), self._begun() as (dbapi, generation):
+        with _watched(self._writing), translated(self.path), self._begun() as (dbapi, generation):
             yield Connection(dbapi, self.dialect, self.clock())
             dbapi.execute("COMMIT")
             if not self.presence.holds(generation):
@@ -325,7 +271,7 @@ class Database:
         """
         with (
             _watched(self.reading),
-            translated(),
+            translated(self.path),
             self._borrowed(self._reads) as (dbapi, _),
             _rolled_back(dbapi),
         ):
@@ -350,6 +296,41 @@ class Database:
         finally:
             self.presence.leave()
 
+    def point_reader(self) -> PointReader:
+        """A reader for one event loop."""
+        return PointReader(
+            self.path, self.presence, lambda generation: self.connect_to(generation, "ro")
+        )
+
+    def ensure_current(self) -> None:
+        """Raises StorageUnavailable unless what is open is the file that is there."""
+        self.presence.require()
+
+    def disk_use(self) -> DiskUse:
+        """The sizes of the file and of its write-ahead log, and what this process may still write
+        on their disk."""
+        try:
+            disk = os.statvfs(os.path.dirname(self.path))
+        except OSError:
+            free = None
+        else:
+            free = disk.f_bavail * disk.f_frsize
+        return DiskUse(_size(self.path), _size(f"{self.path}-wal"), free)
+
+    def find_damage(self) -> Iterator[str]:
+        """A sentence for each fault of the stored pages and of the references between rows.
+
+        What one look cannot read is a fault, and the next look goes on.
+        """
+        for look in (_damaged_pages, _dangling_references):
+            with self.read() as conn:
+                try:
+                    yield from look(conn)
+                except sqlite3.DatabaseError as error:
+                    if not is_damage(error):
+                        raise
+                    yield f"the database file is damaged: {error}"
+
     def _patiently(self, step: Callable[[], T], patience_s: float) -> T:
         """Run a step that may find the database locked, until so much time has passed."""
         deadline = time.monotonic() + patience_s
@@ -365,9 +346,37 @@ class Database:
         self._reads.dispose()
         self._writes.dispose()
 
+    def is_damage(self, error: RegistryError) -> bool:
+        """Whether an error tells something of the database, not of a shortage or a lock."""
+        return is_damage(error.__cause__)
+
+    @property
+    def name(self) -> str:
+        """The path of the file."""
+        return self.path
+
     def close(self) -> None:
         """Close every connection that is not in use."""
         self.presence.close()
+
+
+def _damaged_pages(conn: Connection) -> Iterator[str]:
+    for (line,) in conn.run_text("PRAGMA integrity_check(100)"):
+        if line != "ok":
+            yield line
+
+
+def _dangling_references(conn: Connection) -> Iterator[str]:
+    for name, rowid, parent, _ in conn.run_text("PRAGMA foreign_key_check"):
+        which = "a row" if rowid is None else f"row {rowid}"
+        yield f"{which} of {name} refers to nothing in {parent}"
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _checked_out(engine: Engine, generation: int) -> PoolProxiedConnection:
@@ -384,7 +393,7 @@ def _checked_out(engine: Engine, generation: int) -> PoolProxiedConnection:
 
 
 @contextmanager
-def _watched(trouble: Trouble) -> Iterator[None]:
+def _watched(trouble: FailureLog) -> Iterator[None]:
     """Puts in the log what storage does to the block."""
     try:
         yield
@@ -407,25 +416,3 @@ def _rolled_back(dbapi: sqlite3.Connection) -> Iterator[None]:
 def system_clock() -> int:
     """UTC now in integer milliseconds."""
     return time.time_ns() // 1_000_000
-
-
-def sqlite_path(url: str) -> str:
-    """The path of the file in a `sqlite:///` URL.
-
-    Raises:
-        DatabaseRefused: it is another kind of URL, or names no file.
-    """
-    try:
-        parsed = make_url(url)
-    except Exception as error:
-        raise DatabaseRefused(f"{url!r} is no database URL. Use sqlite:///PATH.") from error
-    if parsed.get_backend_name() != "sqlite":
-        raise DatabaseRefused(
-            f"This version keeps its data in SQLite; {parsed.render_as_string()} is another "
-            "database. Use sqlite:///PATH."
-        )
-    if not parsed.database or parsed.database == ":memory:":
-        raise DatabaseRefused(
-            "An in-memory database would forget everything on restart. Use sqlite:///PATH."
-        )
-    return parsed.database

@@ -1,19 +1,19 @@
 """Whether the files at a database's path are still those that its connections have open.
 
-SQLite goes on writing to a file that was deleted or replaced, and nobody would see those rows
-again. A `Presence` knows the files by device and inode, and holds one connection, so that no other
-process takes the database for unused. Who writes asks before and after whether the files are still
-the same. When they are not, all connections are closed, and new ones are opened once a proper
-database is there: the connections of one such time are a generation.
+Three files make a database: the file itself, its write-ahead log and the log's index. SQLite goes
+on writing to each of them when it was removed or replaced, and nobody would see those rows again.
+A `Presence` knows the files by device and inode. Who writes asks before and after whether they are
+still the same; when they are not, nothing is acknowledged any more.
 
-Three files make a database: the file itself, its write-ahead log and the log's index. A log that
-is removed would take along what was committed since the last checkpoint, and a log that is left
-over beside another database would be mixed into that one. Both are mended here.
+Nothing is mended while anybody writes. What was acknowledged is brought to where it can be found,
+all connections are closed, and new ones are opened once everybody else has let go as well, see
+in_use.py. The connections of one such time are a generation.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import logging
 import os
 import sqlite3
@@ -22,30 +22,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 from registry.errors import Busy, DatabaseRefused, RegistryError, StorageUnavailable
-from registry.store.sqlite.errors import translate
+from registry.store.sqlite import backup
+from registry.store.sqlite.errors import translated
+from registry.store.sqlite.in_use import (
+    SHM_SUFFIX,
+    WAL_SUFFIX,
+    Announcement,
+    Files,
+    find_files,
+    find_id,
+)
 
-WAL_SUFFIX = "-wal"
-SHM_SUFFIX = "-shm"
 REPEATED_AFTER_S = 1.0
 """A database that could not be opened is not tried again for this long."""
 RETURNED_WITHIN_S = 0.25
 """How long connections that are in use are waited for before a database is opened anew."""
+OPENED_WITHIN_S = 0.75
+"""How long whoever needs the database waits while it is opened anew."""
 CHECKPOINT_S = 1.0
 
-FileId = tuple[int, int]
-
 log = logging.getLogger("registry.db")
-
-
-class Files(NamedTuple):
-    """What lies at a database's path: device and inode of each file, None where there is none."""
-
-    database: FileId
-    wal: FileId | None
-    shm: FileId | None
 
 
 @dataclass(slots=True)
@@ -55,6 +53,23 @@ class _Held:
     connection: sqlite3.Connection | None
     files: Files
     size: int
+    announcement: Announcement
+    descriptor: int | None
+    """Tells whether the file still has a name. It cannot be read through, and so SQLite's locks
+    outlast its end."""
+    kept_before: frozenset[str]
+    """The copies of removed databases that were there when this one was opened."""
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+        self.announcement.close()
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+        # From here on, their inodes may be another file's.
+        self.files = Files(self.files.database, None, None)
 
 
 class Presence:
@@ -77,11 +92,12 @@ class Presence:
         self._real_path = os.path.realpath(path)
         self._connect = connect
         self._accept = accept
-        self._returned = threading.Condition()
+        self._changed = threading.Condition()
         self._lent = 0
         self._is_renewing = False
         self._held: _Held | None = None
-        self._refusal: RegistryError | None = None
+        self._refusal: Exception | None = None
+        self._refused: Files | None = None
         self._refused_until = float("-inf")
 
     def enter(self) -> int:
@@ -90,34 +106,44 @@ class Presence:
 
         Raises:
             StorageUnavailable: no database is there that this program can use.
-            Busy: what is there is locked, or just being replaced.
+            Busy: what is there is locked, being replaced, or in use with other files.
         """
         while True:
             generation = self.require()
-            with self._returned:
+            with self._changed:
                 if generation == self.generation and not self._is_renewing:
                     self._lent += 1
                     return generation
 
     def leave(self) -> None:
         """A connection that was announced is closed, or not in use any more."""
-        with self._returned:
+        with self._changed:
             self._lent -= 1
-            self._returned.notify_all()
+            self._changed.notify_all()
 
     def require(self) -> int:
         """The generation whose connections are on the files that are there now.
+
+        They may have to be opened first. A thread of its own does that, since it may have to copy
+        a database; it is waited for OPENED_WITHIN_S.
 
         Raises:
             StorageUnavailable, Busy: as `enter`.
         """
         generation = self.generation
-        if not self.holds(generation):
-            with self._returned:
-                if not self.holds(self.generation):
-                    self._renew()
-                generation = self.generation
-        return generation
+        if self._is_current(generation):
+            return generation
+        with self._changed:
+            if not self._is_renewing:
+                if self._refusal is not None and self._is_refused():
+                    raise _again(self._refusal)
+                self._is_renewing = True
+                threading.Thread(target=self._renew, name="registry-opening", daemon=True).start()
+            if not self._changed.wait_for(lambda: not self._is_renewing, OPENED_WITHIN_S):
+                raise Busy(f"The database {self._path} is just being opened anew. Try again.")
+            if self._refusal is not None:
+                raise _again(self._refusal)
+            return self.generation
 
     def holds(self, generation: int) -> bool:
         """Whether the files are still those of a generation, and the database was not cut.
@@ -135,10 +161,31 @@ class Presence:
         return True
 
     def close(self) -> None:
-        """Let go of the database."""
-        with self._returned:
-            self._let_go()
-            self._held = None
+        """Let go of the database. What was acknowledged is where it can be found."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_renewing, OPENED_WITHIN_S)
+            held, self._held = self._held, None
+            for close in self.on_change:
+                close()
+            if held is None:
+                return
+            try:
+                self._save(held)
+            except (RegistryError, sqlite3.Error) as error:
+                log.error("what was acknowledged last could not be saved: %s", error)
+            held.close()
+
+    def _is_refused(self) -> bool:
+        """Whether what is there was refused a moment ago, and nothing has changed since."""
+        if time.monotonic() >= self._refused_until:
+            return False
+        return self._refused == find_files(os.path.realpath(self._path))
+
+    def _is_current(self, generation: int) -> bool:
+        try:
+            return self.holds(generation)
+        except StorageUnavailable:
+            return False
 
     def _look(self) -> tuple[Files, int]:
         try:
@@ -155,89 +202,88 @@ class Presence:
             ) from error
         files = Files(
             (status.st_dev, status.st_ino),
-            _find_id(self._real_path + WAL_SUFFIX),
-            _find_id(self._real_path + SHM_SUFFIX),
+            find_id(self._real_path + WAL_SUFFIX),
+            find_id(self._real_path + SHM_SUFFIX),
         )
         return files, status.st_size
 
-    # Opening anew. The lock is held here.
+    # Opening anew. One thread at a time.
 
     def _renew(self) -> None:
-        if self._is_renewing:
-            raise Busy(f"The database {self._path} is just being opened anew. Try again.")
-        if self._refusal is not None and time.monotonic() < self._refused_until:
-            raise type(self._refusal)(self._refusal.detail)
-        self._is_renewing = True
+        refusal: Exception | None = None
         try:
-            self._begin_generation()
-        except (RegistryError, sqlite3.Error) as error:
-            self._refusal = error if isinstance(error, RegistryError) else _explained(error)
+            with translated(self._path):
+                self._begin_generation()
+        except Exception as error:
+            refusal = error
+        with self._changed:
+            self._refusal = refusal
+            self._refused = find_files(os.path.realpath(self._path))
             self._refused_until = time.monotonic() + REPEATED_AFTER_S
-            raise self._refusal from error
-        finally:
             self._is_renewing = False
-        self._refusal = None
+            self._changed.notify_all()
 
     def _begin_generation(self) -> None:
-        files, size = self._look()
         held = self._held
-        is_cut = False
-        if held is not None:
-            if files.database == held.files.database:
-                is_cut = size < held.size
-                self._close_all(held, files)
-            else:
-                self._set_wal_aside(held.files.wal, held.files.shm)
-                self._let_go()
+        if held is not None and held.connection is not None:
+            if self._is_current(self.generation):
+                return  # It was away for a moment.
+            self._let_go(held)
+        files, size = self._look()
+        is_cut = held is not None and files.database == held.files.database and size < held.size
         self._real_path = os.path.realpath(self._path)
         try:
             opened = self._opened(is_new=held is None, is_cut=is_cut)
         except (StorageUnavailable, sqlite3.Error):
             if is_cut:  # Somebody may be writing another database to the same file.
-                self._set_wal_aside(files.wal, files.shm)
+                self._set_aside(files)
             raise
         self.generation += 1  # Before the files: whoever sees them must see that they are new.
         self._held = opened
         if held is not None:
             log.warning("opened the database %s anew", self._path)
 
-    def _close_all(self, held: _Held, now: Files) -> None:
-        """Close every connection of this process: as long as one is open, SQLite gives its log's
-        index to new ones, and that may be of a log that was removed.
+    def _let_go(self, held: _Held) -> None:
+        """Close every connection of this process, once what was acknowledged is saved.
 
         Raises:
-            Busy: some are still in use.
+            Busy: some are still in use, or others are in the way.
         """
         for close in self.on_change:
             close()
-        if not self._returned.wait_for(lambda: self._lent == 0, RETURNED_WITHIN_S):
-            raise Busy(f"The database {self._path} is about to be opened anew. Try again.")
-        self._save_wal(held, now)
-        self._let_go()
-
-    def _let_go(self) -> None:
-        held = self._held
-        if held is not None and held.connection is not None:
-            held.connection.close()
-            held.connection = None
-            # From here on, their inodes may be another file's.
-            held.files = Files(held.files.database, None, None)
-        for close in self.on_change:
-            close()
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._lent == 0, RETURNED_WITHIN_S):
+                raise Busy(f"The database {self._path} is about to be opened anew. Try again.")
+        self._save(held)
+        held.close()
 
     def _opened(self, *, is_new: bool, is_cut: bool) -> _Held:
-        files, _ = self._look()
-        connection = self._connect()
+        announcement = Announcement(self._path)
+        connection = descriptor = None
         try:
+            announcement.wait_until_free(is_wal=True)
+            files, _ = self._look()
+            kept = frozenset(self._kept())
+            connection = self._connect()
             self._accept(connection)
             opened, size = self._look()
-            if opened.database != files.database:
+            if opened.database != files.database or not opened.is_whole:
                 raise Busy(f"The database {self._path} is just being replaced. Try again.")
+            announcement.announce(opened)
             if is_cut:
                 self._check_pages(connection, opened, size)
-            return _Held(connection, opened, size)
+            if hasattr(os, "O_PATH"):
+                descriptor = os.open(self._path, os.O_PATH | os.O_CLOEXEC)
+            held = _Held(connection, opened, size, announcement, descriptor, kept)
+            if self._look()[0] != opened:
+                raise Busy(f"The database {self._path} is just being replaced. Try again.")
+            return held
         except BaseException as error:
-            connection.close()
+            if connection is not None:
+                connection.close()
+            if descriptor is not None:
+                os.close(descriptor)
+            announcement.close()
             if isinstance(error, DatabaseRefused) and not is_new:
                 raise StorageUnavailable(f"Another file is there now. {error.detail}") from error
             raise
@@ -257,68 +303,96 @@ class Presence:
                 "`metadata-registry db restore FILE --force`."
             )
 
-    # The write-ahead log
+    # What was acknowledged
 
-    def _save_wal(self, held: _Held, now: Files) -> None:
-        """Bring what was committed to a log that was removed into the database file.
+    def _save(self, held: _Held) -> None:
+        """See to it that what was committed is in a file that has a name, if files were removed.
 
-        It is still there for those who have it open: our connection.
+        Whoever has a removed file open can still read it: our connection can. Others that have it
+        open do the same, and take turns.
         """
-        if held.connection is None or (now.wal, now.shm) == held.files[1:]:
+        try:
+            now, size = self._look()
+        except StorageUnavailable:
+            now, size = Files(None, None, None), 0
+        if held.connection is None or now == held.files:
             return
-        if now.wal is not None and os.stat(self._real_path + WAL_SUFFIX).st_size:
-            log.error(
-                "the write-ahead log of %s was replaced under the service by another one; what was "
-                "committed to it since the last checkpoint is lost. Never remove or replace the "
-                "files beside a database that is in use",
-                self._path,
-            )
-            return
-        deadline = time.monotonic() + CHECKPOINT_S
-        while held.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]:
-            if time.monotonic() > deadline:
-                raise Busy(f"The log of {self._path} cannot be written back now. Try again.")
-            time.sleep(0.005)
+        if now.database == held.files.database and size < held.size:
+            return  # What is left of the log belongs to pages that are gone.
+        self._fold(held.connection)
+        if now.database == held.files.database and now.wal not in (None, held.files.wal):
+            self._set_aside(now)  # Somebody made a log of their own for the same file.
+        if held.descriptor is not None and os.fstat(held.descriptor).st_nlink == 0:
+            self._keep_copy(held)
         log.error(
-            "the write-ahead log of %s was removed under the service; what was committed to it "
-            "has been written to the database file. Never remove the files beside a database",
+            "files of the database %s were removed or replaced while it was in use; what was "
+            "acknowledged is saved. Never remove or replace the files of a database that is in use",
             self._path,
         )
 
-    def _set_wal_aside(self, wal: FileId | None, shm: FileId | None) -> None:
-        """Take the log of the database that was replaced away from the one that is there now."""
-        wal_path = self._real_path + WAL_SUFFIX
-        kept = f"{self._real_path}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}{WAL_SUFFIX}"
-        if wal is None or self._look()[0].wal != wal:
-            return
+    def _fold(self, connection: sqlite3.Connection) -> None:
+        """Bring what is in the log into the database file, and empty the log: it might be taken
+        for that of another file."""
+        deadline = time.monotonic() + CHECKPOINT_S
+        while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]:
+            if time.monotonic() > deadline:
+                raise Busy(f"The log of {self._path} cannot be written back now. Try again.")
+            time.sleep(0.005)
+
+    def _kept(self) -> list[str]:
+        return glob.glob(f"{glob.escape(self._real_path)}.removed-*.backup")
+
+    def _keep_copy(self, held: _Held) -> None:
+        """Copy a database whose file has no name any more. One of several processes does it."""
+        assert held.connection is not None
+        directory = os.open(os.path.dirname(self._real_path), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with open(wal_path, "rb") as opened:
-                fcntl.flock(opened, fcntl.LOCK_EX)  # Other processes of the service do the same.
-                now = self._look()[0]
-                if now.wal != wal:
-                    return
-                if now.shm is not None and now.shm == shm:
-                    os.unlink(self._real_path + SHM_SUFFIX)
-                os.rename(wal_path, kept)
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if held.kept_before.issuperset(self._kept()):
+                kept = backup.keep_copy(held.connection, self._real_path)
+                log.error(
+                    "the database %s was removed while it was in use; what was in it is kept as %s",
+                    self._path,
+                    kept,
+                )
+        except BlockingIOError:
+            raise Busy(f"Another process saves what was in {self._path}. Try again.") from None
         except OSError as error:
             raise StorageUnavailable(
-                f"The database {self._path} was replaced, but {wal_path} is still the log of the "
-                f"file before it and cannot be moved away: {error.strerror}. Remove it."
+                f"The database {self._path} was removed, and what was in it could not be saved "
+                f"beside it: {error.strerror}. It is kept open; remove the cause."
             ) from error
-        log.warning(
-            "%s was replaced or cut; the write-ahead log that was beside it is kept as %s",
+        finally:
+            os.close(directory)
+
+    def _set_aside(self, files: Files) -> None:
+        """Take a log that belongs to another file away from the database."""
+        wal_path = self._real_path + WAL_SUFFIX
+        if files.wal is None or find_files(self._real_path).wal != files.wal:
+            return
+        kept = f"{self._real_path}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}{WAL_SUFFIX}"
+        try:
+            if not os.stat(wal_path).st_size:
+                return
+            os.rename(wal_path, kept)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageUnavailable(
+                f"{wal_path} does not belong to the database beside it and cannot be moved away: "
+                f"{error.strerror}. Remove it."
+            ) from error
+        log.error(
+            "the write-ahead log beside %s belonged to another file; it is kept as %s",
             self._path,
             kept,
         )
 
 
-def _find_id(path: str) -> FileId | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _explained(error: sqlite3.Error) -> RegistryError:
-    return translate(error) or StorageUnavailable(f"The database cannot be used: {error}.")
+def _again(refusal: Exception) -> Exception:
+    """An exception to raise once more, for another caller."""
+    if isinstance(refusal, RegistryError):
+        again = type(refusal)(refusal.detail)
+        again.__cause__ = refusal.__cause__
+        return again
+    return refusal

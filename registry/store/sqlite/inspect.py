@@ -18,15 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.errors import DatabaseRefused, Refused, RegistryError, StorageUnavailable
-from registry.store.sqlite.engine import SQLITE_MIN_VERSION, sqlite_path
+from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.errors import primary_code, translate
-from registry.store.tables import APPLICATION_ID
+from registry.store.sqlite.in_use import LOCK_BYTES, Announcement, find_files
+
+APPLICATION_ID = 0x4D524547
+"""`PRAGMA application_id` of our SQLite files: "MREG"."""
+
+SQLITE_MIN_VERSION = (3, 38, 0)
 
 SMALLEST_BYTES = 512
 """A SQLite database has at least one page, and a page at least this size."""
 
 LOCK_TIMEOUT_S = 60.0
 """How long a look or a change of the schema waits for other processes."""
+
+FREE_WITHIN_S = 2.0
+"""How long processes may take to let go of files that were removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +106,34 @@ def opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
     """A connection that creates no file and begins no transaction by itself.
 
     Raises:
+        Busy: somebody has the database open with files that were removed since.
         RegistryError: what SQLite raised in the block, as ours.
     """
+    announcement = Announcement(str(path))
     try:
+        if not is_immutable(mode):
+            announcement.wait_until_free(patience_s=FREE_WITHIN_S)
         connection = sqlite3.connect(
             f"{path.as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=LOCK_TIMEOUT_S
         )
         try:
+            if not is_immutable(mode):
+                connection.execute("PRAGMA schema_version").fetchall()  # Its log is open now.
+                files = find_files(os.path.realpath(path))
+                if files.is_whole:
+                    announcement.announce(files)
             yield connection
         finally:
             connection.close()
     except sqlite3.Error as error:
         raise explained(path, error) from error
+    finally:
+        announcement.close()
+
+
+def is_immutable(mode: str) -> bool:
+    """Whether a connection of this mode takes no locks and makes no files."""
+    return "immutable=1" in mode
 
 
 def explained(path: Path, error: sqlite3.Error) -> RegistryError:
@@ -117,16 +141,12 @@ def explained(path: Path, error: sqlite3.Error) -> RegistryError:
     code = primary_code(error)
     if code == sqlite3.SQLITE_NOTADB:
         return _not_sqlite(path)
-    known = translate(error)
+    known = translate(error, path)
     if known is None:
         return StorageUnavailable(f"{path}: {error}. Nothing was changed.")
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CORRUPT):
         return DatabaseRefused(f"{path}: {known.detail}")
     return type(known)(f"{path}: {known.detail}")
-
-
-LOCK_BYTES = (0x40000000, 512)
-"""Where in a file SQLite's locks are. Whoever has a database open holds some of it."""
 
 
 @dataclass(frozen=True, slots=True)

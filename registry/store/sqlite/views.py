@@ -7,6 +7,9 @@ SQLite would look at every row.
 
 from __future__ import annotations
 
+from registry.core.policy import DEFAULTS
+from registry.store.journal import UNRESOLVED
+
 OWNER_FOOTPRINT = """
 CREATE VIEW owner_footprint AS
 SELECT o.namespace, o.component, o.endpoint, o.instance_id, o.lora_slug, o.worker_name, o.state,
@@ -25,42 +28,16 @@ LEFT JOIN entries e ON e.id = r.entry_id
 GROUP BY o.id
 """
 
-UNRESOLVED = """v.kind = 'refused'
-        AND NOT EXISTS (
-            SELECT 1 FROM events s
-            WHERE s.namespace = v.namespace AND s.component = v.component
-                AND s.endpoint = v.endpoint AND s.instance_id = v.instance_id
-                AND s.lora_slug = v.lora_slug AND (s.slug IS NULL OR s.kind = 'refused')
-                AND s.id > v.id
-                AND (s.kind IN ('detached', 'expired', 'superseded')
-                    OR s.kind = 'refused' AND s.slug = v.slug
-                        AND s.suffix = v.suffix AND s.filename = v.filename))
-        AND NOT EXISTS (
-            SELECT 1 FROM owners o JOIN events s ON s.owner_id = o.id
-            WHERE o.namespace = v.namespace AND o.component = v.component
-                AND o.endpoint = v.endpoint AND o.instance_id = v.instance_id
-                AND o.lora_slug = v.lora_slug
-                AND s.id > v.id AND s.kind IN ('registered', 'replaced')
-                AND s.entry_id IN (
-                    SELECT e.id FROM entries e
-                    WHERE e.slug = v.slug AND e.suffix = v.suffix AND e.filename = v.filename
-                    UNION ALL
-                    SELECT g.entry_id FROM events g
-                    WHERE g.slug = v.slug AND g.suffix = v.suffix AND g.filename = v.filename
-                        AND g.kind = 'removed' AND g.id > v.id))"""
-"""Of an event `v`: it is a refusal, and its owner has neither left since, nor got the key, nor was
-it refused the key again."""
-
 LEAKS = f"""
 CREATE VIEW leaks AS
 WITH policy AS (
     SELECT (SELECT now_ms FROM clock) AS now,
         COALESCE((SELECT CAST(value AS INTEGER) FROM settings
-            WHERE name = 'lease_grace_ms'), 300000) AS lease_grace,
+            WHERE name = 'lease_grace_ms'), {DEFAULTS.lease_grace_ms}) AS lease_grace,
         COALESCE((SELECT CAST(value AS INTEGER) FROM settings
-            WHERE name = 'upload_grace_ms'), 900000) AS upload_grace,
+            WHERE name = 'upload_grace_ms'), {DEFAULTS.upload_grace_ms}) AS upload_grace,
         COALESCE((SELECT CAST(value AS INTEGER) FROM settings
-            WHERE name = 'scrub_period_ms'), 86400000) AS scrub_period
+            WHERE name = 'scrub_period_ms'), {DEFAULTS.scrub_period_ms}) AS scrub_period
 ),
 /* The refs with anything wrong: whatever can be said of a ref is looked for in one pass. */
 wrong AS MATERIALIZED (
@@ -188,3 +165,27 @@ FROM found f
 LEFT JOIN owners o ON o.id = f.owner_id
 LEFT JOIN entries e ON e.id = f.entry_id
 """
+
+VIEWS = {
+    "clock": """
+        CREATE VIEW clock AS
+        SELECT CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) AS now_ms
+    """,
+    "holders": """
+        CREATE VIEW holders AS
+        SELECT e.slug, e.suffix, e.filename, o.namespace, o.component, o.endpoint, o.instance_id,
+               o.lora_slug, o.worker_name, o.state,
+               CASE WHEN r.path IS NULL THEN 'copied' ELSE 'in_place' END AS source,
+               r.path, r.status, e.checksum, e.size,
+               strftime('%Y-%m-%dT%H:%M:%fZ', r.created_at / 1000.0, 'unixepoch') AS since,
+               strftime('%Y-%m-%dT%H:%M:%fZ', o.lease_expires_at / 1000.0, 'unixepoch')
+                   AS lease_expires_at,
+               r.owner_id, r.entry_id
+        FROM owner_refs r
+        JOIN owners o ON o.id = r.owner_id
+        JOIN entries e ON e.id = r.entry_id
+    """,
+    "owner_footprint": OWNER_FOOTPRINT,
+    "leaks": LEAKS,
+}
+"""The views as SQLite spells them, in the order in which they are made."""

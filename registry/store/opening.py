@@ -1,0 +1,24 @@
+"""Opening a database by its URL: the only place in the store that chooses an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from registry.store.engine import Engine
+from registry.store.sqlite.engine import Database
+from registry.store.sqlite.migrate import acceptor
+from registry.store.sqlite.migrate import find_problem as find_problem
+from registry.store.sqlite.migrate import prepare as prepare
+
+
+def open_database(
+    url: str, *, busy_timeout_s: float = 5.0, clock: Callable[[], int] | None = None
+) -> Engine:
+    """The database at a URL, which has been prepared; no connection is made yet.
+
+    `clock` gives the time in milliseconds; the default is the system's.
+
+    Raises:
+        DatabaseRefused: there is no engine for the URL.
+    """
+    return Database(url, busy_timeout_s=busy_timeout_s, clock=clock, accept=acceptor(url))
