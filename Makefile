@@ -6,7 +6,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test interop fuzz lint format wheel bench bench-peers lock clean
+.PHONY: help run test interop fuzz attack lint format wheel bench bench-peers lock clean
 .NOTPARALLEL:
 
 ARGS =
@@ -43,6 +43,9 @@ interop: $(READY) $(DYNAMO)  ## run the tests with a real NVIDIA Dynamo (downloa
 
 fuzz: $(READY)  ## make up many requests to the service, as every role (EXAMPLES=200 of each call)
 	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/test_openapi.py $(ARGS)
+
+attack: $(READY)  ## attack a service and its clients, for half an hour (ONLY=memory,tls: only these)
+	@$(BIN)/python -m attacks $(ONLY)
 
 lint: $(READY)  ## check style and types
 	@$(BIN)/ruff check

@@ -7,6 +7,8 @@ Whoever calls Alembic from a program passes what it wants in `config.attributes`
 
     url             the database, a string or a SQLAlchemy URL
     lock_timeout_s  how long to wait for other processes (60)
+    guard           makes a context manager of the driver's connection, for while it is in use
+    on_wait         called once if others keep the database locked for a second and a half
     before_commit   called with the revision before and after (None: no schema) if they differ,
                     while other connections still see the schema as it was; may refuse by raising
 """
@@ -19,7 +21,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, TypeVar
 
 from alembic import context
@@ -30,6 +32,7 @@ APPLICATION_ID = 0x4D524547
 LOCK_TIMEOUT_S = 60.0
 LOCK_PAUSE_S = (0.0002, 0.002)
 LOCK_PAUSE_MAX_S = 0.05
+WAIT_SAID_AFTER_S = 1.5
 ADVISORY_LOCK = 0x4D524547
 
 T = TypeVar("T")
@@ -84,17 +87,24 @@ def migrate_sqlite(url: URL) -> None:
     event.listen(engine, "begin", begin_immediate)
     with engine.connect() as connection:
         driver = driver_of(connection)
-        refuse_foreign(driver)
-        prepare_connection(driver)
-        with connection.begin():
+        with guarded(driver):
             refuse_foreign(driver)
-            changed = migrate(connection)
+            prepare_connection(driver)
+            with connection.begin():
+                refuse_foreign(driver)
+                changed = migrate(connection)
+                if changed:
+                    check_foreign_keys(driver)
             if changed:
-                check_foreign_keys(driver)
-        if changed:
-            # The application id is in the file itself from here on, not only in its log.
-            with closing(driver.execute("PRAGMA wal_checkpoint(PASSIVE)")) as cursor:
-                cursor.fetchall()
+                # The application id is in the file itself from here on, not only in its log.
+                with closing(driver.execute("PRAGMA wal_checkpoint(PASSIVE)")) as cursor:
+                    cursor.fetchall()
+
+
+def guarded(driver: sqlite3.Connection) -> AbstractContextManager[object]:
+    guard: Callable[[sqlite3.Connection], AbstractContextManager[object]]
+    guard = config.attributes.get("guard", nullcontext)
+    return guard(driver)
 
 
 def migrate_server(url: URL) -> None:
@@ -199,14 +209,19 @@ def patiently(step: Callable[[], T]) -> T:
     SQLite's own waiting is unfair between processes, and there is none while a file is switched
     to its write-ahead log.
     """
-    deadline = time.monotonic() + lock_timeout_s()
+    began = time.monotonic()
+    said = False
     low, high = LOCK_PAUSE_S
     while True:
         try:
             return step()
         except sqlite3.OperationalError as error:
-            if not is_locked(error) or time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if not is_locked(error) or waited > lock_timeout_s():
                 raise
+            if waited > WAIT_SAID_AFTER_S and not said:
+                said = True
+                config.attributes.get("on_wait", lambda: None)()
         time.sleep(random.uniform(low, high))
         high = min(high * 1.2, LOCK_PAUSE_MAX_S)
 

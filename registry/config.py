@@ -16,8 +16,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from registry.core.records import shown
 from registry.core.settings_files import read_toml_text
 from registry.errors import SettingsError
@@ -25,10 +23,9 @@ from registry.errors import SettingsError
 PREFIX = "REGISTRY_"
 """What the name of every environment variable of the service begins with."""
 
-RESOLVED_VARIABLE = "METADATA_REGISTRY_SETTINGS"
-"""Hands settings that are resolved already to a worker process: `Settings.to_json()`."""
-
-OTHER_VARIABLES = frozenset({"REGISTRY_CONFIG", "REGISTRY_TOKEN", "REGISTRY_URL"})
+OTHER_VARIABLES = frozenset(
+    {"REGISTRY_CA_FILE", "REGISTRY_CONFIG", "REGISTRY_TOKEN", "REGISTRY_URL"}
+)
 """Variables with our prefix that are no settings: the commands read them as flags."""
 
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
@@ -54,6 +51,8 @@ class Rule:
     low: float = 0
     high: float = 0
     choices: tuple[str, ...] = ()
+    separator: str = os.pathsep
+    """What stands between texts in a variable."""
 
 
 def _text(default: str | None, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -95,6 +94,15 @@ class Settings:
     token_file: str | None = _text(None, "File with the access tokens; none: no tokens are asked.")
     require_read_token: bool = _switch("Ask for a token on reads as well.")
     insecure: bool = _switch("Allow an address other than loopback without a token file.")
+    allowed_hosts: tuple[str, ...] = _field(
+        (),
+        Rule(
+            Kind.TEXTS,
+            "Name that requests may be sent to beside loopback's, as behind a proxy on this "
+            "machine; others are refused.",
+            separator=",",
+        ),
+    )
     tls_certificate: str | None = _text(
         None, "PEM file with the certificate chain to serve HTTPS with; none: plain HTTP."
     )
@@ -163,25 +171,6 @@ class Settings:
         "info", "What is logged.", ("critical", "error", "warning", "info", "debug")
     )
     log_format: str = _text("text", "How log lines are written.", ("text", "json"))
-
-    def to_json(self) -> str:
-        """These settings as text, for one environment variable of a worker process."""
-        return msgspec.json.encode(self).decode()
-
-    @classmethod
-    def from_json(cls, text: str) -> Settings:
-        """The settings that `to_json` wrote.
-
-        Raises:
-            SettingsError: it was not `to_json` of this version that wrote the text.
-        """
-        try:
-            return msgspec.json.decode(text, type=cls)
-        except msgspec.DecodeError as error:
-            raise SettingsError(
-                f"{RESOLVED_VARIABLE} does not hold the settings of this version: {error}. It is "
-                "for this program's own worker processes; unset it."
-            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +320,7 @@ def _parsed(setting: Setting, text: str) -> object:
         case Kind.SWITCH:
             return _truths.get(text.lower(), text)
         case Kind.TEXTS:
-            return text.split(os.pathsep)
+            return text.split(setting.rule.separator)
         case Kind.WHOLE | Kind.NUMBER if _is_whole(text):
             return int(text)
         case Kind.NUMBER if _is_number(text):

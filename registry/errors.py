@@ -251,6 +251,12 @@ class SettingsError(RegistryError):
     code = "settings"
 
 
+class WrongProcess(RegistryError):
+    """What is used was made in another process, of which this one was forked. Make another here."""
+
+    code = "wrong_process"
+
+
 class Usage(RegistryError):
     """The command line is not one that this program understands. See --help."""
 

@@ -20,7 +20,9 @@ from tests.exchanges import running
 OURS = "prod"
 HELD = Owner(OURS, "backend", "generate", 14594360683070792150)
 KEY = ArtifactKey("org_tiny", "_base", "config.json")
-OTHER_KEY = ArtifactKey("org_tiny", "_base", "größe.json")
+OTHER_KEY = ArtifactKey("org_tiny", "_base", "größe\u202egpj.\u200bjson")
+"""Its name has letters that ASCII lacks, and what a terminal would obey."""
+
 CONTENTS = {KEY: b"{}", OTHER_KEY: b"[1]"}
 
 

@@ -20,8 +20,8 @@ class Rule:
 
     `before` is called before the request is forwarded, `after` when the service has answered. With
     `loses_request` it is not forwarded, with `loses_answer` the caller gets none: the connection
-    ends. `answer` is given without asking the service. The first `skip` requests pass unharmed, and
-    after `times` more the rule is over.
+    ends. `answer` is given without asking the service; with `drips`, an answer without end is. The
+    first `skip` requests pass unharmed, and after `times` more the rule is over.
     """
 
     method: str
@@ -31,6 +31,7 @@ class Rule:
     loses_request: bool = False
     loses_answer: bool = False
     answer: Answer | None = None
+    drips: bool = False
     skip: int = 0
     times: int = 1 << 30
     met: threading.Event = field(default_factory=threading.Event)
@@ -50,6 +51,7 @@ class Proxy:
         self.upstream = upstream
         self.asked: list[tuple[str, str]] = []
         self.rules: list[Rule] = []
+        self._ended = threading.Event()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -88,6 +90,10 @@ class Proxy:
         self.asked.append((handler.command, handler.path))
         rule = self._find_rule(handler)
         rule.before()
+        if rule.drips:
+            rule.met.set()
+            self._drip(handler)
+            return
         answer = rule.answer
         if not rule.loses_request and answer is None:
             answer = self._forward(handler, body)
@@ -104,6 +110,14 @@ class Proxy:
         handler.send_header("content-length", headers.get("content-length", str(len(content))))
         handler.end_headers()
         handler.wfile.write(content)
+
+    def _drip(self, handler: BaseHTTPRequestHandler) -> None:
+        """Answer a byte at a time, for as long as the caller listens."""
+        handler.send_response_only(200)
+        handler.send_header("content-length", "1000000")
+        handler.end_headers()
+        while not self._ended.wait(0.05):
+            handler.wfile.write(b" ")
 
     def _find_rule(self, handler: BaseHTTPRequestHandler) -> Rule:
         for rule in self.rules:
@@ -138,6 +152,7 @@ class Proxy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._ended.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

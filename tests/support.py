@@ -221,6 +221,17 @@ class Server:
             raise
 
 
+def workers_of(server: Server) -> list[int]:
+    """The worker processes; beside them the parent has one that looks after shared resources."""
+    found = []
+    for pid in (
+        Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    ):
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            found.append(int(pid))
+    return found
+
+
 def wait_for(condition: Callable[[], bool], within_s: float = 30) -> None:
     """Wait until a condition holds; fail when it does not within a bound."""
     deadline = time.monotonic() + within_s

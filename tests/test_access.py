@@ -314,7 +314,6 @@ CROSS_SITE = [
     {"host": "rebound.example", "origin": "http://rebound.example"},
     {"host": "127.0.0.1.evil.example:8090"},
     {"host": "0.0.0.0:8090"},
-    {"host": "[::1"},
 ]
 SAME_SITE = [
     {},

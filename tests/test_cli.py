@@ -5,28 +5,31 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from registry import __version__
 from registry.cli import COMMANDS, output
 from registry.cli.exit_codes import exit_code_of
-from registry.cli.output import Column, ProgressBar, print_table
+from registry.cli.output import ProgressBar
+from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
 from registry.config import SETTINGS
 from registry.core.hashing import checksum_of
 from registry.core.records import ArtifactKey, Owner, printable
 from registry.errors import error_classes
-from tests.forks import Done, Forks, Surroundings
-from tests.support import Server, copied, wait_for
+from registry.store.tables import HEAD_REVISION
+from tests.forks import TERMINAL, Done, Forks, Surroundings
+from tests.support import ROOT, Server, copied, wait_for
 
 CONTENTS = {"config.json": b"{}", "tokenizer.json": b"[1]" * 1000}
 OWNER = "dynamo/backend/generate/7/_base"
@@ -104,9 +107,13 @@ def test_every_setting_is_a_flag_of_serve_with_help_and_default(run: Run) -> Non
         assert f"{setting.rule.help} Default: {setting.default_shown}." in text
 
 
-def test_the_version_is_shown(run: Run) -> None:
+def test_the_version_is_shown_and_differs_where_the_schema_does(run: Run) -> None:
     done = run("--version")
-    assert (done.returncode, done.stdout) == (0, "metadata-registry 0.1.0\n")
+    assert (done.returncode, done.stdout) == (0, f"metadata-registry {__version__}\n")
+    # 0.N.x knows the schema up to revision N: so a message that names versions tells them apart.
+    assert int(__version__.split(".")[1]) == int(HEAD_REVISION)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["attach", "--help"]])
@@ -181,6 +188,33 @@ def test_every_error_has_an_exit_code() -> None:
     assert {"conflict", "not_registered", "unserveable", "checksum_mismatch"} <= refused
     assert not {"unreachable", "busy", "settings", "invalid", "file_unreadable"} & refused
     assert exit_code_of(PermissionError(13, "Permission denied", "out")) == 2
+
+
+def test_errors_of_one_exit_code_are_told_apart_by_their_json(run: Run, server: Server) -> None:
+    old, new = Owner("a", "b", "c", 1), Owner("a", "b", "c", 2)
+    for owner in (old, new):
+        assert server.register(owner, [], worker_name="w", lease_ttl_s=60).status_code == 200
+    for owner, code in ((old, "superseded"), (Owner("a", "b", "c", 3), "lease_gone")):
+        done = run("renew", owner, "--json", "--url", server.url)
+        assert (done.returncode, done.stdout) == (1, "")
+        problem = json.loads(done.stderr)
+        assert list(problem)[:3] == ["code", "title", "detail"]
+        assert problem["code"] == code
+
+
+def test_going_back_is_asked_for_and_needs_a_yes(run: Run, tmp_path: Path, forks: Forks) -> None:
+    database = ("--database-url", f"sqlite:///{tmp_path}/registry.db")
+    assert run("db", "upgrade", *database).returncode == 0
+    unasked = run("db", "downgrade", "0001", *database)
+    assert (unasked.returncode, unasked.stdout) == (2, "")
+    assert "There is no terminal to ask at: say --yes." in unasked.stderr
+    assert run("db", "current", *database).stdout.startswith(HEAD_REVISION)
+    done = run("db", "downgrade", "0001", "--yes", "--json", *database)
+    assert json.loads(done.stdout) == {"before": HEAD_REVISION, "revision": "0001"}
+    assert json.loads(run("db", "upgrade", "--json", *database).stdout) == {
+        "before": "0001",
+        "revision": HEAD_REVISION,
+    }
 
 
 # A model's life
@@ -385,36 +419,49 @@ def test_keys_are_never_shortened_in_a_pipe(run: Run, server: Server) -> None:
     assert run("ls", "--url", server.url).stdout.splitlines()[1].split()[0] == key
 
 
-def test_tables_are_drawn_to_the_width_of_a_terminal_without_losing_text(
-    server: Server, environ: dict[str, str]
+@pytest.mark.parametrize("command", ["ls", "owners", "models", "explain"])
+def test_no_name_is_broken_on_a_terminal_of_80_columns(
+    forks: Forks, server: Server, tmp_path: Path, command: str
 ) -> None:
-    key = long_key(server)
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "registry", "ls", "--url", server.url]
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environ)
-    os.close(theirs)
-    text = _read_all(ours)
-    assert process.wait(30) == 0
-    assert "…" not in text
-    cells = [line.split("  ")[0].strip() for line in text.splitlines() if "  " in line]
-    assert key in "".join(cells)
-    assert all(len(line) <= 80 for line in text.splitlines())
+    owner = Owner("dynamo", "backend", "generate", 14594360683070792150)
+    key = ArtifactKey("org_model-3-8b-instruct", "_base", "tokenizer_config.json")
+    server.register_copies(owner, {key: b"x"}, worker_name="node-1-gpu-0", lease_ttl_s=60)
+    names = {"ls": key, "owners": owner, "models": f"{key.slug}/{key.suffix}", "explain": owner}
+    words = [command, *([key] if command == "explain" else []), "--url", server.url]
+    on_terminal = Surroundings(stdout=TERMINAL)
+    done = forks.run(*words, surroundings=on_terminal, directory=tmp_path)
+    assert any(str(names[command]) in line for line in done.stdout.splitlines())
+    wide = forks.run(*words, "--wide", surroundings=on_terminal, directory=tmp_path)
+    piped = forks.run(*words, surroundings=Surroundings(), directory=tmp_path)
+    plain = wide.stdout.replace("\x1b[1m", "").replace("\x1b[0m", "")
+    assert [line.split()[:2] for line in plain.splitlines()] == [
+        line.split()[:2] for line in piped.stdout.splitlines()
+    ]
 
 
-def _read_all(descriptor: int) -> str:
-    """What a terminal shows until its last writer is gone, without colours."""
-    parts = []
-    try:
-        while part := os.read(descriptor, 65536):
-            parts.append(part)
-    except OSError:
-        pass  # Linux reports the last close of the other end as an error.
-    finally:
-        os.close(descriptor)
-    text = b"".join(parts).decode()
-    for code in ("\x1b[1m", "\x1b[0m"):
-        text = text.replace(code, "")
-    return text
+def test_lists_are_sorted_filtered_and_reduced_to_names(run: Run, server: Server) -> None:
+    url = {"REGISTRY_URL": server.url}
+    few, many = Owner("a", "b", "c", 1), Owner("z", "b", "c", 2)
+    small, large = ArtifactKey("m", "_base", "a"), ArtifactKey("n", "_base", "b")
+    server.register_copies(few, {small: b"x"}, worker_name="w", lease_ttl_s=60)
+    server.register_copies(many, {small: b"x", large: b"long" * 99})
+    server.client.post(f"/v1/owners/{few}/drain", json={})
+
+    def names(*words: object) -> list[str]:
+        return run(*words, "-q", **url).stdout.split()
+
+    assert names("ls") == [str(small), str(large)]
+    assert names("ls", "--sort", "size") == [str(large), str(small)]
+    assert names("ls", "--sort", "holders") == [str(small), str(large)]
+    assert names("owners", "--sort", "files") == [str(many), str(few)]
+    assert names("owners", "--sort", "lease") == [str(few), str(many)]
+    for option, value in (("--namespace", "a"), ("--worker", "w"), ("--state", "draining")):
+        assert names("owners", option, value) == [str(few)]
+    assert names("models", "--sort", "size") == ["n/_base", "m/_base"]
+    assert names("models", "--slug", "m") == ["m/_base"]
+    assert names("models", "--unserveable") == []
+    listed = json.loads(run("models", "--sort", "size", "--json", **url).stdout)["models"]
+    assert [each["slug"] for each in listed] == ["n", "m"]
 
 
 def test_a_closed_pipe_is_quiet(run: Run, server: Server, environ: dict[str, str]) -> None:

@@ -105,9 +105,12 @@ def test_an_answer_that_stays_so_is_an_error(
     assert len(script.bodies) == 1
 
 
-@pytest.mark.parametrize("code", ["conflict", "unserveable", "uploads_pending", "internal"])
-def test_a_refusal_is_not_repeated(code: str) -> None:
-    script = Script(problem(503, code))
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(409, "conflict"), (503, "unserveable"), (429, "uploads_pending"), (500, "internal")],
+)
+def test_a_refusal_is_not_repeated(status: int, code: str) -> None:
+    script = Script(problem(status, code))
     with script.client() as client, pytest.raises(errors.RegistryError, match="why"):
         client.unregister_for_owner(OWNER)
     assert len(script.bodies) == 1
@@ -277,7 +280,7 @@ def test_the_client_loads_no_server_and_no_database() -> None:
     output = subprocess.check_output([sys.executable, "-c", program], text=True).splitlines()
     assert not {"sqlalchemy", "starlette", "uvicorn", "alembic", "typer"} & set(output[0].split())
     ours = {name.split(".")[1] for name in output[1].split()}
-    assert ours <= {"client", "discovery", "errors", "files", "records", "shapes", "slugs", "wire"}
+    assert ours <= {"client", "core", "discovery", "errors", "wire"}
 
 
 # For asyncio

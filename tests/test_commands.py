@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from registry.cli.environment import FILES_MIN
+from registry.core.records import is_plain
 from tests.every_command import CASES, CONTENTS, OTHER_KEY, World, a_world, every_command, words_of
-from tests.forks import BROKEN, CLOSED, FULL, TERMINAL, Done, Forks, Surroundings
+from tests.forks import BROKEN, CLOSED, FULL, PIPE, TERMINAL, Done, Forks, Surroundings
 
 COMMANDS = sorted(CASES)
 PRINTING = [name for name in COMMANDS if name != "serve"]
@@ -44,14 +45,21 @@ def test_every_command_is_in_the_table() -> None:
         assert CASES[name].has_json == has_json, name
 
 
+OWN_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""What a heading or a progress bar draws with."""
+
+
 def assert_clean(name: str, done: Done) -> None:
-    """No traceback anywhere, and an error that says something where the command failed."""
+    """No traceback, nothing that a terminal obeys, and an error that says something where the
+    command failed."""
     said = done.stdout + done.stderr
+    assert is_plain(OWN_CODES.sub("", said).replace("\n", "").replace("\r", "")), done
     assert "Traceback" not in said, said
     assert "Exception ignored" not in said, said
     assert "Warning" not in said, said
     if done.returncode:
-        assert re.search("^error: .{10}", done.stderr, re.M), (name, done)
+        said_why = re.search(r'^(error: |\{"code":).{10}', done.stderr, re.M)
+        assert said_why, (name, done)
 
 
 @dataclass(frozen=True)
@@ -199,7 +207,7 @@ def test_json_is_json_and_nothing_else(world: World, forks: Forks, name: str) ->
     )
     assert done.returncode == 0, done
     assert json.loads(done.stdout) is not None
-    assert done.stdout.replace("\n", "").isprintable()
+    assert_clean(name, done)
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -236,6 +244,66 @@ def test_a_wrong_command_line_is_an_error_like_the_others(
     else:
         assert done.stderr.startswith("error: No such option: --no-such-option")
         assert f"`metadata-registry {name} --help`" in done.stderr
+
+
+# Text from elsewhere
+
+HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\u200b\r\b\udcff"
+
+
+def texts_of(name: str) -> Iterator[list[str]]:
+    """Command lines that give each parameter of a command that takes a text a hostile one."""
+    required = [each for each in every_command()[name].params if each.required]
+    for parameter in every_command()[name].params:
+        words = [HOSTILE if each is parameter else "a/b/c" for each in required]
+        options = {each.opts[0]: word for each, word in zip(required, words, strict=True)}
+        if parameter.param_type_name == "option" and not parameter.is_flag:
+            options[parameter.opts[0]] = HOSTILE
+        line = [word for option, word in options.items() if not option.startswith("-")]
+        for option, word in options.items():
+            line += [option, word] if option.startswith("-") else []
+        if HOSTILE in line:
+            yield line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_text_from_a_command_line_moves_no_cursor(world: World, forks: Forks, name: str) -> None:
+    """Each text in a command line is hostile once; whatever becomes of it, it is spelled out."""
+    surroundings = Surroundings(
+        {"REGISTRY_URL": world.url, "REGISTRY_DATABASE_URL": world.copy()},
+        stdout=TERMINAL,
+        stderr=TERMINAL,
+    )
+    for number, words in enumerate([["--no-such-" + HOSTILE], *texts_of(name)]):
+        form = ["--json"] if number % 2 and CASES[name].has_json else []
+        directory = world.new("directory")
+        directory.mkdir()
+        done = forks.run(
+            *name.split(), *words, *form, surroundings=surroundings, directory=directory
+        )
+        assert_clean(name, done)
+
+
+@pytest.mark.parametrize("form", ["--csv", "--json", None])
+@pytest.mark.parametrize("to", [TERMINAL, PIPE])
+def test_values_of_a_database_are_spelled_out_on_a_terminal_and_escaped_in_json(
+    world: World, forks: Forks, form: str | None, to: str
+) -> None:
+    text = HOSTILE.removesuffix("\udcff")
+    blob = text.encode().hex()
+    query = f"SELECT CAST(x'{blob}' AS TEXT) AS \"{text.replace(chr(13), '')}\", 'a\nb' AS two"
+    words = ["sql", query, *world.to_database(), *([form] if form else [])]
+    done = forks.run(*words, surroundings=Surroundings(stdout=to), directory=world.folder)
+    assert done.returncode == 0, done
+    if form == "--csv" and to == PIPE:
+        assert text in done.stdout
+        return
+    assert_clean("sql", done)
+    if form == "--json":
+        assert text in json.loads(done.stdout)[0].values()
+    else:
+        assert "\\x1b]0;title\\x07\\x9b2J\\u202e\\u200b" in done.stdout
+        assert "a\\nb" in done.stdout
 
 
 # Variables that are none of ours

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from registry.content.cache import ContentCache
+from registry.content.cache import BODIES_MAX, ContentCache
 
 
 def kept(cache: ContentCache, name: str, size: int) -> object:
@@ -56,3 +56,11 @@ def test_room_that_was_not_filled_is_given_back() -> None:
     cache.release(30)
     assert cache.reserve(30)
     assert not cache.reserve(31)
+
+
+def test_there_are_never_more_contents_than_a_number_however_small_they_are() -> None:
+    cache = ContentCache(1 << 30)
+    for number in range(BODIES_MAX + 10):
+        kept(cache, str(number), 1)
+    assert cache.used_bytes == BODIES_MAX
+    assert [cache.find(name) is None for name in ("0", "9", "10")] == [True, True, False]

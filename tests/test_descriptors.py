@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import socket
 import ssl
@@ -159,6 +160,33 @@ def test_who_is_refused_can_read_why_and_ask_in_vain(serve: Callable[..., Server
             peer.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert peer.recv(1000) == b""
     assert server.log.count("as many as this process bears") == 1
+
+
+# Memory
+
+
+def test_what_does_not_fit_into_memory_is_streamed_whatever_the_budget_says(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    """`ulimit -v`, as a container has it: the cache may not take more than there is."""
+    (tmp_path / "models").mkdir()
+    contents = {f"{number}.bin": os.urandom(48 << 20) for number in range(3)}
+    for name, content in contents.items():
+        (tmp_path / "models" / name).write_bytes(content)
+    flags = {"artifact_root": tmp_path / "models", "content_cache_bytes": 1 << 30}
+    server = serve(**flags)
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    mapped = next(int(line.split()[1]) for line in status.splitlines() if "VmSize" in line) << 10
+    limit = mapped + (80 << 20)
+    resource.prlimit(server.process.pid, resource.RLIMIT_AS, (limit, limit))
+    keys = [ArtifactKey("memory", "_base", name) for name in contents]
+    lines = [in_place(key, tmp_path / "models" / key.filename) for key in keys]
+    assert server.register(OWNER, lines).status_code == 200
+    for key in keys * 2:
+        assert server.fetch(key).content == contents[key.filename]
+    copy = os.urandom(1 << 20)
+    assert server.upload(copy).status_code == 201
+    assert server.client.get("/v1/audit").json()["counts"] == {}
 
 
 # TLS

@@ -166,11 +166,12 @@ def test_a_head_that_does_not_end_is_cut_off(shared: Server, start: bytes) -> No
 
 
 def test_a_head_that_does_not_end_behind_one_that_was_answered_is_cut_off(shared: Server) -> None:
-    whole = f"GET /v1/metadata/{KEY} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    whole = f"GET /v1/metadata/{KEY} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     with Line(shared) as line:
         for sent in (whole, whole + b"GET /live HTTP/1.1\r\nA: "):
             line.send(sent)
             assert line.read_answer().status_code == 200
+        problem_of(line.read_answer(), 408, "request_timeout")
         assert closes(line) == b""
 
 
@@ -215,7 +216,7 @@ def test_a_kept_connection_is_closed_in_the_end_however_it_was_answered(
     assert server.fetch(KEY).status_code == 200
     with server.connect() as connection:
         for _ in range(3):
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         assert connection.recv(4096) == b""
 

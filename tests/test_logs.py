@@ -181,8 +181,9 @@ def test_a_start_and_an_end_say_only_what_matters(
     server.stop()
     lines = server.log.splitlines()
     assert "with schema revision" in lines[0]
-    assert lines[1].startswith("listening on ")
-    assert len(lines) == 2
+    assert " INFO registry serving address=" in lines[1]
+    assert lines[2].startswith("listening on ")
+    assert len(lines) == 3
 
 
 def test_a_traceback_is_one_json_record() -> None:

@@ -12,11 +12,14 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from registry import __version__
 from registry.core.records import ArtifactKey, Owner
 from registry.server.metrics import PREFIX, Metrics
+from registry.store.reads.audit import CLASSES
 from registry.store.reads.stats import Counted
+from registry.store.tables import HEAD_REVISION
 from tests.exchanges import Line, running
-from tests.support import Server, checksum, in_place, wait_for
+from tests.support import Server, checksum, in_place, sql, wait_for, workers_of
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 READ = "/v1/metadata/{slug}/{suffix}/{filename}"
@@ -268,18 +271,6 @@ def test_what_happens_while_counts_are_moved_is_not_lost() -> None:
 # Several processes
 
 
-def metric_directories_of(server: Server) -> list[Path]:
-    """Where the workers of a service share their values."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    found = set()
-    for pid in children.read_text().split():
-        for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            name, _, value = item.partition(b"=")
-            if name == b"PROMETHEUS_MULTIPROC_DIR":
-                found.add(Path(value.decode()))
-    return list(found)
-
-
 def test_the_counts_of_all_workers_are_added_up(serve: Callable[..., Server]) -> None:
     server = serve(workers=3)
     key = published(server, CONTENT)
@@ -309,48 +300,52 @@ def test_counts_outlive_a_worker_and_what_is_about_now_does_not(
     serve: Callable[..., Server],
 ) -> None:
     server = serve(workers=2)
+    key = published(server, CONTENT)
+
+    def cached_bytes() -> float:
+        return Scraped(server).get("content_cache_bytes")
+
     for _ in range(30):
         with httpx2.Client(base_url=server.url) as client:
             assert client.get("/v1/owners").status_code == 200
+            assert client.get(f"/v1/metadata/{key}").status_code == 200
     wait_for(lambda: Scraped(server).requests("GET", "/v1/owners", 200) == 30)
-    (directory,) = metric_directories_of(server)
-    before = {int(path.stem.rpartition("_")[2]) for path in directory.glob("gauge_live*.db")}
-    assert len(before) == 2
-    killed = min(before)
-    os.kill(killed, signal.SIGKILL)
-
-    def replaced() -> bool:
-        now = {int(path.stem.rpartition("_")[2]) for path in directory.glob("gauge_live*.db")}
-        return len(now) == 2 and killed not in now
-
-    wait_for(replaced)
+    wait_for(lambda: cached_bytes() > 0)
+    for pid in workers_of(server):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: server.log.count("was killed by SIGKILL") == 2)
+    wait_for(lambda: answers(server))
+    assert Scraped(server).get("worker_restarts_total") == 2
     assert Scraped(server).requests("GET", "/v1/owners", 200) == 30
+    assert Scraped(server).requests("GET", READ, 200) == 30
+    assert cached_bytes() == 0
 
 
-def test_the_directory_of_the_workers_is_private_and_goes_with_them(
-    serve: Callable[..., Server],
+def answers(server: Server) -> bool:
+    try:
+        return httpx2.get(f"{server.url}/live").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def opened_by(pid: int) -> set[Path]:
+    """The files that a process has open."""
+    found = {each.readlink() for each in Path(f"/proc/{pid}/fd").iterdir()}
+    return {path for path in found if path.is_absolute() and path.is_file()}
+
+
+def test_workers_share_no_file(
+    serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """So that none can be full, removed or forbidden."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
     server = serve(workers=2)
-    (directory,) = metric_directories_of(server)
-    assert directory.stat().st_mode & 0o077 == 0
-    server.stop()
-    assert not directory.exists()
-
-
-def test_what_a_killed_service_left_is_removed_by_the_next_one(
-    serve: Callable[..., Server],
-) -> None:
-    first = serve(workers=2)
-    (left,) = metric_directories_of(first)
-    first.kill()
-    assert left.exists()
-    second = serve(workers=2)
-    (own,) = metric_directories_of(second)
-    assert own.exists()
-    assert not left.exists()
-    third = serve(workers=2)
-    assert own.exists()
-    assert third.client.get("/metrics").status_code == 200
+    assert Scraped(server).get("worker_restarts_total") == 0
+    beside = {Path(f"{server.database}{suffix}") for suffix in ("", "-wal", "-shm")}
+    for pid in workers_of(server):
+        wait_for(lambda pid=pid: opened_by(pid) >= beside)  # type: ignore[misc]
+        assert opened_by(pid) == beside
+        assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
 
 
 def test_the_directory_of_another_program_is_left_alone(
@@ -364,3 +359,31 @@ def test_the_directory_of_another_program_is_left_alone(
     assert Scraped(server).requests("PUT", "/v1/blobs/{checksum}", 201) == 1
     assert server.client.head(f"/v1/blobs/{checksum(CONTENT)}").status_code == 200
     assert list(others.iterdir()) == []
+
+
+def test_what_takes_more_than_a_look_at_the_tables_is_absent(serve: Callable[..., Server]) -> None:
+    """A count of 0 would say that somebody had looked."""
+    server = serve()
+    scraped = Scraped(server)
+    with sql(server.database) as connection:
+        ((view,),) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'leaks'")
+    found = {
+        label
+        for family in scraped.families
+        for sample in family.samples
+        if sample.name == f"{PREFIX}findings"
+        for label in sample.labels.values()
+    }
+    assert found == {name for name in CLASSES if f"'{name}'" in view}
+    assert not found & {"path_outside_roots", "integrity", "journal_says_held"}
+
+
+def test_the_program_says_which_it_is(serve: Callable[..., Server]) -> None:
+    (sample,) = [
+        sample
+        for family in Scraped(serve()).families
+        for sample in family.samples
+        if sample.name == f"{PREFIX}build_info"
+    ]
+    assert sample.labels == {"version": __version__, "schema_revision": HEAD_REVISION}
+    assert sample.value == 1

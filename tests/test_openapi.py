@@ -10,18 +10,20 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.routing import Route
 
 from registry.config import Settings
 from registry.core.records import ArtifactKey, EventKind, Owner
-from registry.errors import error_classes
+from registry.errors import Invalid, error_classes
 from registry.server.app import create_app
 from registry.server.http import PAGE_MAX, STATUS
 from registry.server.openapi.document import Security, document
@@ -29,6 +31,7 @@ from registry.server.openapi.spec import Call
 from registry.server.routes.table import CALLS
 from registry.server.tokens import Role, create
 from registry.store.tables import events
+from registry.wire import types
 from tests.support import ROOT, Server, assert_sound
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
@@ -304,3 +307,41 @@ def schemathesis(
 
 def assert_served_on(server: Server) -> None:
     assert server.client.get("/health").status_code == 200
+
+
+# What the document allows
+
+
+def accepted(kind: Any, text: str) -> bool:
+    """Whether the schema of a type takes a text."""
+    ((schema,), _) = msgspec.json.schema_components([kind])
+    # In JavaScript's expressions `$` is the end, and not the line before it.
+    pattern = re.sub(r"\$$", r"\\Z", schema["pattern"])
+    excluded = schema.get("not", {"enum": []})["enum"]
+    fits = len(text) <= schema.get("maxLength", len(text))
+    return re.search(pattern, text) is not None and text not in excluded and fits
+
+
+NAMES = [
+    *("a", ".a", "..a", "...", "a.", "a..", "-", "_", "Z9", "a" * 255, "." + "a" * 254),
+    *("..." + "a" * 252, ".", "..", "", "a" * 256, "." + "a" * 255, ".." + "a" * 254, "a b", "a/b"),
+    *("\u00e9", "a\n"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: f"{ascii(name)[:20]} {len(name)}")
+def test_the_document_allows_the_names_that_the_service_takes_and_no_others(name: str) -> None:
+    def takes(make: Callable[[], object]) -> bool:
+        try:
+            make()
+        except Invalid:
+            return False
+        return True
+
+    owner = takes(lambda: Owner(name, "c", "e", 1))
+    assert accepted(types.Name, name) == owner == (name in NAMES[:12])
+    for text in (f"{name}/c/e/1/_base", f"n/{name}/e/1/_base", f"n/c/{name}/1/_base"):
+        assert accepted(types.OwnerText, text) == takes(partial(Owner.parse, text))
+    assert accepted(types.Filename, name) == takes(lambda: ArtifactKey("s", "_base", name))
+    assert accepted(types.Slug, name) == takes(lambda: ArtifactKey(name, "_base", "f"))
+    assert accepted(types.Suffix, name) == takes(lambda: ArtifactKey("s", name, "f"))

@@ -464,7 +464,7 @@ MISBEHAVIOUR: dict[str, tuple[Manner, type[RegistryError], str]] = {
     "404": (missing, RegistryError, "404"),
     "500": (failing, RegistryError, "500"),
     "no HTTP": (no_http, ServiceUnreachable, "does not answer"),
-    "a wrong encoding": (compressed, ServiceUnreachable, "does not answer"),
+    "a wrong encoding": (compressed, ServiceUnreachable, "not asked for"),
 }
 misbehaving = pytest.mark.parametrize(
     ("manner", "error", "message"), MISBEHAVIOUR.values(), ids=MISBEHAVIOUR

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from registry.cli.text import counted
 from registry.core.records import Artifact, Registration
 from registry.errors import LeaseGone
 from registry.service.sweeper import Sweeper
@@ -337,8 +338,17 @@ def test_a_service_with_much_to_prune_does_not_miss_its_next_sweep(
 def test_the_command_prunes_as_well(world: World) -> None:
     """It goes by the real time, long after everything here."""
     old_things(world)
+    before = {table: len(rows) for table, rows in dump_of(world.path).items()}
     code, out, err = run_cli("sweep", "--database-url", world.url)
-    assert (code, out, err) == (0, "0 owners ended, 0 refs released.\n", "")
+    after = {table: len(rows) for table, rows in dump_of(world.path).items()}
+    gone = {table: before[table] - after[table] for table in before}
+    assert (code, err) == (0, "")
+    ended, removed = out.splitlines()
+    assert ended == "0 owners ended, 0 refs released."
+    assert removed == (
+        f"Removed: {counted(gone['blobs'], 'copy')}, {counted(gone['owners'], 'tombstone')}, "
+        f"{counted(gone['events'], 'event')}."
+    )
     assert is_pruned(world)
     world.assert_healthy()
 

@@ -16,7 +16,7 @@ import trustme
 from registry import config
 from registry.config import Settings
 from registry.errors import SettingsError
-from registry.server import process, tokens
+from registry.server import certificates, tokens
 from registry.server.tokens import Role
 from tests.support import Server, bearer, wait_for
 
@@ -24,8 +24,10 @@ READERS: dict[str, Callable[[Path], object]] = {
     "settings file": lambda path: config.load({}, {}, path),
     "token file": tokens.load,
     "token file to add to": lambda path: tokens.create(path, Role.ADMIN),
-    "certificate": lambda path: process.check_tls(Settings(tls_certificate=str(path))),
-    "TLS key": lambda path: process.check_tls(
+    "tls_certificate": lambda path: certificates.certificate_of(
+        Settings(tls_certificate=str(path))
+    ),
+    "tls_key": lambda path: certificates.certificate_of(
         Settings(tls_certificate=str(_certificate(path.parent)), tls_key=str(path))
     ),
 }

@@ -19,7 +19,7 @@ import pytest
 from registry.core.records import ArtifactKey, Owner
 from registry.server.process import SHUTDOWN_S
 from tests.exchanges import Line, request, traceback_of
-from tests.support import Server, checksum, copied, sql, wait_for
+from tests.support import Server, checksum, copied, sql, wait_for, workers_of
 
 OWNER = Owner("shutdown", "backend", "generate", 1)
 KEY = ArtifactKey("model", "_base", "config.json")
@@ -46,17 +46,6 @@ def refuses_connections(server: Server) -> bool:
     except OSError:
         return True
     return False
-
-
-def workers_of(server: Server) -> list[int]:
-    """The worker processes; beside them the parent has one that looks after shared resources."""
-    found = []
-    for pid in (
-        Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    ):
-        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            found.append(int(pid))
-    return found
 
 
 def is_running(pid: int) -> bool:

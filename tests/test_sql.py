@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
+from registry.store.sqlite import adhoc_sql
 from registry.store.sqlite.adhoc_sql import Answers, ask
+from registry.store.sqlite.inspect import opened
 from registry.store.sqlite.migrate import prepare
 from tests.commands import Done, run_here
-from tests.support import assert_sound, dump_of, sql
+from tests.support import assert_sound, checksum, dump_of, sql
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
@@ -236,6 +239,70 @@ def test_a_read_only_connection_is_read_only_also_where_its_statements_are_not_l
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three bars stand one behind the other; this is the last one alone."""
-    monkeypatch.setattr("registry.store.sqlite.adhoc_sql._is_allowed", lambda *arguments: True)
-    with pytest.raises(RegistryError, match="read-only"):
-        asked(path, "INSERT INTO settings VALUES ('a', 'b')")
+    monkeypatch.setattr(adhoc_sql, "_is_allowed", lambda *arguments: True)
+    with opened(path, "rw") as connection, pytest.raises(RegistryError, match="read-only"):
+        adhoc_sql.answer(connection, "INSERT INTO settings VALUES ('a', 'b')", 1, print)
+
+
+# Memory and time
+
+NUMBERS = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 100000000)"
+BLOBS = """WITH RECURSIVE n(i, b) AS (
+    SELECT 1, zeroblob(50000000)
+    UNION ALL SELECT i + 1, zeroblob(50000000) FROM n WHERE i < 1000)"""
+GREEDY = {
+    "rows of zeroblob": f"{BLOBS} SELECT b FROM n",
+    "sorted zeroblob": f"{BLOBS} SELECT i FROM n ORDER BY b",
+    "recursion": f"{BLOBS} SELECT count(*) FROM n",
+    "printf": "SELECT length(printf('%.*c', 2000000000, 'x'))",
+    "replace": f"SELECT length(replace(hex(zeroblob(9000000)), '0', '{'a' * 90}'))",
+    "group_concat": f"{NUMBERS} SELECT length(group_concat(i)) FROM n",
+    "sort": f"{NUMBERS} SELECT i FROM n ORDER BY random()",
+    "many rows": f"{NUMBERS} SELECT i, i, i, i FROM n",
+    "pattern": f"SELECT hex(zeroblob(40000000)) LIKE '{'%0' * 40}b'",
+}
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_a_statement_takes_no_more_memory_and_time_than_it_may(
+    path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No temporary files are its way out, and the database goes on being usable."""
+    monkeypatch.setenv("SQLITE_TMPDIR", str(path.parent / "nowhere"))
+    with pytest.raises((Refused, Invalid)):
+        asked(path, GREEDY[name], timeout_s=0.5, max_rows=10_000_000)
+    assert sorted(each.name for each in path.parent.iterdir()) == ["registry.db"]
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
+    assert most < adhoc_sql.MEMORY_MAX_BYTES + (200 << 20)
+
+
+def test_a_statement_that_needs_too_much_memory_is_told_so(path: Path) -> None:
+    with pytest.raises(Refused, match="512 MiB of memory"):
+        asked(path, f"{BLOBS} SELECT i FROM n ORDER BY b", timeout_s=60)
+
+
+def test_an_answer_that_is_too_large_is_refused_whatever_it_consists_of(path: Path) -> None:
+    for query in (
+        f"{NUMBERS} SELECT {', '.join('i' * 500)} FROM n",
+        "WITH n(b) AS (VALUES (zeroblob(70000000))) SELECT b, b FROM n",
+    ):
+        with pytest.raises(Refused, match="answers more than 256 MiB"):
+            asked(path, query, timeout_s=120, max_rows=10_000_000)
+
+
+def test_a_table_is_not_padded_without_a_bound(path: Path) -> None:
+    """A single long value makes every row that long."""
+    rows = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 1000)"
+    query = f"{rows} SELECT CASE i WHEN 1 THEN printf('%.*c', 1000000, 'x') END, i FROM n"
+    done = command(path, query)
+    assert (done.returncode, "--csv" in done.stderr) == (1, True)
+    assert len(command(path, query, "--csv").stdout) < 2_000_000
+
+
+def test_the_largest_copied_file_can_be_read(path: Path) -> None:
+    content = bytes(64 << 20)
+    with sql(path) as connection:
+        row = (checksum(content), len(content), content)
+        connection.execute("INSERT INTO blobs VALUES (?, ?, 0, ?)", row)
+        assert asked(path, "SELECT content FROM blobs").rows == [(content,)]
+        connection.execute("DELETE FROM blobs")

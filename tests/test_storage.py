@@ -9,6 +9,7 @@ import random
 import shutil
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from registry.core.records import ArtifactKey, Owner
 from registry.errors import Busy, RegistryError, StorageUnavailable
 from registry.store.sqlite import file_guard, migrate
 from registry.store.sqlite.engine import Database
+from registry.store.sqlite.errors import translated
 from registry.store.sqlite.file_guard import REPEATED_AFTER_S
 from registry.store.sqlite.point_reader import LOOK_EVERY_S
 from tests.commands import run_here
@@ -477,6 +479,88 @@ def test_a_service_that_may_not_write_its_database_does_not_start_and_says_why(
     home.chmod(folder_mode)
     with pytest.raises(AssertionError, match="by this user"):
         Server(path, before_start=without_power)
+
+
+USED_UP = """
+import os, sqlite3, sys
+from registry.errors import StorageUnavailable
+from registry.store.sqlite.engine import Database
+from registry.store.sqlite.errors import translated
+from registry.store.sqlite.inspect import look
+from pathlib import Path
+import resource
+database = Database(sys.argv[1])
+if sys.argv[2] == "open":
+    with database.read() as conn:
+        conn.run_text("SELECT 1")
+database.presence.require()
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+def write():
+    with database.write() as conn:
+        conn.run_text("SELECT 1")
+def read():
+    with database.read() as first, database.read() as second:
+        second.run_text("SELECT 1")
+for use in (write, read, lambda: look(Path(database.path))):
+    try:
+        use()
+    except Exception as error:
+        print(type(error).__name__, getattr(error, "detail", error))
+    else:
+        print("nothing failed")
+for each in held:
+    os.close(each)
+for use in (write, read):
+    use()
+"""
+
+
+@pytest.mark.parametrize("state", ["open", "closed"])
+def test_a_process_out_of_open_files_is_told_so_and_not_to_check_rights(
+    database_path: Path, state: str
+) -> None:
+    """One code of SQLite's has several causes."""
+    migrate.prepare(f"sqlite:///{database_path}")
+    done = subprocess.run(
+        [sys.executable, "-c", USED_UP, f"sqlite:///{database_path}", state],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        assert "ulimit -n" in line
+        assert "right" not in line
+
+
+def put_in_the_way(path: Path, suffix: str) -> None:
+    path.with_name(path.name + suffix).mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda path: put_in_the_way(path, "-wal"), "-wal is not a regular file"),
+        (lambda path: path.unlink(), "No such file or directory"),
+        (lambda path: path.parent.rename(path.parent.with_name("x")), "No such file"),
+    ],
+)
+def test_a_file_that_sqlite_cannot_open_is_named_with_its_cause(
+    home: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    path = home / "registry.db"
+    migrate.prepare(f"sqlite:///{path}")
+    database = Database(f"sqlite:///{path}")
+    spoil(path)
+    with pytest.raises(StorageUnavailable, match=says), translated(path):
+        database.connect("rw")
+    home.mkdir(exist_ok=True)
 
 
 # In one process

@@ -344,7 +344,9 @@ def test_the_command_ends_whoever_is_due_and_then_there_is_nothing_to_do(due: Wo
     code, out, err = run_cli("sweep", "--database-url", due.url)
     assert (code, err) == (0, "")
     assert "dynamo/backend/generate/1000/tuned  detached  drain deadline" in out
-    assert out.endswith("\n601 owners ended, 601 refs released.\n")
+    ended, removed = out.splitlines()[-2:]
+    assert ended == "601 owners ended, 601 refs released."
+    assert removed == "Removed: 601 entries."
     assert due.sql("SELECT state, COUNT(*) FROM owners GROUP BY state") == [
         ("detached", 1),
         ("expired", 600),
@@ -353,7 +355,14 @@ def test_the_command_ends_whoever_is_due_and_then_there_is_nothing_to_do(due: Wo
     due.assert_healthy()
     before = due.sql("SELECT COUNT(*) FROM events")
     code, out, _ = run_cli("sweep", "--json", "--database-url", due.url)
-    assert json.loads(out) == {"ended": [], "released": 0, "waiting": 0, "paused": None}
+    nothing = {"entries": 0, "copies": 0, "tombstones": 0, "events": 0}
+    assert json.loads(out) == {
+        "ended": [],
+        "released": 0,
+        "waiting": 0,
+        "paused": None,
+        "removed": nothing,
+    }
     assert due.sql("SELECT COUNT(*) FROM events") == before
 
 

@@ -1,6 +1,7 @@
 """The command line. Each group of commands is a module that is imported when it is used.
 
-Exit codes: 0 fine, 1 findings or refused, 2 usage or could not run, 130 interrupted.
+Exit codes: 0 fine, 1 findings or refused, 2 usage or could not run, 130 ended by SIGINT, 143 by
+SIGTERM; `serve` and `attach --hold`, which end because they are told to, answer SIGTERM with 0.
 """
 
 from __future__ import annotations

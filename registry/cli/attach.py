@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
-from registry.cli.output import (
-    Column,
-    ProgressBar,
-    print_json,
-    print_table,
-    warnings_shown,
-)
+from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
+from registry.cli.output import ProgressBar, print_json, warnings_shown
+from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
 from registry.core.records import Owner, Receipt, parse_instance_id
 from registry.core.slugs import slugify
@@ -89,6 +84,7 @@ def attach(
     ] = None,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a model directory's metadata files, print their URLs and who owns them.
@@ -125,6 +121,7 @@ def attach(
                 address=address,
                 public_url=public_url,
                 token=token,
+                ca_file=ca_file,
                 timeout_s=HOLD_TIMEOUT_S,
                 on_problem=on_problem,
             ),
@@ -139,7 +136,11 @@ def attach(
             lambda card: _print_held(owner, card, as_json),
         )
         return
-    with warnings_shown(), RegistryClient(url, token=token) as client, ProgressBar() as progress:
+    with (
+        warnings_shown(),
+        RegistryClient(url, token=token, ca_file=ca_file) as client,
+        ProgressBar() as progress,
+    ):
         attached = attach_directory(
             client,
             owner,
@@ -163,6 +164,7 @@ def detach(
     ],
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Release all that an owner holds, print what was removed and what others keep.
@@ -172,7 +174,7 @@ def detach(
     identity = Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         receipt = client.unregister_for_owner(identity)
     if as_json:
         print_json(wire.ReceiptResponse.of(receipt))
@@ -190,7 +192,7 @@ def _owner(endpoint: str, instance_id: str | None, lora: str | None) -> Owner:
 def _print_attached(url: str, attached: Attached, in_place: bool) -> None:
     artifacts = attached.registered.artifacts
     print_table(
-        [Column("OUTCOME"), Column("SIZE", right=True), Column("URL")],
+        [Column("OUTCOME"), Column("SIZE", right=True), Column("URL", runs_on=True)],
         [
             (each.outcome, shown_size(each.size), url + wire.metadata_path(each.key))
             for each in artifacts
@@ -206,7 +208,7 @@ def _print_held(owner: Owner, card: Card, as_json: bool) -> None:
     if as_json:
         print_json({"owner": wire.OwnerIdentity.of(owner), "card": dict(card.content)})
     else:
-        columns = [Column("SIZE", right=True), Column("URL")]
+        columns = [Column("SIZE", right=True), Column("URL", runs_on=True)]
         print_table(columns, [(shown_size(file.size), file.url) for file in card.files])
         total = shown_size(sum(file.size for file in card.files))
         print(f"\n{counted(len(card.files), 'file')}, {total}; held until Ctrl-C or SIGTERM")

@@ -12,14 +12,16 @@ import typer
 
 from registry.cli.db import DEFAULT_URL, DatabaseUrl
 from registry.cli.exit_codes import REFUSED
-from registry.cli.options import AsJson
-from registry.cli.output import Column, print_facts, print_json, print_table
+from registry.cli.options import AsJson, Wide
+from registry.cli.output import print_json
+from registry.cli.tables import Column, print_facts, print_table
 from registry.cli.text import counted, shown_size
+from registry.wire import messages as wire
 
 if TYPE_CHECKING:
     from registry.core.records import AuditReport, AuditSummary
     from registry.store.ops.expire import Ending, Swept
-    from registry.store.sqlite.engine import Database
+    from registry.store.sqlite.engine import Connection, Database
 
 BREATHER_S = 0.01
 
@@ -40,6 +42,7 @@ def audit(
             help="With --check-files: report paths that are below none of these; repeat.",
         ),
     ] = None,
+    wide: Wide = False,
     database_url: DatabaseUrl = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
@@ -69,7 +72,7 @@ def audit(
             except Busy as error:
                 unchecked = error
     try:
-        _print_report(audits.report_of(found, summary), as_json)
+        _print_report(audits.report_of(found, summary), as_json, wide=wide)
     finally:
         if unchecked is not None:
             raise unchecked
@@ -109,12 +112,11 @@ def sweep(
     least every third of the lease grace: a longer gap counts as an outage, after which nobody is
     ended before one full lease and the grace have passed.
     """
-    with _opened(database_url) as database:
+    with _opened(database_url, to_write=not dry_run) as database:
         if dry_run:
-            swept = _rehearse(database, release_brake)
+            _print_swept(_rehearse(database, release_brake), None, as_json)
         else:
-            swept = _sweep_all(database, release_brake)
-    _print_swept(swept, dry_run, as_json)
+            _print_swept(*_sweep_all(database, release_brake), as_json)
 
 
 def _rehearse(database: Database, release_brake: bool) -> Swept:
@@ -127,18 +129,19 @@ def _rehearse(database: Database, release_brake: bool) -> Swept:
         return sweep_once(conn, conn.now, [item])[0]
 
 
-def _sweep_all(database: Database, release_brake: bool) -> Swept:
+def _sweep_all(database: Database, release_brake: bool) -> tuple[Swept, wire.RemovedResponse]:
     """End everybody who is due and prune all that is old, in batches with a breather between
-    them, in which others get the write lock."""
+    them, in which others get the write lock. What was done, and what went besides."""
     from registry.store.ops.expire import Sweep, Swept
     from registry.store.ops.expire import sweep as sweep_once
     from registry.store.ops.prune import Prune, find_abandoned, prune
 
     released = 0
     ended: list[Ending] = []
+    removed = wire.RemovedResponse()
     item = Sweep(force=True, release_brake=release_brake)
     while True:
-        with database.write() as conn:
+        with database.write() as conn, _counting(conn, removed):
             done = sweep_once(conn, conn.now, [item])[0]
         ended += done.ended
         released += done.released
@@ -149,38 +152,48 @@ def _sweep_all(database: Database, release_brake: bool) -> Swept:
     while True:
         with database.read() as conn:
             checksums = find_abandoned(conn, conn.now)
-        with database.write() as conn:
-            more = prune(conn, conn.now, [Prune(checksums)])[0].more
-        if not more:
-            return Swept(False, tuple(ended), released, False, done.paused, done.waiting)
+        with database.write() as conn, _counting(conn, removed):
+            pruned = prune(conn, conn.now, [Prune(checksums)])[0]
+        removed.tombstones += pruned.tombstones
+        removed.events += pruned.events
+        if not pruned.more:
+            swept = Swept(False, tuple(ended), released, False, done.paused, done.waiting)
+            return swept, removed
         time.sleep(BREATHER_S)
 
 
 @contextmanager
-def _opened(database_url: str) -> Iterator[Database]:
-    """The database, if it is one that this program can work with. It is not upgraded."""
-    from registry.errors import DatabaseRefused
-    from registry.store.sqlite.engine import Database
-    from registry.store.sqlite.migrate import find_problem
+def _counting(conn: Connection, removed: wire.RemovedResponse) -> Iterator[None]:
+    """Add the entries and copies that go while the block runs, in which nobody else writes."""
+    query = "SELECT (SELECT COUNT(*) FROM entries), (SELECT COUNT(*) FROM blobs)"
+    ((entries, copies),) = conn.run_text(query)
+    yield
+    ((entries_left, copies_left),) = conn.run_text(query)
+    removed.entries += entries - entries_left
+    removed.copies += copies - copies_left
 
-    problem = find_problem(database_url)
-    if problem is not None:
-        raise DatabaseRefused(problem)
-    database = Database(database_url)
+
+@contextmanager
+def _opened(database_url: str, *, to_write: bool = False) -> Iterator[Database]:
+    """The database, if it is one that this program can work with. It is not upgraded."""
+    from registry.store.sqlite.engine import Database
+    from registry.store.sqlite.migrate import check_there
+
+    check_there(database_url, to_write=to_write)
+    database = Database(database_url, read_only=not to_write)
     try:
         yield database
     finally:
         database.close()
 
 
-def _print_report(report: AuditReport, as_json: bool) -> None:
+def _print_report(report: AuditReport, as_json: bool, *, wide: bool = False) -> None:
     from registry.core.records import Severity
-    from registry.wire import messages as wire
 
     if as_json:
         print_json(wire.AuditResponse.of(report))
     else:
-        _print_findings(report)
+        _print_findings(report, wide)
         if report.summary is not None:
             print()
             _print_summary(report.summary)
@@ -188,12 +201,15 @@ def _print_report(report: AuditReport, as_json: bool) -> None:
         raise typer.Exit(REFUSED)
 
 
-def _print_findings(report: AuditReport) -> None:
+def _print_findings(report: AuditReport, wide: bool) -> None:
     if not report.counts:
         print("No findings.")
         return
     print_table(
-        [Column(title) for title in ("SEVERITY", "CLASS", "OWNER", "ENTRY", "SINCE", "DETAIL")],
+        [
+            *(Column(title) for title in ("SEVERITY", "CLASS", "OWNER", "ENTRY", "SINCE")),
+            Column("DETAIL", wraps=True),
+        ],
         (
             (
                 each.severity,
@@ -205,6 +221,7 @@ def _print_findings(report: AuditReport) -> None:
             )
             for each in report.findings
         ),
+        wide=wide,
     )
     total = sum(report.counts.values())
     if total > len(report.findings):
@@ -214,10 +231,8 @@ def _print_findings(report: AuditReport) -> None:
 
 
 def _print_summary(summary: AuditSummary) -> None:
-    from registry.wire.messages import format_time
-
     def when(at: int | None, otherwise: str) -> str:
-        return otherwise if at is None else format_time(at)
+        return otherwise if at is None else wire.format_time(at)
 
     shared = ", ".join(f"{n} by {holders}" for holders, n in summary.entries_by_holders.items())
     print_facts(
@@ -239,15 +254,14 @@ def _print_summary(summary: AuditSummary) -> None:
         )
 
 
-def _print_swept(swept: Swept, dry_run: bool, as_json: bool) -> None:
-    from registry.wire import messages as wire
-
+def _print_swept(swept: Swept, removed: wire.RemovedResponse | None, as_json: bool) -> None:
+    """What a sweep did; or, where nothing is said of what it removed, what it would do."""
     if as_json:
         ended = [
             wire.EndedResponse(wire.OwnerIdentity.of(each.owner), each.state, each.reason)
             for each in swept.ended
         ]
-        print_json(wire.SweptResponse(ended, swept.released, swept.waiting, swept.paused))
+        print_json(wire.SweptResponse(ended, swept.released, swept.waiting, swept.paused, removed))
         return
     if swept.ended:
         print_table(
@@ -256,9 +270,20 @@ def _print_swept(swept: Swept, dry_run: bool, as_json: bool) -> None:
         )
         print()
     owners, refs = counted(len(swept.ended), "owner"), counted(swept.released, "ref")
-    if dry_run:
+    if removed is None:
         print(f"{owners} would be ended, {refs} released.")
     else:
         print(f"{owners} ended, {refs} released.")
+        print(f"Removed: {_removed(removed)}.")
     if swept.waiting and swept.paused:
         print(f"{counted(swept.waiting, 'lapsed owner')} left alone: {swept.paused}.")
+
+
+def _removed(removed: wire.RemovedResponse) -> str:
+    counts = {
+        "entry": removed.entries,
+        "copy": removed.copies,
+        "tombstone": removed.tombstones,
+        "event": removed.events,
+    }
+    return ", ".join(counted(count, noun) for noun, count in counts.items() if count) or "nothing"

@@ -10,9 +10,10 @@ import typer
 
 from registry.cli.flags import takes_settings
 from registry.cli.options import AsJson
-from registry.cli.output import Column, print_json, print_table
+from registry.cli.output import print_json
+from registry.cli.tables import Column, print_table
 from registry.cli.text import without_password
-from registry.config import resolve
+from registry.config import SETTINGS, resolve
 
 app = typer.Typer(
     name="config",
@@ -45,14 +46,17 @@ def show(config: Path | None = None, as_json: AsJson = False, **flags: Any) -> N
         print_json({name: {"value": value, "source": source} for name, value, source in rows})
         return
     print_table(
-        [Column("SETTING"), Column("VALUE"), Column("SOURCE")],
-        [(name, _shown(value), source) for name, value, source in rows],
+        [Column("SETTING"), Column("VALUE", wraps=True), Column("SOURCE")],
+        [(name, _shown(value, _SEPARATORS[name]), source) for name, value, source in rows],
     )
 
 
-def _shown(value: object) -> str:
+_SEPARATORS = {setting.name: setting.rule.separator for setting in SETTINGS}
+
+
+def _shown(value: object, separator: str) -> str:
     if value is None or value == ():
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return os.pathsep.join(value) if isinstance(value, tuple) else str(value)
+    return separator.join(value) if isinstance(value, tuple) else str(value)

@@ -9,7 +9,8 @@ import typer
 
 from registry.cli.exit_codes import REFUSED
 from registry.cli.options import AsJson
-from registry.cli.output import Column, confirm, print_json, print_note, print_table
+from registry.cli.output import confirm, print_json, print_note
+from registry.cli.tables import Column, print_table
 from registry.cli.text import shown_size, without_password
 
 app = typer.Typer(
@@ -144,7 +145,7 @@ def history(as_json: AsJson = False) -> None:
     if as_json:
         print_json([{"revision": each.revision, "title": each.title} for each in revisions])
     else:
-        columns = [Column("revision"), Column("title")]
+        columns = [Column("revision"), Column("title", wraps=True)]
         rows = [(each.revision, " ".join(each.title.split())) for each in revisions]
         print_table(columns, rows)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
+from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
 from registry.cli.output import print_json, shown_checksum
 from registry.cli.streams import ReaderGone
 from registry.cli.text import json_line
@@ -55,6 +55,7 @@ def events(
     ] = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what happened, the oldest first.
@@ -65,7 +66,7 @@ def events(
     wanted = EventFilter(None if owner is None else Owner.parse(owner), slug, kind)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         pages = _last(client, wanted, last) if after is None else _behind(client, wanted, after)
         if follow:
             _print_following(client, wanted, pages, as_json)
@@ -73,18 +74,33 @@ def events(
             print_json(_joined(pages))
         else:
             for page in pages:
-                _print_lines(page.events)
+                print_lines(page.events)
 
 
 def _last(client: RegistryClient, wanted: EventFilter, count: int) -> Iterator[EventPage]:
     """The newest events in one page, the oldest of them first."""
-    page = client.events(wanted, order=EventOrder.NEWEST, limit=_page_size(count))
-    newest, last = list(page.events), page.last
-    while len(newest) < count and page.next is not None:
-        left = _page_size(count - len(newest))
-        page = client.events(wanted, order=EventOrder.NEWEST, after=page.next, limit=left)
+    newest: list[Event] = []
+    last = 0
+    for page in _before(client, wanted, _page_size(count)):
+        last = last or page.last
         newest += page.events
+        if len(newest) >= count:
+            break
     yield EventPage(tuple(reversed(newest[:count])), None, last)
+
+
+def _before(client: RegistryClient, wanted: EventFilter, limit: int) -> Iterator[EventPage]:
+    """The pages of the journal, the newest first."""
+    from registry.client.pages import bounded
+
+    def pages() -> Iterator[EventPage]:
+        page = client.events(wanted, order=EventOrder.NEWEST, limit=limit)
+        yield page
+        while page.next is not None:
+            page = client.events(wanted, order=EventOrder.NEWEST, after=page.next, limit=limit)
+            yield page
+
+    return bounded(pages())
 
 
 def _page_size(count: int) -> int:
@@ -93,11 +109,16 @@ def _page_size(count: int) -> int:
 
 def _behind(client: RegistryClient, wanted: EventFilter, after: int) -> Iterator[EventPage]:
     """The pages behind an event, to the end of the journal."""
-    following: int | None = after
-    while following is not None:
-        page = client.events(wanted, after=following)
-        yield page
-        following = page.next
+    from registry.client.pages import bounded
+
+    def pages() -> Iterator[EventPage]:
+        following: int | None = after
+        while following is not None:
+            page = client.events(wanted, after=following)
+            yield page
+            following = page.next
+
+    return bounded(pages())
 
 
 def _joined(pages: Iterable[EventPage]) -> wire.EventsResponse:
@@ -120,7 +141,7 @@ def _print_following(
     while True:
         try:
             for page in pages:
-                (_print_json_lines if as_json else _print_lines)(page.events)
+                (_print_json_lines if as_json else print_lines)(page.events)
                 sys.stdout.flush()
                 position = max(position, page.next or page.last)
             begun = answered = True
@@ -156,7 +177,8 @@ def _print_json_lines(found: Iterable[Event]) -> None:
         print(json_line(wire.EventResponse.of(event)))
 
 
-def _print_lines(found: Iterable[Event]) -> None:
+def print_lines(found: Iterable[Event]) -> None:
+    """Print events, a line for each. It is never wrapped."""
     for event in found:
         print(printable(_line(event)))
 

@@ -97,7 +97,8 @@ def _as_problem(error: RegistryError) -> dict[str, object]:
 
     problem: dict[str, object] = msgspec.to_builtins(wire.problem(error, 0))
     problem["detail"] = error.detail + _about_directory(error)
-    return {name: problem[name] for name in problem if name not in ("type", "status")}
+    del problem["type"], problem["status"]
+    return {"code": error.code, **problem}
 
 
 def _lines(error: RegistryError) -> list[str]:

@@ -7,13 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.options import DEFAULT_URL, AsJson, Token
-from registry.cli.output import (
-    Column,
-    ProgressBar,
-    print_json,
-    print_table,
-)
+from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token
+from registry.cli.output import ProgressBar, print_json
+from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
 from registry.core.records import BASE_SUFFIX
 
@@ -44,6 +40,7 @@ def fetch(
         ),
     ] = [DEFAULT_URL],  # noqa: B006 - typer copies it
     token: Token = None,
+    ca_file: CaFile = None,
     timeout_s: Annotated[
         float, typer.Option(metavar="S", min=1, help="How long all of it may take.")
     ] = 600.0,
@@ -59,7 +56,9 @@ def fetch(
     from registry.client.resolver import FetchLimits, Resolver
 
     only = None if endpoint is None else Endpoint.parse(endpoint)
-    resolver = Resolver(urls, token=token, limits=FetchLimits(deadline_s=timeout_s))
+    resolver = Resolver(
+        urls, token=token, ca_file=ca_file, limits=FetchLimits(deadline_s=timeout_s)
+    )
     with ProgressBar() as progress:
         files = resolver.fetch(slug, suffix, to=to, endpoint=only, on_progress=progress)
     if as_json:
@@ -80,7 +79,7 @@ def _as_json(file: FetchedFile) -> dict[str, object]:
 
 def _print_fetched(files: list[FetchedFile]) -> None:
     print_table(
-        [Column("SOURCE"), Column("SIZE", right=True), Column("PATH")],
+        [Column("SOURCE"), Column("SIZE", right=True), Column("PATH", runs_on=True)],
         [
             ("downloaded" if file.downloaded else "cache", shown_size(file.size), str(file.path))
             for file in files

@@ -14,10 +14,12 @@ from typing import NoReturn
 from registry.cli.exit_codes import COULD_NOT_RUN
 from registry.cli.output import ProgressBar
 from registry.client.worker import OnProblem, Worker
+from registry.core import stopping
 from registry.core.progress import OnProgress
 from registry.core.records import Owner
 from registry.discovery.cards import Card
 from registry.errors import RegistryError, Superseded
+from registry.server.logs import TextFormatter, handler_of
 
 DETACH_MAX_S = 20.0
 """How long detaching may take after a signal; whoever sent it may kill after 30 s."""
@@ -49,10 +51,15 @@ def hold(
             ended.set()
 
     _show_log()
-    with start(note) as worker:
+    for number in SIGNALS:
+        signal.signal(number, _stop)
+    try:
+        stopping.release()
+        begun = start(note)
+    except _Stopped:
+        return
+    with begun as worker:
         try:
-            for number in SIGNALS:
-                signal.signal(number, _stop)
             with ProgressBar() as progress:
                 card = attach(worker, progress)
             show(card)
@@ -65,8 +72,8 @@ def hold(
 
 def _show_log() -> None:
     """Have the worker say on standard error what it meets with and how it goes on."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = handler_of(sys.stderr)  # A lease is not to lapse for want of a reader.
+    handler.setFormatter(TextFormatter())
     log = logging.getLogger("registry")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -74,11 +81,16 @@ def _show_log() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     for each in SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
+        signal.signal(each, _end_at_once)
     timer = threading.Timer(DETACH_MAX_S, _give_up)
     timer.daemon = True
     timer.start()
     raise _Stopped
+
+
+def _end_at_once(number: int, _frame: FrameType | None) -> NoReturn:
+    """Process 1 of a container is not ended by a signal that it leaves alone."""
+    os._exit(stopping.exit_code_of(number))
 
 
 def _give_up() -> None:

@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from math import inf
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from registry.cli.exit_codes import REFUSED
-from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
-from registry.cli.output import (
-    Column,
-    print_facts,
-    print_json,
-    print_table,
-    shown_checksum,
-)
+from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Quiet, Token, Url, Wide
+from registry.cli.output import print_json, shown_checksum
+from registry.cli.tables import Column, print_facts, print_table
 from registry.cli.text import shown_size
 from registry.core.records import (
     ArtifactKey,
     Entry,
-    Event,
     Explanation,
     Holder,
     Model,
     Owner,
     OwnerRecord,
+    OwnerState,
+    printable,
 )
+from registry.errors import NotRegistered
 from registry.wire import messages as wire
 
 if TYPE_CHECKING:
     from registry.client.protocol import OwnerDetails
+
+
+class EntryOrder(StrEnum):
+    """What files are listed by."""
+
+    KEY = "key"
+    SIZE = "size"
+    HOLDERS = "holders"
+
+
+class OwnersOrder(StrEnum):
+    """What owners are listed by."""
+
+    OWNER = "owner"
+    STATE = "state"
+    FILES = "files"
+    LEASE = "lease"
+    REGISTERED = "registered"
+
+
+class ModelsOrder(StrEnum):
+    """What models are listed by."""
+
+    MODEL = "model"
+    FILES = "files"
+    SIZE = "size"
+    HOLDERS = "holders"
+
+
+SORT_HELP = "Names first to last, times early to late, numbers large to small."
 
 
 def ls(
@@ -45,23 +72,31 @@ def ls(
     checksum: Annotated[
         str | None, typer.Option(metavar="CHECKSUM", help="Only this content.")
     ] = None,
+    sort: Annotated[EntryOrder | None, typer.Option(help=SORT_HELP)] = None,
+    quiet: Quiet = False,
+    wide: Wide = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List the registered files."""
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         entries = list(
             client.artifacts(slug=slug, suffix=suffix, filename=filename, checksum=checksum)
         )
-    if as_json:
+    if sort is not None:
+        entries.sort(key=_entry_orders[sort])
+    if quiet:
+        _print_names(str(each.key) for each in entries)
+    elif as_json:
         print_json(
             wire.ArtifactsResponse([wire.EntryResponse.of(entry) for entry in entries], None)
         )
     else:
-        _print_entries(entries)
+        _print_entries(entries, wide)
 
 
 def owners(
@@ -69,44 +104,112 @@ def owners(
         str | None,
         typer.Argument(metavar="OWNER", help="Show what this one holds; otherwise list all."),
     ] = None,
+    namespace: Annotated[
+        str | None, typer.Option(metavar="NS", help="Only owners in this namespace.")
+    ] = None,
+    worker: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only those of this worker.")
+    ] = None,
+    state: Annotated[OwnerState | None, typer.Option(help="Only those in this state.")] = None,
+    sort: Annotated[OwnersOrder | None, typer.Option(help=SORT_HELP)] = None,
+    quiet: Quiet = False,
+    wide: Wide = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List the owners, or show what one holds."""
     identity = None if owner is None else Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         if identity is not None:
             _show_owner(client.owner(identity), as_json)
             return
-        records = list(client.owners())
-    if as_json:
+        records = [
+            each
+            for each in client.owners()
+            if namespace in (None, each.owner.namespace)
+            and worker in (None, each.worker_name)
+            and state in (None, each.state)
+        ]
+    if sort is not None:
+        records.sort(key=_owner_orders[sort])
+    if quiet:
+        _print_names(str(each.owner) for each in records)
+    elif as_json:
         print_json(wire.OwnersResponse([wire.owner_summary(each) for each in records], None))
     else:
-        _print_owners(records)
+        _print_owners(records, wide)
 
 
-def models(url: Url = DEFAULT_URL, token: Token = None, as_json: AsJson = False) -> None:
+def models(
+    slug: Annotated[str | None, typer.Option(metavar="SLUG", help="Only this model.")] = None,
+    unserveable: Annotated[
+        bool, typer.Option("--unserveable", help="Only those that cannot be served whole.")
+    ] = False,
+    sort: Annotated[ModelsOrder | None, typer.Option(help=SORT_HELP)] = None,
+    quiet: Quiet = False,
+    wide: Wide = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    ca_file: CaFile = None,
+    as_json: AsJson = False,
+) -> None:
     """List the models: how many files, how large, how many holders, and whether all can be served.
 
     A model can be served if each of its files had the right bytes at the last look at one holder.
     """
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
-        found = list(client.models())
-    if as_json:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
+        found = [
+            each
+            for each in client.models()
+            if slug in (None, each.slug) and not (unserveable and each.serveable)
+        ]
+    if sort is not None:
+        found.sort(key=_model_orders[sort])
+    if quiet:
+        _print_names(f"{each.slug}/{each.suffix}" for each in found)
+    elif as_json:
         print_json(wire.ModelsResponse([wire.ModelResponse.of(each) for each in found], None))
     else:
-        _print_models(found)
+        _print_models(found, wide)
+
+
+_entry_orders: dict[EntryOrder, Callable[[Entry], Any]] = {
+    EntryOrder.KEY: lambda entry: str(entry.key),
+    EntryOrder.SIZE: lambda entry: -entry.size,
+    EntryOrder.HOLDERS: lambda entry: -entry.holders,
+}
+_owner_orders: dict[OwnersOrder, Callable[[OwnerRecord], Any]] = {
+    OwnersOrder.OWNER: lambda record: str(record.owner),
+    OwnersOrder.STATE: lambda record: str(record.state),
+    OwnersOrder.FILES: lambda record: -record.refs,
+    OwnersOrder.LEASE: lambda record: record.lease.expires_at if record.lease else inf,
+    OwnersOrder.REGISTERED: lambda record: record.registered_at,
+}
+_model_orders: dict[ModelsOrder, Callable[[Model], Any]] = {
+    ModelsOrder.MODEL: lambda model: (model.slug, model.suffix),
+    ModelsOrder.FILES: lambda model: -model.files,
+    ModelsOrder.SIZE: lambda model: -model.bytes,
+    ModelsOrder.HOLDERS: lambda model: -model.holders,
+}
+
+
+def _print_names(names: Iterable[str]) -> None:
+    for name in names:
+        print(printable(name))
 
 
 def explain(
     key: Annotated[str, typer.Argument(metavar="SLUG/SUFFIX/FILENAME", help="The file.")],
+    wide: Wide = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a file's content, who holds it and where the bytes are, and what happened to it last.
@@ -116,33 +219,39 @@ def explain(
     wanted = ArtifactKey.parse(key)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         explanation = client.explain(wanted)
     if as_json:
         _print_explanation_json(explanation)
     else:
-        _print_explanation(wanted, explanation)
+        _print_explanation(explanation, wide)
     if explanation.entry is None:
-        raise typer.Exit(REFUSED)
+        raise NotRegistered(f"{wanted} is not registered.")
 
 
-def _print_entries(entries: Iterable[Entry]) -> None:
+def _print_entries(entries: Iterable[Entry], wide: bool) -> None:
     print_table(
-        [Column("KEY"), Column("SIZE", True), Column("HOLDERS", True), Column("CHECKSUM")],
+        [
+            Column("KEY"),
+            Column("SIZE", right=True),
+            Column("HOLDERS", right=True, rank=1),
+            Column("CHECKSUM", rank=2),
+        ],
         [
             (str(each.key), shown_size(each.size), str(each.holders), shown_checksum(each.checksum))
             for each in entries
         ],
+        wide=wide,
     )
 
 
-def _print_models(found: Iterable[Model]) -> None:
+def _print_models(found: Iterable[Model], wide: bool) -> None:
     print_table(
         [
             Column("MODEL"),
-            Column("FILES", True),
-            Column("SIZE", True),
-            Column("HOLDERS", True),
+            Column("FILES", right=True, rank=2),
+            Column("SIZE", right=True, rank=3),
+            Column("HOLDERS", right=True, rank=1),
             Column("SERVEABLE"),
         ],
         [
@@ -155,18 +264,19 @@ def _print_models(found: Iterable[Model]) -> None:
             )
             for each in found
         ],
+        wide=wide,
     )
 
 
-def _print_owners(records: Iterable[OwnerRecord]) -> None:
+def _print_owners(records: Iterable[OwnerRecord], wide: bool) -> None:
     print_table(
         [
             Column("OWNER"),
             Column("STATE"),
-            Column("FILES", True),
-            Column("LEASE ENDS"),
-            Column("WORKER"),
-            Column("REGISTERED"),
+            Column("FILES", right=True, rank=1),
+            Column("LEASE ENDS", rank=2),
+            Column("WORKER", rank=3),
+            Column("REGISTERED", rank=4),
         ],
         [
             (
@@ -179,6 +289,7 @@ def _print_owners(records: Iterable[OwnerRecord]) -> None:
             )
             for each in records
         ],
+        wide=wide,
     )
 
 
@@ -222,17 +333,16 @@ def _print_explanation_json(explanation: Explanation) -> None:
     print_json({"entry": None, "holders": [], "events": events})
 
 
-def _print_explanation(key: ArtifactKey, explanation: Explanation) -> None:
-    entry = explanation.entry
-    if entry is None:
-        print(f"error: {key} is not registered.", file=sys.stderr)
-    else:
-        print_facts(_entry_facts(entry))
+def _print_explanation(explanation: Explanation, wide: bool) -> None:
+    if explanation.entry is not None:
+        print_facts(_entry_facts(explanation.entry))
         print()
-        _print_holders(explanation.holders)
+        _print_holders(explanation.holders, wide)
     if explanation.events:
+        from registry.cli.events import print_lines
+
         print()
-        _print_events(explanation.events)
+        print_lines(explanation.events)
 
 
 def _entry_facts(entry: Entry) -> list[tuple[str, str]]:
@@ -246,9 +356,15 @@ def _entry_facts(entry: Entry) -> list[tuple[str, str]]:
     ]
 
 
-def _print_holders(holders: Iterable[Holder]) -> None:
+def _print_holders(holders: Iterable[Holder], wide: bool) -> None:
     print_table(
-        [Column("HOLDER"), Column("STATE"), Column("BYTES"), Column("STATUS"), Column("SINCE")],
+        [
+            Column("HOLDER"),
+            Column("STATE", rank=2),
+            Column("BYTES"),
+            Column("STATUS"),
+            Column("SINCE", rank=1),
+        ],
         [
             (
                 str(each.owner),
@@ -259,29 +375,5 @@ def _print_holders(holders: Iterable[Holder]) -> None:
             )
             for each in holders
         ],
+        wide=wide,
     )
-
-
-def _print_events(events: Iterable[Event]) -> None:
-    print_table(
-        [Column("EVENT"), Column("AT"), Column("KIND"), Column("OWNER"), Column("DETAIL")],
-        [
-            (
-                str(each.id),
-                wire.format_time(each.at),
-                each.kind,
-                str(each.owner) if each.owner else "-",
-                _event_detail(each),
-            )
-            for each in events
-        ],
-    )
-
-
-def _event_detail(event: Event) -> str:
-    content = " ".join(
-        shown_checksum(checksum)
-        for checksum in (event.previous_checksum, event.checksum)
-        if checksum is not None
-    )
-    return event.reason or content

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from registry.cli.options import DEFAULT_URL, AsJson, Token, Url
-from registry.cli.output import print_facts, print_json
+from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
+from registry.cli.output import print_json
+from registry.cli.tables import print_facts
 from registry.core.records import Owner
 from registry.wire import messages as wire
 
@@ -18,7 +19,11 @@ OwnerName = Annotated[
 
 
 def renew(
-    owner: OwnerName, url: Url = DEFAULT_URL, token: Token = None, as_json: AsJson = False
+    owner: OwnerName,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    ca_file: CaFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Renew an owner's lease, print when it ends now.
 
@@ -28,7 +33,7 @@ def renew(
     identity = Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         renewed = client.renew(identity)
     if as_json:
         print_json(wire.RenewedResponse.of(renewed))
@@ -51,6 +56,7 @@ def drain(
     ] = wire.DRAIN_DEFAULT_S,
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Announce that an owner is going to detach, print until when it may.
@@ -61,7 +67,7 @@ def drain(
     identity = Owner.parse(owner)
     from registry.client.client import RegistryClient
 
-    with RegistryClient(url, token=token) as client:
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
         drained = client.drain(identity, deadline_s=deadline_s)
     if as_json:
         print_json(wire.DrainedResponse.of(drained))

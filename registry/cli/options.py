@@ -27,4 +27,17 @@ Token = Annotated[
         help="Access token, if the service asks for one. Others can see it on a command line.",
     ),
 ]
+CaFile = Annotated[
+    str | None,
+    typer.Option(
+        "--ca-file",
+        metavar="FILE",
+        envvar="REGISTRY_CA_FILE",
+        help="Authorities whose certificates are believed, in PEM form; else the system's.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Show every column whole, whatever the terminal's width.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the names alone, one a line.")]

@@ -18,9 +18,9 @@ def serve(config: Path | None = None, **flags: Any) -> None:
     """Serve the registry over HTTP, until SIGINT or SIGTERM.
 
     An older schema is brought up to date first, after a backup next to the database file. SIGHUP
-    reads the token file again. Every flag is also a variable (--lease-grace-s is
-    REGISTRY_LEASE_GRACE_S) and a key of the TOML file (lease_grace_s); the flag wins over the
-    variable, and that over the file.
+    reads the token file and the certificate again. Every flag is also a variable
+    (--lease-grace-s is REGISTRY_LEASE_GRACE_S) and a key of the TOML file (lease_grace_s); the flag
+    wins over the variable, and that over the file.
     """
     settings = load(flags, os.environ, config)
     strangers = strangers_named(known_too=True)

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.db import DEFAULT_URL, DatabaseUrl
-from registry.cli.exit_codes import REFUSED
 from registry.cli.options import AsJson
-from registry.cli.output import Column, print_json, print_table
+from registry.cli.output import print_json
+from registry.cli.tables import Column, print_table
+from registry.core.records import printable
+from registry.errors import Refused, TooLarge
 
 if TYPE_CHECKING:
     from registry.store.sqlite.adhoc_sql import Answers
 
 TIMEOUT_S = 10.0
 MAX_ROWS = 1000
+TABLE_MAX_CHARACTERS = 256 << 20
+"""Every row of a table is as wide as the longest one."""
 
 
 def sql(
@@ -51,8 +55,7 @@ def sql(
     else:
         _print_rows(answers)
     if not answers.is_whole:
-        print(f"There are more than {max_rows} rows (--max-rows).", file=sys.stderr)
-        raise typer.Exit(REFUSED)
+        raise TooLarge(f"There are more than {max_rows} rows; the first are printed (--max-rows).")
 
 
 def _object(answers: Answers, row: tuple[Any, ...]) -> dict[str, Any]:
@@ -61,10 +64,11 @@ def _object(answers: Answers, row: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _print_csv(answers: Answers) -> None:
+    shown = printable if sys.stdout.isatty() else str
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(answers.columns)
+    writer.writerow(map(shown, answers.columns))
     for row in answers.rows:
-        writer.writerow(["" if value is None else _text(value) for value in row])
+        writer.writerow(["" if value is None else shown(_text(value)) for value in row])
 
 
 def _print_rows(answers: Answers) -> None:
@@ -72,8 +76,18 @@ def _print_rows(answers: Answers) -> None:
         any(isinstance(row[place], int | float) for row in answers.rows)
         for place in range(len(answers.columns))
     ]
-    columns = [Column(name, right) for name, right in zip(answers.columns, is_number, strict=True)]
-    print_table(columns, [[_text(value) for value in row] for row in answers.rows])
+    cells = [[_text(value) for value in row] for row in answers.rows]
+    width = sum(max(map(len, column)) for column in zip(*cells, strict=True))
+    if width * len(cells) > TABLE_MAX_CHARACTERS:
+        raise Refused(
+            f"A table of {len(cells)} rows would be {width} characters wide. Ask for less, or "
+            "print the rows with --csv or --json."
+        )
+    columns = [
+        Column(printable(name), right)
+        for name, right in zip(answers.columns, is_number, strict=True)
+    ]
+    print_table(columns, cells)
 
 
 def _text(value: Any) -> str:

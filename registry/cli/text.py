@@ -20,9 +20,10 @@ def json_plain(answer: object, indent: int | None) -> str:
     try:
         text = msgspec.json.encode(answer).decode()
     except UnicodeEncodeError:  # Half a surrogate, in the name of a file that is no UTF-8.
-        text = json.dumps(msgspec.to_builtins(answer))
-    if indent is not None:
-        text = msgspec.json.format(text, indent=indent)
+        apart = (",", ":") if indent is None else None
+        text = json.dumps(msgspec.to_builtins(answer), indent=indent, separators=apart)
+    else:
+        text = text if indent is None else msgspec.json.format(text, indent=indent)
     return "\n".join(map(_escaped, text.split("\n")))
 
 
@@ -53,5 +54,6 @@ def shown_size(size: int) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """`1 file`, `2 files`; `1 copy`, `2 copies`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"

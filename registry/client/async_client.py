@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
 
 import httpx2
 
 from registry.client import protocol
+from registry.client.answers import Answer, error_of
 from registry.client.download import Receiver
-from registry.client.protocol import Answer, Call, Endpoint, OwnerDetails
+from registry.client.network import AsyncTransport
+from registry.client.pages import Page, Pages
+from registry.client.protocol import Call, Endpoint, OwnerDetails
 from registry.client.retries import RetryPolicy
 from registry.client.transport import (
     CHUNK_BYTES,
@@ -22,12 +25,15 @@ from registry.client.transport import (
     Attempts,
     OnBytes,
     Source,
-    checked_url,
+    checked_timeout,
+    cookies,
     failures_of,
-    headers_with,
+    longest_s,
+    service_at,
     timeout_of,
-    tls,
+    too_late,
 )
+from registry.core.forks import Birthplace
 from registry.core.records import (
     ArtifactKey,
     Drained,
@@ -56,7 +62,7 @@ class AsyncRegistryClient:
     """One registry service, spoken to over HTTP from an event loop.
 
     What `RegistryClient` promises holds here as well, method by method; its lists are asynchronous
-    iterators. Belongs to the event loop in which it was first used.
+    iterators. Belongs to the event loop in which it was first used, and to its process.
     """
 
     def __init__(
@@ -65,17 +71,22 @@ class AsyncRegistryClient:
         *,
         token: str | None = None,
         timeout_s: float = TIMEOUT_S,
+        ca_file: str | os.PathLike[str] | None = None,
         retries: RetryPolicy | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url = checked_url(url)
+        service = service_at(url, token)
+        self.url = service.url
+        self._timeout_s = checked_timeout(timeout_s)
         self._retries = retries or RetryPolicy()
+        self._birthplace = Birthplace("registry client")
         self._http = httpx2.AsyncClient(
             base_url=self.url,
-            headers=headers_with(token),
+            headers=service.headers,
             timeout=timeout_of(timeout_s),
-            verify=tls(),
-            transport=transport,
+            cookies=cookies(),
+            transport=transport or AsyncTransport(None if ca_file is None else os.fspath(ca_file)),
+            trust_env=False,
         )
 
     async def __aenter__(self) -> Self:
@@ -91,11 +102,12 @@ class AsyncRegistryClient:
 
     async def close(self) -> None:
         """As `RegistryClient.close`."""
-        await self._http.aclose()
+        if self._birthplace.is_here:
+            await self._http.aclose()
 
     async def register(
         self,
-        owner: Owner,
+        owner: Owner | str,
         offers: Sequence[Offer],
         *,
         lease_ttl_s: float | None,
@@ -107,7 +119,11 @@ class AsyncRegistryClient:
         )
 
     async def upload(
-        self, checksum: str, content: bytes | Path, *, on_bytes: OnBytes | None = None
+        self,
+        checksum: str,
+        content: bytes | str | os.PathLike[str],
+        *,
+        on_bytes: OnBytes | None = None,
     ) -> None:
         """As `RegistryClient.upload`."""
         source = await asyncio.to_thread(Source, content, on_bytes)
@@ -117,19 +133,19 @@ class AsyncRegistryClient:
         """As `RegistryClient.has_blob`."""
         return await self._send(protocol.has_blob(checksum))
 
-    async def unregister_for_owner(self, owner: Owner) -> Receipt:
+    async def unregister_for_owner(self, owner: Owner | str) -> Receipt:
         """As `RegistryClient.unregister_for_owner`."""
         return await self._send(protocol.unregister_for_owner(owner))
 
-    async def renew(self, owner: Owner) -> Renewed:
+    async def renew(self, owner: Owner | str) -> Renewed:
         """As `RegistryClient.renew`."""
         return await self._send(protocol.renew(owner))
 
-    async def drain(self, owner: Owner, *, deadline_s: float = DRAIN_DEFAULT_S) -> Drained:
+    async def drain(self, owner: Owner | str, *, deadline_s: float = DRAIN_DEFAULT_S) -> Drained:
         """As `RegistryClient.drain`."""
         return await self._send(protocol.drain(owner, deadline_s))
 
-    async def owner(self, owner: Owner) -> OwnerDetails:
+    async def owner(self, owner: Owner | str) -> OwnerDetails:
         """As `RegistryClient.owner`."""
         return await self._send(protocol.owner(owner))
 
@@ -164,22 +180,22 @@ class AsyncRegistryClient:
         """As `RegistryClient.events`."""
         return await self._send(protocol.events_page(wanted, order, after, limit))
 
-    async def explain(self, key: ArtifactKey) -> Explanation:
+    async def explain(self, key: ArtifactKey | str) -> Explanation:
         """As `RegistryClient.explain`."""
         return await self._send(protocol.explain(key))
 
-    async def is_held(self, key: ArtifactKey, endpoint: Endpoint | None = None) -> bool:
+    async def is_held(self, key: ArtifactKey | str, endpoint: Endpoint | str | None = None) -> bool:
         """As `RegistryClient.is_held`."""
         return await self._send(protocol.is_held(key, endpoint))
 
     async def download(
         self,
-        key: ArtifactKey,
+        key: ArtifactKey | str,
         checksum: str,
         size: int,
         into: BinaryIO,
         *,
-        endpoint: Endpoint | None = None,
+        endpoint: Endpoint | str | None = None,
         on_bytes: OnBytes | None = None,
     ) -> None:
         """As `RegistryClient.download`."""
@@ -192,50 +208,55 @@ class AsyncRegistryClient:
         """Bring in what a receiver still lacks of the file at a path of the service."""
 
         async def once() -> None:
-            with failures_of(self.url):
-                await receive(self._http, path, receiver)
+            async with _bounded(self.url, self._timeout_s, receiver.missing):
+                await receive(self._http, path, receiver, self.url)
 
+        self._birthplace.check()
         await repeated(self._retries, once)
 
-    async def _pages(
-        self, page: Callable[[str | None], Call[protocol.Page[T]]]
-    ) -> AsyncIterator[T]:
-        after: str | None = None
-        while True:
-            answer = await self._send(page(after))
+    async def _pages(self, page: Callable[[str | None], Call[Page[T]]]) -> AsyncIterator[T]:
+        pages = Pages()
+        while not pages.complete:
+            with pages.waiting():
+                answer = await self._send(page(pages.after))
+            pages.take(answer)
             for row in answer.rows:
                 yield row
-            after = answer.next
-            if after is None:
-                return
 
     async def _send(self, call: Call[T], source: Source | None = None) -> T:
+        self._birthplace.check()
         return await repeated(self._retries, lambda: self._send_once(call, source))
 
     async def _send_once(self, call: Call[T], source: Source | None) -> T:
         headers = dict(call.headers)
         content: bytes | AsyncIterator[bytes] = call.body
+        content_bytes = 0
         if source is not None:
+            content_bytes = source.size
             headers["content-length"] = str(source.size)
             content = _chunks(source.chunks())
-        async with self._opened(call.method, call.path, call.params, headers, content) as response:
-            answer = await _answer(response)
+        async with (
+            _bounded(self.url, self._timeout_s, content_bytes),
+            self._http.stream(
+                call.method,
+                call.path,
+                params=call.params or None,
+                headers=headers,
+                content=content or None,
+            ) as response,
+        ):
+            answer = await _answer(response, self.url)
         return call.read(answer)
 
-    @asynccontextmanager
-    async def _opened(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        content: bytes | AsyncIterator[bytes] | None = None,
-    ) -> AsyncIterator[httpx2.Response]:
-        with failures_of(self.url):
-            async with self._http.stream(
-                method, path, params=params or None, headers=headers, content=content or None
-            ) as response:
-                yield response
+
+@asynccontextmanager
+async def _bounded(url: str, timeout_s: float, content_bytes: int) -> AsyncIterator[None]:
+    try:
+        with failures_of(url):
+            async with asyncio.timeout(longest_s(timeout_s, content_bytes)):
+                yield
+    except TimeoutError:
+        raise too_late(url) from None
 
 
 async def repeated(policy: RetryPolicy, once: Callable[[], Awaitable[T]]) -> T:
@@ -249,7 +270,13 @@ async def repeated(policy: RetryPolicy, once: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(pause_s)
 
 
-async def receive(http: httpx2.AsyncClient, url: str, receiver: Receiver) -> None:
+async def receive(
+    http: httpx2.AsyncClient,
+    url: str,
+    receiver: Receiver,
+    service_url: str,
+    headers: Mapping[str, str] | None = None,
+) -> None:
     """Ask once for what a receiver still lacks, and let it take what comes.
 
     Raises:
@@ -258,9 +285,10 @@ async def receive(http: httpx2.AsyncClient, url: str, receiver: Receiver) -> Non
         httpx2.RequestError: no answer came, or it broke off.
     """
     if not receiver.complete:
-        async with http.stream("GET", url, headers=receiver.headers()) as response:
+        asked = {**(headers or {}), **receiver.headers()}
+        async with http.stream("GET", url, headers=asked) as response:
             if not receiver.accepts(response.status_code, response.headers):
-                raise protocol.error_of(await _answer(response))
+                raise error_of(await _answer(response, service_url))
             async for chunk in response.aiter_bytes():
                 receiver.take(chunk)
     receiver.finish()
@@ -272,8 +300,8 @@ async def _chunks(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _answer(response: httpx2.Response) -> Answer:
-    body = AnswerBody(response.url)
+async def _answer(response: httpx2.Response, url: str) -> Answer:
+    body = AnswerBody(url, response.headers)
     async for chunk in response.aiter_bytes(CHUNK_BYTES):
         body.take(chunk)
-    return body.answer(response.status_code, response.headers)
+    return body.answer(response.status_code)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
 
 import httpx2
 
 from registry.client import protocol
+from registry.client.answers import Answer, error_of
 from registry.client.download import Receiver
-from registry.client.protocol import Answer, Call, Endpoint, OwnerDetails
+from registry.client.network import Transport, at_most
+from registry.client.pages import Page, Pages
+from registry.client.protocol import Call, Endpoint, OwnerDetails
 from registry.client.retries import RetryPolicy
 from registry.client.transport import (
     CHUNK_BYTES,
@@ -22,12 +25,14 @@ from registry.client.transport import (
     Attempts,
     OnBytes,
     Source,
-    checked_url,
+    checked_timeout,
+    cookies,
     failures_of,
-    headers_with,
+    longest_s,
+    service_at,
     timeout_of,
-    tls,
 )
+from registry.core.forks import Birthplace
 from registry.core.records import (
     ArtifactKey,
     Drained,
@@ -58,15 +63,20 @@ class RegistryClient:
     Every method raises the error class that the service answered with, and `ServiceUnreachable`
     when no answer came. A call that failed for a passing reason is repeated as `retries` says; a
     repeated call may answer `unchanged` or a receipt of zeros for what its first attempt did.
-    May be used by several threads. `AsyncRegistryClient` is the same for asyncio.
+    May be used by several threads, but not in a forked child: make one there. Proxies are used as
+    the environment says, but never for this host. `AsyncRegistryClient` is the same for asyncio.
 
     Args:
-        url: where the service is, like `http://127.0.0.1:8090`; a path prefix is kept.
+        url: where the service is, like `http://127.0.0.1:8090`; a path prefix is kept. A user and
+            password in it are sent as basic authentication and shown nowhere.
         token: the access token that is sent along, if the service asks for one.
-        timeout_s: longest silence of the service before a call fails.
+        timeout_s: how long one attempt at a call may take in all, however the service answers; one
+            that sends or receives content gets a second more for every 64 KiB.
+        ca_file: authorities whose certificates are believed, instead of the system's.
 
     Raises:
-        SettingsError: `url` is not an HTTP URL, or the token cannot be one.
+        SettingsError: `url` is not an HTTP URL, the token cannot be one, or `timeout_s` is out of
+            bounds. Calls raise it when proxy or certificates cannot be used.
     """
 
     def __init__(
@@ -75,17 +85,22 @@ class RegistryClient:
         *,
         token: str | None = None,
         timeout_s: float = TIMEOUT_S,
+        ca_file: str | os.PathLike[str] | None = None,
         retries: RetryPolicy | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        self.url = checked_url(url)
+        service = service_at(url, token)
+        self.url = service.url
+        self._timeout_s = checked_timeout(timeout_s)
         self._retries = retries or RetryPolicy()
+        self._birthplace = Birthplace("registry client")
         self._http = httpx2.Client(
             base_url=self.url,
-            headers=headers_with(token),
+            headers=service.headers,
             timeout=timeout_of(timeout_s),
-            verify=tls(),
-            transport=transport,
+            cookies=cookies(),
+            transport=transport or Transport(None if ca_file is None else os.fspath(ca_file)),
+            trust_env=False,
         )
 
     def __enter__(self) -> Self:
@@ -100,12 +115,13 @@ class RegistryClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
+        """Close the connections. In a forked child this does nothing: they are its parent's."""
+        if self._birthplace.is_here:
+            self._http.close()
 
     def register(
         self,
-        owner: Owner,
+        owner: Owner | str,
         offers: Sequence[Offer],
         *,
         lease_ttl_s: float | None,
@@ -122,7 +138,11 @@ class RegistryClient:
         )
 
     def upload(
-        self, checksum: str, content: bytes | Path, *, on_bytes: OnBytes | None = None
+        self,
+        checksum: str,
+        content: bytes | str | os.PathLike[str],
+        *,
+        on_bytes: OnBytes | None = None,
     ) -> None:
         """Upload content, from memory or streamed from a file; content that is there is fine.
 
@@ -137,11 +157,11 @@ class RegistryClient:
         """Whether the service holds a copy of this content."""
         return self._send(protocol.has_blob(checksum))
 
-    def unregister_for_owner(self, owner: Owner) -> Receipt:
+    def unregister_for_owner(self, owner: Owner | str) -> Receipt:
         """End an owner and release all that it holds; fine for an unknown owner as well."""
         return self._send(protocol.unregister_for_owner(owner))
 
-    def renew(self, owner: Owner) -> Renewed:
+    def renew(self, owner: Owner | str) -> Renewed:
         """Renew an owner's lease; what it holds is counted in the answer, to be compared.
 
         Raises:
@@ -150,7 +170,7 @@ class RegistryClient:
         """
         return self._send(protocol.renew(owner))
 
-    def drain(self, owner: Owner, *, deadline_s: float = DRAIN_DEFAULT_S) -> Drained:
+    def drain(self, owner: Owner | str, *, deadline_s: float = DRAIN_DEFAULT_S) -> Drained:
         """Announce that an owner is going to detach: it is served until it does, or until the
         deadline. Registering again cancels it.
 
@@ -159,7 +179,7 @@ class RegistryClient:
         """
         return self._send(protocol.drain(owner, deadline_s))
 
-    def owner(self, owner: Owner) -> OwnerDetails:
+    def owner(self, owner: Owner | str) -> OwnerDetails:
         """An owner and what it holds.
 
         Raises:
@@ -199,22 +219,22 @@ class RegistryClient:
         `next` is not None; after the last page, `last` is the `after` for what is to come."""
         return self._send(protocol.events_page(wanted, order, after, limit))
 
-    def explain(self, key: ArtifactKey) -> Explanation:
+    def explain(self, key: ArtifactKey | str) -> Explanation:
         """Content, holders and last events of a key; `entry` is None when nobody holds it."""
         return self._send(protocol.explain(key))
 
-    def is_held(self, key: ArtifactKey, endpoint: Endpoint | None = None) -> bool:
+    def is_held(self, key: ArtifactKey | str, endpoint: Endpoint | str | None = None) -> bool:
         """Whether a key is held; with an endpoint, whether an owner of that endpoint holds it."""
         return self._send(protocol.is_held(key, endpoint))
 
     def download(
         self,
-        key: ArtifactKey,
+        key: ArtifactKey | str,
         checksum: str,
         size: int,
         into: BinaryIO,
         *,
-        endpoint: Endpoint | None = None,
+        endpoint: Endpoint | str | None = None,
         on_bytes: OnBytes | None = None,
     ) -> None:
         """Write the bytes of a key to a file; they are exactly what checksum and size say.
@@ -234,21 +254,22 @@ class RegistryClient:
 
     def _receive(self, path: str, receiver: Receiver) -> None:
         if not receiver.complete:
-            with self._opened("GET", path, headers=receiver.headers()) as response:
+            with self._opened(
+                "GET", path, headers=receiver.headers(), content_bytes=receiver.missing
+            ) as response:
                 if not receiver.accepts(response.status_code, response.headers):
-                    raise protocol.error_of(_answer(response))
+                    raise error_of(self._answer(response))
                 for chunk in response.iter_bytes():
                     receiver.take(chunk)
         receiver.finish()
 
-    def _pages(self, page: Callable[[str | None], Call[protocol.Page[T]]]) -> Iterator[T]:
-        after: str | None = None
-        while True:
-            answer = self._send(page(after))
+    def _pages(self, page: Callable[[str | None], Call[Page[T]]]) -> Iterator[T]:
+        pages = Pages()
+        while not pages.complete:
+            with pages.waiting():
+                answer = self._send(page(pages.after))
+            pages.take(answer)
             yield from answer.rows
-            after = answer.next
-            if after is None:
-                return
 
     def _send(self, call: Call[T], source: Source | None = None) -> T:
         return self._repeated(lambda: self._send_once(call, source))
@@ -256,14 +277,19 @@ class RegistryClient:
     def _send_once(self, call: Call[T], source: Source | None) -> T:
         headers = dict(call.headers)
         content: bytes | Iterable[bytes] = call.body
+        content_bytes = 0
         if source is not None:
+            content_bytes = source.size
             headers["content-length"] = str(source.size)
             content = source.chunks()
-        with self._opened(call.method, call.path, call.params, headers, content) as response:
-            answer = _answer(response)
+        with self._opened(
+            call.method, call.path, call.params, headers, content, content_bytes
+        ) as response:
+            answer = self._answer(response)
         return call.read(answer)
 
     def _repeated(self, once: Callable[[], T]) -> T:
+        self._birthplace.check()
         attempts = Attempts(self._retries)
         while True:
             try:
@@ -280,18 +306,19 @@ class RegistryClient:
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         content: bytes | Iterable[bytes] | None = None,
+        content_bytes: int = 0,
     ) -> Iterator[httpx2.Response]:
         with (
             failures_of(self.url),
+            at_most(longest_s(self._timeout_s, content_bytes)),
             self._http.stream(
                 method, path, params=params or None, headers=headers, content=content or None
             ) as response,
         ):
             yield response
 
-
-def _answer(response: httpx2.Response) -> Answer:
-    body = AnswerBody(response.url)
-    for chunk in response.iter_bytes(CHUNK_BYTES):
-        body.take(chunk)
-    return body.answer(response.status_code, response.headers)
+    def _answer(self, response: httpx2.Response) -> Answer:
+        body = AnswerBody(self.url, response.headers)
+        for chunk in response.iter_bytes(CHUNK_BYTES):
+            body.take(chunk)
+        return body.answer(response.status_code)

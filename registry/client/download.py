@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 from blake3 import blake3
 
-from registry.client.transport import OnBytes
+from registry.client.transport import OnBytes, raw_only
+from registry.core.records import check_checksum, check_size
 from registry.errors import ChecksumMismatch, ServiceUnreachable
 
 READ_BYTES = 1 << 20
@@ -23,6 +24,9 @@ class Receiver:
 
     Args:
         name: the file as messages call it.
+
+    Raises:
+        Invalid: checksum or size is none.
     """
 
     def __init__(
@@ -34,6 +38,8 @@ class Receiver:
         *,
         on_bytes: OnBytes | None = None,
     ) -> None:
+        check_checksum(checksum)
+        check_size(size)
         self._name = name
         self._checksum = checksum
         self._size = size
@@ -65,6 +71,11 @@ class Receiver:
         """Whether as many bytes are here as there are to be. Then there is nothing to ask for."""
         return self.received == self._size
 
+    @property
+    def missing(self) -> int:
+        """How many bytes are still to come."""
+        return self._size - self.received
+
     def headers(self) -> dict[str, str]:
         """What to ask with, so that only missing bytes are sent."""
         if not self.received:
@@ -76,10 +87,11 @@ class Receiver:
 
         Raises:
             ChecksumMismatch: it carries another file.
-            ServiceUnreachable: it carries another part than was asked for.
+            ServiceUnreachable: it carries another part than was asked for, or is compressed.
         """
         if status not in (200, 206):
             return False
+        raw_only(headers)
         etag = headers.get("etag", "")
         if etag.startswith('"blake3:') and etag != f'"{self._checksum}"':
             raise self._changed()

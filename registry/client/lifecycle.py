@@ -19,12 +19,16 @@ from enum import Enum, StrEnum, auto
 from registry.core.records import Renewed
 from registry.errors import (
     Busy,
+    ContentMissing,
     Internal,
     LeaseGone,
     RegistryError,
+    RequestTimeout,
     ServiceUnreachable,
+    SettingsError,
     StorageUnavailable,
     Superseded,
+    UploadsPending,
 )
 
 
@@ -35,7 +39,7 @@ class ModelState(StrEnum):
     PUBLISHING = "publishing"
     ATTACHED = "attached"
     REFUSED = "refused"
-    """The registry lost its files and takes them no more. Its card is withdrawn; it is tried on."""
+    """The registry lost its files and takes them no more. Its card is withdrawn; it is retried."""
     WITHDRAWING = "withdrawing"
     RELEASING = "releasing"
 
@@ -78,8 +82,21 @@ def after_registration(outcome: RegistryError | None) -> Next:
 
 
 def is_passing(error: RegistryError) -> bool:
-    """Whether an error says that the service cannot answer now, and nothing about the request."""
-    return isinstance(error, Busy | Internal | ServiceUnreachable | StorageUnavailable)
+    """Whether an error says nothing about the files: that the service cannot answer now, that its
+    room for uploads is taken, or that something else answered in its place."""
+    return type(error) is RegistryError or isinstance(error, _PASSING)
+
+
+_PASSING = (
+    Busy,
+    ContentMissing,
+    Internal,
+    RequestTimeout,
+    ServiceUnreachable,
+    SettingsError,
+    StorageUnavailable,
+    UploadsPending,
+)
 
 
 def outcome_is_unknown(error: BaseException) -> bool:

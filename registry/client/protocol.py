@@ -11,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
 from registry import errors
+from registry.client.answers import Answer, checked, error_of, understood
+from registry.client.pages import Page, endless
 from registry.core.records import (
     ArtifactKey,
     Drained,
     Entry,
+    Event,
     EventFilter,
     EventOrder,
     EventPage,
@@ -32,6 +35,9 @@ from registry.core.records import (
     Receipt,
     Registered,
     Renewed,
+    milliseconds,
+    shown,
+    shown_url,
 )
 from registry.wire import messages as wire
 
@@ -40,15 +46,8 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 PAGE_LIMIT = 1000
 """Rows asked for in one page of a list."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the service answered, its body read whole."""
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+EVENTS_STEP_MIN = 1000
+"""Ids that a page without an event has behind it at least; a service of ours looks at 10,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +63,6 @@ class Call(Generic[T]):
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """A part of a list; `next` is where the part behind it begins, None at the end."""
-
-    rows: tuple[T, ...]
-    next: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +89,23 @@ class Endpoint:
         self.owner(0)
 
     @classmethod
+    def of(cls, value: Endpoint | str) -> Endpoint:
+        """An endpoint, or the one that its text names.
+
+        Raises:
+            Invalid: the text is not that of an endpoint.
+            TypeError: it is neither.
+        """
+        if isinstance(value, str):
+            return cls.parse(value)
+        if not isinstance(value, Endpoint):
+            raise TypeError(
+                "An endpoint is an Endpoint, or the text namespace/component/endpoint, not "
+                f"{type(value).__name__}."
+            )
+        return value
+
+    @classmethod
     def parse(cls, text: str) -> Endpoint:
         """The endpoint that `namespace/component/endpoint` names.
 
@@ -118,15 +126,18 @@ class Endpoint:
 
 
 def register(
-    owner: Owner,
+    owner: Owner | str,
     offers: Sequence[Offer],
     *,
     lease_ttl_s: float | None,
     worker_name: str | None = None,
 ) -> Call[Registered]:
     """Register a manifest for an owner; None is no lease."""
+    if lease_ttl_s is not None:
+        # As JSON, what has no end would be null: no lease.
+        milliseconds("lease_ttl_s", lease_ttl_s)
     body = wire.RegisterRequest(
-        wire.OwnerIdentity.of(owner),
+        wire.OwnerIdentity.of(Owner.of(owner)),
         [wire.ArtifactOffer.of(offer) for offer in offers],
         lease_ttl_s,
         worker_name,
@@ -155,32 +166,33 @@ def has_blob(checksum: str) -> Call[bool]:
     return Call("HEAD", f"/v1/blobs/{checksum}", _read_presence)
 
 
-def unregister_for_owner(owner: Owner) -> Call[Receipt]:
+def unregister_for_owner(owner: Owner | str) -> Call[Receipt]:
     """End an owner and release all that it holds."""
     read = _reader(wire.ReceiptResponse, wire.ReceiptResponse.record)
-    return Call("DELETE", f"/v1/owners/{owner}", read)
+    return Call("DELETE", f"/v1/owners/{Owner.of(owner)}", read)
 
 
-def renew(owner: Owner) -> Call[Renewed]:
+def renew(owner: Owner | str) -> Call[Renewed]:
     """Renew an owner's lease."""
     read = _reader(wire.RenewedResponse, wire.RenewedResponse.record)
-    return Call("POST", f"/v1/owners/{owner}/renew", read)
+    return Call("POST", f"/v1/owners/{Owner.of(owner)}/renew", read)
 
 
-def drain(owner: Owner, deadline_s: float) -> Call[Drained]:
+def drain(owner: Owner | str, deadline_s: float) -> Call[Drained]:
     """Announce that an owner is going to detach."""
+    milliseconds("deadline_s", deadline_s)
     return Call(
         "POST",
-        f"/v1/owners/{owner}/drain",
+        f"/v1/owners/{Owner.of(owner)}/drain",
         _reader(wire.DrainedResponse, wire.DrainedResponse.record),
         headers={"content-type": "application/json"},
         body=wire.encode(wire.DrainRequest(deadline_s)),
     )
 
 
-def owner(owner: Owner) -> Call[OwnerDetails]:
+def owner(owner: Owner | str) -> Call[OwnerDetails]:
     """An owner and what it holds."""
-    return Call("GET", f"/v1/owners/{owner}", _reader(wire.OwnerResponse, _owner_details))
+    return Call("GET", f"/v1/owners/{Owner.of(owner)}", _reader(wire.OwnerResponse, _owner_details))
 
 
 def owners_page(after: str | None) -> Call[Page[OwnerRecord]]:
@@ -219,51 +231,68 @@ def events_page(
 ) -> Call[EventPage]:
     """A page of the journal, in an order of ids."""
     params = {"order": order.value, "limit": str(limit)}
-    given = {"owner": wanted.owner, "slug": wanted.slug, "kind": wanted.kind, "after": after}
+    owner = None if wanted.owner is None else Owner.of(wanted.owner)
+    given = {"owner": owner, "slug": wanted.slug, "kind": wanted.kind, "after": after}
     params |= {name: str(value) for name, value in given.items() if value is not None}
     read = _reader(wire.EventsResponse, wire.EventsResponse.record)
-    return Call("GET", "/v1/events", read, params=params)
+    return Call(
+        "GET", "/v1/events", lambda answer: _advanced(read(answer), order, after), params=params
+    )
 
 
-def explain(key: ArtifactKey) -> Call[Explanation]:
+def _advanced(page: EventPage, order: EventOrder, after: int | None) -> EventPage:
+    """A page whose next one begins further on; much further, if it has no event."""
+    if page.next is None or after is None:
+        return page
+    step = page.next - after if order is EventOrder.OLDEST else after - page.next
+    if step < (1 if page.events else EVENTS_STEP_MIN):
+        raise endless("does not get on")
+    return page
+
+
+def explain(key: ArtifactKey | str) -> Call[Explanation]:
     """Content, holders and last events of a key; no entry when nobody holds it."""
-    return Call("GET", f"/v1/artifacts/{_key_path(key)}", _read_explanation)
+    return Call("GET", f"/v1/artifacts/{_key_path(ArtifactKey.of(key))}", _read_explanation)
 
 
-def is_held(key: ArtifactKey, endpoint: Endpoint | None = None) -> Call[bool]:
+def is_held(key: ArtifactKey | str, endpoint: Endpoint | str | None = None) -> Call[bool]:
     """Whether a key is held; with an endpoint, whether an owner of that endpoint holds it."""
     return Call("HEAD", content_path(key, endpoint), _read_held)
 
 
-def content_path(key: ArtifactKey, endpoint: Endpoint | None = None) -> str:
+def content_path(key: ArtifactKey | str, endpoint: Endpoint | str | None = None) -> str:
     """Where the service serves a key's bytes."""
+    key = ArtifactKey.of(key)
     if endpoint is None:
         return wire.metadata_path(key)
-    return f"/v1/metadata/{endpoint}/{_key_path(key)}"
+    return f"/v1/metadata/{Endpoint.of(endpoint)}/{_key_path(key)}"
+
+
+def find_content_path(url: str) -> str | None:
+    """The path at which services serve what a URL names, if it is the URL of a service's content.
+
+    Raises:
+        Invalid: it is no URL.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise errors.Invalid(f"{shown(shown_url(url))} is not a URL.") from None
+    if parts.scheme not in ("http", "https"):
+        return None
+    _, marker, path = parts.path.partition("/v1/metadata/")
+    names = [unquote(name) for name in path.split("/")]
+    try:
+        if marker and len(names) in (3, 6):
+            endpoint = Endpoint(*names[:3]) if len(names) == 6 else None
+            return content_path(ArtifactKey(*names[-3:]), endpoint)
+    except errors.Invalid:
+        pass
+    return None
 
 
 def _key_path(key: ArtifactKey) -> str:
     return f"{key.slug}/{key.suffix}/{quote(key.filename, safe='')}"
-
-
-def error_of(answer: Answer) -> errors.RegistryError:
-    """The error that an answer outside of 200 to 299 stands for."""
-    if 300 <= answer.status < 400:
-        return errors.ServiceUnreachable(
-            f"The service sends callers on to {answer.headers.get('location', 'nowhere')} "
-            f"({answer.status}). Use that address as --url."
-        )
-    error = wire.error_of(answer.body, answer.status)
-    if type(error) is not errors.RegistryError:
-        return error
-    if answer.status == 503:
-        return errors.Busy()
-    if answer.status in (502, 504):
-        return errors.ServiceUnreachable(
-            f"A proxy in front of the service answered {answer.status}. Check that the service "
-            "behind it runs."
-        )
-    return error
 
 
 def _reader(answer_type: type[S], record: Callable[[S], T]) -> Callable[[Answer], T]:
@@ -273,7 +302,7 @@ def _reader(answer_type: type[S], record: Callable[[S], T]) -> Callable[[Answer]
     def read(answer: Answer) -> T:
         if answer.status >= 300:
             raise error_of(answer)
-        return _understood(lambda: record(decoder.decode(answer.body)))
+        return understood(answer, lambda: checked(record(decoder.decode(answer.body))))
 
     return read
 
@@ -300,26 +329,16 @@ def _read_explanation(answer: Answer) -> Explanation:
         error = error_of(answer)
         if not isinstance(error, errors.NotRegistered):
             raise error
-        events = _understood(
-            lambda: [
-                event.record()
-                for event in msgspec.json.decode(answer.body, type=wire.Problem).events or ()
-            ]
-        )
-        return Explanation(None, (), tuple(events))
+        return understood(answer, lambda: checked(Explanation(None, (), _events_in(answer.body))))
     return _read_explained(answer)
 
 
 _read_explained = _reader(wire.ExplainResponse, wire.ExplainResponse.record)
 
 
-def _understood(decode: Callable[[], T]) -> T:
-    try:
-        return decode()
-    except (msgspec.DecodeError, ValueError, RecursionError, errors.Invalid) as error:
-        raise errors.ServiceUnreachable(
-            f"What answers there is no metadata registry, or one of another version: {error}"
-        ) from error
+def _events_in(body: bytes) -> tuple[Event, ...]:
+    problem = msgspec.json.decode(body, type=wire.Problem)
+    return tuple(event.record() for event in problem.events or ())
 
 
 def _owner_details(answer: wire.OwnerResponse) -> OwnerDetails:

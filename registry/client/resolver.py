@@ -11,27 +11,45 @@ The whole of it is bounded: in bytes, in files, and in time, however slowly a se
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 import httpx2
 
+from registry.client import aside
 from registry.client.async_client import AsyncRegistryClient, receive, repeated
 from registry.client.cache import BlobCache, Claim, default_directory, failures_in
 from registry.client.download import Receiver
+from registry.client.environment import find_user, without_user
 from registry.client.install import Placed, place
-from registry.client.protocol import Endpoint, content_path
+from registry.client.network import AsyncTransport
+from registry.client.protocol import Endpoint, content_path, find_content_path
 from registry.client.retries import RetryPolicy
-from registry.client.transport import OnBytes, failures_of, headers_with, timeout_of, tls
+from registry.client.transport import (
+    OnBytes,
+    basic,
+    cookies,
+    failures_of,
+    headers_with,
+    service_at,
+    timeout_of,
+)
 from registry.core.hashing import FileContent
 from registry.core.progress import OnProgress, Tallies
-from registry.core.records import BASE_SUFFIX, check_filename, check_slug, shown
+from registry.core.records import (
+    BASE_SUFFIX,
+    check_filename,
+    check_slug,
+    check_suffix,
+    shown,
+    shown_url,
+)
 from registry.discovery.cards import Card
 from registry.errors import (
     Invalid,
@@ -51,6 +69,7 @@ AT_ONCE = 4
 """How many files of a model are brought in at the same time."""
 
 REDIRECTS_MAX = 5
+DEADLINE_MAX_S = 7 * 24 * 3600.0
 SILENCE_MAX_S = 30.0
 LOCK_LOOKED_AT_EVERY_S = 0.05
 CLAIM_PATIENCE_S = 30.0
@@ -65,6 +84,13 @@ class FetchLimits:
     total_max_bytes: int = 4 << 30
     files_max: int = 10_000
     deadline_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.deadline_s <= DEADLINE_MAX_S:
+            raise Invalid(
+                f"The deadline is {self.deadline_s!r} s; it must be more than 0 and at most "
+                f"{DEADLINE_MAX_S:g} s."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +158,10 @@ class Resolver:
             cards are fetched.
         token: sent to the registries, and to nobody else.
         cache: where content is kept; by default in the user's cache directory.
+        ca_file: authorities whose certificates are believed, instead of the system's.
+
+    Raises:
+        SettingsError: a URL is none of a service, or the token cannot be one.
     """
 
     def __init__(
@@ -140,12 +170,16 @@ class Resolver:
         *,
         token: str | None = None,
         cache: BlobCache | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
         limits: FetchLimits | None = None,
         retries: RetryPolicy | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self._services = [services] if isinstance(services, str) else list(services)
         self._token = token
+        for url in self._services:
+            service_at(url, token)
+        self._ca_file = None if ca_file is None else os.fspath(ca_file)
         self._cache = cache or BlobCache(default_directory())
         self._limits = limits or FetchLimits()
         self._retries = retries or RetryPolicy()
@@ -156,8 +190,8 @@ class Resolver:
         slug: str,
         suffix: str = BASE_SUFFIX,
         *,
-        to: Path | None = None,
-        endpoint: Endpoint | None = None,
+        to: str | os.PathLike[str] | None = None,
+        endpoint: Endpoint | str | None = None,
         on_progress: OnProgress | None = None,
     ) -> list[FetchedFile]:
         """Every file of a model, verified: in the cache, and with `to` in that directory.
@@ -182,22 +216,26 @@ class Resolver:
         slug: str,
         suffix: str = BASE_SUFFIX,
         *,
-        to: Path | None = None,
-        endpoint: Endpoint | None = None,
+        to: str | os.PathLike[str] | None = None,
+        endpoint: Endpoint | str | None = None,
         on_progress: OnProgress | None = None,
     ) -> list[FetchedFile]:
         """As `fetch`, in an event loop."""
         check_slug("slug", slug)
-        if suffix != BASE_SUFFIX:
-            check_slug("suffix", suffix)
+        check_suffix(suffix)
+        only = None if endpoint is None else Endpoint.of(endpoint)
 
         async def list_files(sources: _Sources) -> list[Wanted]:
-            return await sources.list_files(slug, suffix, endpoint, self._limits.files_max)
+            return await sources.list_files(slug, suffix, only, self._limits.files_max)
 
         return await self._fetch(f"{slug}/{suffix}", list_files, to, on_progress)
 
     def fetch_card(
-        self, card: Card, *, to: Path | None = None, on_progress: OnProgress | None = None
+        self,
+        card: Card | Mapping[str, Any],
+        *,
+        to: str | os.PathLike[str] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[FetchedFile]:
         """Every file of a model card: from the registries, or from where the card says.
 
@@ -208,9 +246,14 @@ class Resolver:
         return _run(self.fetch_card_async(card, to=to, on_progress=on_progress))
 
     async def fetch_card_async(
-        self, card: Card, *, to: Path | None = None, on_progress: OnProgress | None = None
+        self,
+        card: Card | Mapping[str, Any],
+        *,
+        to: str | os.PathLike[str] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[FetchedFile]:
         """As `fetch_card`, in an event loop."""
+        card = card if isinstance(card, Card) else Card(card)
         wanted = files_of(card)
 
         async def list_files(sources: _Sources) -> list[Wanted]:
@@ -222,7 +265,7 @@ class Resolver:
         self,
         name: str,
         list_files: Callable[[_Sources], Awaitable[list[Wanted]]],
-        to: Path | None,
+        to: str | os.PathLike[str] | None,
         on_progress: OnProgress | None,
     ) -> list[FetchedFile]:
         deadline_s = self._limits.deadline_s
@@ -233,19 +276,22 @@ class Resolver:
                 wanted = await list_files(sources)
                 _check_limits(name, wanted, self._limits)
                 fetched = await _Fetch(self._cache, self._limits, sources).all(wanted, on_progress)
-        except (TimeoutError, ServiceUnreachable) as error:
+        except (TimeoutError, ServiceUnreachable):
             if time.monotonic() < deadline:
                 raise
             raise ServiceUnreachable(
                 f"The files of {name} did not arrive within {deadline_s:g} s. What came is kept; "
                 "fetch again to go on."
-            ) from error
-        if to is not None:
+            ) from None
+        directory = None if to is None else Path(to)
+        if directory is not None:
             placed = [Placed(f.filename, f.checksum, f.size, f.path) for f in fetched]
-            await asyncio.to_thread(place, placed, to)
+            await asyncio.to_thread(place, placed, directory)
         if any(file.downloaded for file in fetched):
             await asyncio.to_thread(self._cache.collect)
-        return fetched if to is None else [replace(f, path=to / f.filename) for f in fetched]
+        if directory is None:
+            return fetched
+        return [replace(file, path=directory / file.filename) for file in fetched]
 
     async def _open(self, stack: AsyncExitStack, deadline: float) -> _Sources:
         registries = [
@@ -254,6 +300,7 @@ class Resolver:
                     url,
                     token=self._token,
                     timeout_s=SILENCE_MAX_S,
+                    ca_file=self._ca_file,
                     retries=self._retries,
                     transport=self._transport,
                 )
@@ -263,10 +310,11 @@ class Resolver:
         elsewhere = httpx2.AsyncClient(
             headers=headers_with(None),
             timeout=timeout_of(SILENCE_MAX_S),
-            verify=tls(),
+            cookies=cookies(),
             follow_redirects=True,
             max_redirects=REDIRECTS_MAX,
-            transport=self._transport,
+            transport=self._transport or AsyncTransport(self._ca_file),
+            trust_env=False,
         )
         await stack.enter_async_context(elsewhere)
         return _Sources(registries, elsewhere, self._retries, deadline)
@@ -280,16 +328,16 @@ def files_of(card: Card) -> list[Wanted]:
     """
     wanted: dict[str, Wanted] = {}
     for file in card.files:
+        path = find_content_path(file.url)
         check_filename(file.filename)
         if file.filename in wanted:
             raise Invalid(f"The card of {shown(card.name)} has two files {shown(file.filename)}.")
-        _, marker, path = urlsplit(file.url).path.partition("/v1/metadata/")
         is_url = file.url.startswith(("http://", "https://"))
         wanted[file.filename] = Wanted(
             file.filename,
             file.checksum,
             file.size,
-            path=marker + path if is_url and marker else None,
+            path=path,
             urls=(file.url,) if is_url else (),
         )
     return list(wanted.values())
@@ -343,7 +391,7 @@ class _Fetch:
 
     async def _decide(self, wanted: Wanted) -> Use | Download:
         limit = min(self._limits.file_max_bytes, wanted.size)
-        cached = await asyncio.to_thread(self._cache.find, wanted.checksum, limit)
+        cached = await aside.done(lambda: self._cache.find(wanted.checksum, limit))
         what = decide(wanted, cached, self._limits)
         if isinstance(what, Refuse):
             raise TooLarge(f"{wanted.path or wanted.filename} is not fetched: {what.reason}.")
@@ -420,7 +468,7 @@ class _Sources:
             return registry.url, lambda: registry.receive(path, receiver)
 
         def from_elsewhere(url: str) -> _Way[None]:
-            return url, lambda: self._receive_from(url, receiver)
+            return shown_url(url), lambda: self._receive_from(url, receiver)
 
         ways = [
             from_registry(registry, wanted.path)
@@ -436,9 +484,13 @@ class _Sources:
         await self._first(ways)
 
     async def _receive_from(self, url: str, receiver: Receiver) -> None:
+        # A password in the URL is sent, but the HTTP library must not see it: it logs URLs.
+        user, where = find_user(url), without_user(url)
+        headers = {} if user is None else {"authorization": basic(user)}
+
         async def once() -> None:
-            with failures_of(url):
-                await receive(self._elsewhere, url, receiver)
+            with failures_of(where):
+                await receive(self._elsewhere, where, receiver, where, headers)
 
         await repeated(self._retries, once)
 
@@ -464,17 +516,23 @@ async def _listed(
     endpoint: Endpoint | None,
     files_max: int,
 ) -> list[Wanted]:
-    wanted: list[Wanted] = []
+    wanted: dict[str, Wanted] = {}
     async for entry in registry.artifacts(slug=slug, suffix=suffix):
-        if endpoint is None or await registry.is_held(entry.key, endpoint):
-            path = content_path(entry.key, endpoint)
-            wanted.append(Wanted(entry.key.filename, entry.checksum, entry.size, path))
+        key = entry.key
+        if (key.slug, key.suffix) != (slug, suffix) or key.filename in wanted:
+            raise ServiceUnreachable(
+                f"What answers at {registry.url} is no metadata registry: asked for the files of "
+                f"{slug}/{suffix}, it lists {key}, or that twice."
+            )
+        if endpoint is None or await registry.is_held(key, endpoint):
+            path = content_path(key, endpoint)
+            wanted[key.filename] = Wanted(key.filename, entry.checksum, entry.size, path)
         if len(wanted) > files_max:
             break
     if not wanted:
         by_whom = f" by {endpoint}" if endpoint else ""
         raise NotRegistered(f"Nothing is registered{by_whom} under {slug}/{suffix}.")
-    return wanted
+    return list(wanted.values())
 
 
 def _summary(errors: Mapping[str, RegistryError]) -> RegistryError:

@@ -1,21 +1,26 @@
 """A serving worker's side: attach models, keep their leases, detach them.
 
 What happens in which order, and what a failure leaves behind, is in `lifecycle`; here are the calls
-that make it happen. Three parties call: the worker's own threads (attach, detach), and a thread of
-this module that renews the leases and puts right what the registry lost.
+that make it happen. The worker's own threads attach and detach. A thread renews the leases and does
+nothing else; what the registry lost is put right, and the worker told, in threads beside it.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from registry.client import aside
 from registry.client.attach import (
     Manifest,
     read_manifest,
@@ -23,40 +28,44 @@ from registry.client.attach import (
     register_what_fits,
 )
 from registry.client.client import RegistryClient
+from registry.client.environment import find_user
 from registry.client.lifecycle import (
     ModelState,
     Next,
     after_registration,
     after_renewal,
-    find_pause_s,
-    is_passing,
     outcome_is_unknown,
 )
+from registry.client.network import at_most
 from registry.client.protocol import Endpoint, content_path
+from registry.client.publishing import CardPublisher, reaches_only_this_host
+from registry.client.renewals import Renewals
 from registry.client.retries import RetryPolicy
 from registry.client.transport import TIMEOUT_S, checked_url
+from registry.core.forks import Birthplace
 from registry.core.progress import OnProgress
-from registry.core.records import BASE_SUFFIX, Owner, Receipt, Renewed, check_lease, shown
+from registry.core.records import (
+    BASE_SUFFIX,
+    Owner,
+    Receipt,
+    Renewed,
+    check_lease,
+    milliseconds,
+    shown,
+)
 from registry.core.regular import read_regular
 from registry.core.slugs import slugify
-from registry.discovery import (
-    Discovery,
-    Kind,
-    RecordKey,
-    instance_key,
-    instance_record,
-    model_record,
-    open_discovery,
-)
+from registry.discovery import Discovery
 from registry.discovery.cards import Card, CardFile, LoraInfo, find_context_length, make_card
-from registry.errors import DiscoveryUnavailable, Invalid, RegistryError, Superseded
+from registry.errors import Busy, DiscoveryUnavailable, Invalid, RegistryError, Superseded
 from registry.wire.messages import LEASE_DEFAULT_S
 
 CONFIG_MAX_BYTES = 4 << 20
 
 OnProblem = Callable[[Owner, RegistryError], None]
-"""Called from a thread of the worker when a model cannot be kept: it was superseded, or its files
-are refused. In both cases its card is withdrawn."""
+"""Called from a thread of its own when a model cannot be kept: it was superseded, or its files are
+refused. In both cases its card is withdrawn. What it raises is logged; however long it takes,
+renewals go on."""
 
 log = logging.getLogger("registry.worker")
 
@@ -64,24 +73,29 @@ log = logging.getLogger("registry.worker")
 class Worker:
     """Attaches models to a registry and publishes their cards, and keeps both until it detaches.
 
-    As a context manager it detaches everything at the end. If its process dies, its records lapse
-    and the registry releases its files when lease and grace are over. While the registry cannot be
+    As a context manager it detaches everything at the end, and `close` alone detaches nothing: the
+    cards stay live as long as their store keeps them, and the files until lease and grace are over.
+    If its process dies, the same happens. While the registry cannot be
     reached, everything stays as it is, and the lease is renewed when it is back. What the registry
     lost is registered again; a card whose files it refuses is withdrawn.
 
     Attaches and detaches are done one after the other; they may be asked for by several threads.
+    A forked child has no worker: there, leaving the block and `close` do nothing, and anything else
+    raises WrongProcess.
 
     Args:
         url: the registry.
-        owner: who this worker is; its LoRAs are owners beside it.
+        owner: who this worker is, or the text that names it; its LoRAs are owners beside it.
         discovery: a store or its URL, like `file:/var/run/dynamo`; None publishes nothing. A store
             given as an object is not closed with the worker.
         worker_name: a name that outlives restarts: a worker of this name takes the place of an
             older instance of it.
         address: `host:port` where the engine takes requests, if the worker is to publish that as
             well; leave it out where the engine does it.
-        public_url: the registry as frontends reach it, if that is not `url`.
+        public_url: the registry as frontends reach it, if that is not `url`. It stands in cards, so
+            that a user and password in it are left out.
         token: the access token, if the registry asks for one.
+        ca_file: authorities whose certificates are believed, instead of the system's.
         on_problem: see `OnProblem`.
 
     Raises:
@@ -92,7 +106,7 @@ class Worker:
     def __init__(
         self,
         url: str,
-        owner: Owner,
+        owner: Owner | str,
         *,
         discovery: Discovery | str | None = None,
         lease_ttl_s: float = LEASE_DEFAULT_S,
@@ -100,29 +114,52 @@ class Worker:
         address: str | None = None,
         public_url: str | None = None,
         token: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
         timeout_s: float = TIMEOUT_S,
         retries: RetryPolicy | None = None,
         on_problem: OnProblem | None = None,
     ) -> None:
+        owner = Owner.of(owner)
         if owner.lora_slug is not None:
             raise Invalid(f"A worker is no LoRA: attach {owner.lora_slug} with lora= instead.")
-        check_lease(round(lease_ttl_s * 1000))
+        check_lease(milliseconds("lease_ttl_s", lease_ttl_s))
         self.owner = owner
+        self._birthplace = Birthplace("worker")
         self._public_url = checked_url(url if public_url is None else public_url)
         self._lease_ttl_s = lease_ttl_s
         self._worker_name = worker_name
-        self._client = RegistryClient(url, token=token, timeout_s=timeout_s, retries=retries)
+        self._timeout_s = timeout_s
+        self._client = RegistryClient(
+            url, token=token, ca_file=ca_file, timeout_s=timeout_s, retries=retries
+        )
         # A renewal is not repeated by the client: the next one comes soon enough.
-        silence_s = min(timeout_s, max(1.0, lease_ttl_s / 3))
         once = RetryPolicy(attempts=1)
-        self._pulse = RegistryClient(url, token=token, timeout_s=silence_s, retries=once)
-        self._board = _Board(discovery, address)
+        self._renewing = RegistryClient(
+            url, token=token, ca_file=ca_file, timeout_s=timeout_s, retries=once
+        )
+        self._publisher = CardPublisher(discovery, address)
+        self._warn_of(url, public_url)
         self._on_problem = on_problem
+        self._untold: deque[tuple[Owner, RegistryError]] = deque()
         self._changing = threading.Lock()
         self._models: dict[str, _Model] = {}
         self._superseded: Superseded | None = None
-        self._closing = threading.Event()
-        self._heart: threading.Thread | None = None
+        self._renewals = Renewals(
+            lease_ttl_s, lambda: list(self._models.values()), self._renew, self._note
+        )
+
+    def _warn_of(self, url: str, public_url: str | None) -> None:
+        if not self._publisher.is_used:
+            return
+        if public_url is None and reaches_only_this_host(url):
+            _say(
+                logging.WARNING,
+                "cards will say that the files are at %s, which leads other hosts to themselves; "
+                "give public_url (--public-url) unless all frontends run on this host",
+                self._public_url,
+            )
+        if public_url is not None and find_user(public_url) is not None:
+            _say(logging.WARNING, "user and password of public_url are left out of the cards")
 
     def __enter__(self) -> Self:
         return self
@@ -133,12 +170,14 @@ class Worker:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self._birthplace.is_here:
+            return
         try:
             self.detach_all()
         except RegistryError as error:
             if exc is None:
                 raise
-            log.warning("not everything was detached; the leases end it: %s", error)
+            _say(logging.WARNING, "not everything was detached; the leases end it: %s", error)
         finally:
             self.close()
 
@@ -154,10 +193,10 @@ class Worker:
 
     def attach(
         self,
-        model_dir: str | Path,
+        model_dir: str | os.PathLike[str],
         *,
         name: str,
-        lora: LoraInfo | None = None,
+        lora: LoraInfo | str | None = None,
         in_place: bool = False,
         exclude: Sequence[str] = (),
         card_fields: Mapping[str, Any] | None = None,
@@ -180,6 +219,8 @@ class Worker:
             RegistryError: as `register_what_fits`; nothing is left behind, and if the registry
                 cannot be told, its lease sees to that.
         """
+        self._birthplace.check()
+        lora = LoraInfo(lora) if isinstance(lora, str) else lora
         owner = self._owner_of(None if lora is None else lora.slug)
         with self._changing:
             model = self._models.get(owner.suffix) or _Model(owner)
@@ -217,6 +258,7 @@ class Worker:
             RegistryError: the card is gone, the files are not released. Detach again, or leave it
                 to the lease, which is not renewed any more.
         """
+        self._birthplace.check()
         owner = self._owner_of(None if lora is None else slugify(lora))
         with self._changing:
             if lora is not None:
@@ -229,24 +271,30 @@ class Worker:
         Raises:
             RegistryError: as `detach`, of the first that failed.
         """
-        failed: RegistryError | None = None
+        self._birthplace.check()
+        failed: Exception | None = None
         for suffix in sorted(self.states, key=lambda suffix: suffix == BASE_SUFFIX):
             try:
                 with self._changing:
                     self._detach(self._owner_of(None if suffix == BASE_SUFFIX else suffix), 0)
-            except RegistryError as error:
+            except Exception as error:
                 failed = failed or error
         if failed is not None:
             raise failed
 
     def close(self) -> None:
-        """Stop renewing, and let go of what this worker opened. Nothing is detached."""
-        self._closing.set()
-        if self._heart is not None and self._heart is not threading.current_thread():
-            self._heart.join()
-        self._board.close()
+        """Stop renewing, and let go of what this worker opened, within seconds. Nothing is
+        detached: use `detach_all` before, or the worker as a context manager."""
+        if not self._birthplace.is_here:
+            return
+        self._renewals.close()
+        self._publisher.close()
         self._client.close()
-        self._pulse.close()
+        self._renewing.close()
+
+    @property
+    def _heart(self) -> threading.Thread | None:
+        return self._renewals.thread
 
     # Attaching and detaching, one model at a time
 
@@ -261,8 +309,8 @@ class Worker:
         self._models[model.owner.suffix] = model
         try:
             card = self._register(model, manifest, card_of, on_progress)
-            self._board.publish(model.owner, card, lambda: self._superseded is None)
-            with model.lock:
+            self._publisher.publish(model.owner, card, lambda: self._superseded is None)
+            with self._locked(model):
                 self._check_current()
                 if model.refusal is not None:
                     raise model.refusal
@@ -285,7 +333,14 @@ class Worker:
         on_progress: OnProgress | None,
     ) -> Card:
         """Register; from then on the lease is renewed. Returns the card of what is registered."""
-        with model.lock:
+        try:
+            self._renewals.start()
+        except RuntimeError as error:
+            raise RegistryError(
+                f"The thread that renews leases cannot be started: {error}. Raise the limit of "
+                "threads or memory of this process; nothing was registered."
+            ) from None
+        with self._locked(model):
             attached = register_what_fits(
                 self._client,
                 manifest,
@@ -296,15 +351,11 @@ class Worker:
             card = card_of(attached.manifest)
             model.manifest, model.card, model.refusal = attached.manifest, card, None
             model.state = ModelState.PUBLISHING
-        if self._heart is None:
-            name = "registry-worker"
-            self._heart = threading.Thread(target=self._beat_on, name=name, daemon=True)
-            self._heart.start()
         return card
 
     def _detach(self, owner: Owner, drain_s: float) -> Receipt:
         model = self._models.setdefault(owner.suffix, _Model(owner))
-        with model.lock:
+        with self._locked(model):
             model.state = ModelState.WITHDRAWING
         self._withdraw(model)
         if drain_s:
@@ -313,7 +364,7 @@ class Worker:
 
     def _undo(self, model: _Model, error: BaseException) -> None:
         """Take back an attach that failed: the card first, only then the files."""
-        with model.lock:
+        with self._locked(model):
             model.state = ModelState.WITHDRAWING
         try:
             self._withdraw(model)
@@ -336,20 +387,30 @@ class Worker:
             # The deadline is for a worker that dies meanwhile; this one comes before it.
             self._client.drain(owner, deadline_s=drain_s + self._lease_ttl_s)
         except RegistryError as error:
-            log.info("%s is drained without the registry knowing of it: %s", owner, error)
-        self._closing.wait(drain_s)
+            _say(logging.INFO, "%s is drained without the registry knowing of it: %s", owner, error)
+        self._renewals.wait(drain_s)
 
     def _withdraw(self, model: _Model) -> None:
         others = [each for each in list(self._models.values()) if each is not model]
         is_last = not any(each.state.may_be_live for each in others)
-        self._board.withdraw(model.owner, and_instance=is_last)
+        self._publisher.withdraw(model.owner, and_instance=is_last)
 
     def _release(self, model: _Model) -> Receipt:
-        with model.lock:
+        with self._locked(model):
             model.state = ModelState.RELEASING
             receipt = self._client.unregister_for_owner(model.owner)
         self._models.pop(model.owner.suffix, None)
         return receipt
+
+    @contextmanager
+    def _locked(self, model: _Model) -> Iterator[None]:
+        """Holds the lock of a model, which another thread may have while it registers it."""
+        if not model.lock.acquire(timeout=self._timeout_s):
+            raise Busy(f"{model.owner} is just being registered; try again.")
+        try:
+            yield
+        finally:
+            model.lock.release()
 
     def _card(
         self,
@@ -382,7 +443,7 @@ class Worker:
         if names.lora is not None:
             self._check_lora(owner, names.lora)
         else:
-            found = self._board.find_name(owner)
+            found = self._publisher.find_name(owner)
             if found is not None and found != names.base:
                 _check_slugs(names.base, found)
 
@@ -393,7 +454,7 @@ class Worker:
             found = model.names.lora
         else:
             # Of a process before this one, or beside it.
-            found = self._board.find_name(owner)
+            found = self._publisher.find_name(owner)
         if found is not None and found != name:
             _check_slugs(name, found)
 
@@ -413,68 +474,81 @@ class Worker:
             self._superseded = error
             self._tell(self.owner, error)
 
+    # Renewing, in the thread of `renewals`
+
+    def _renew(self, model: _Model, share_s: float) -> None:
+        """Renew one model, and see to it that what is wrong with it is put right."""
+        self._tell_the_untold()
+        if self._superseded is not None:
+            self._begin(model, self._leave)
+        elif model.state is ModelState.REFUSED:
+            self._begin(model, self._register_again)
+        elif model.state.may_be_live and model.manifest is not None:
+            outcome: Renewed | RegistryError
+            try:
+                with at_most(share_s):
+                    outcome = self._renewing.renew(model.owner)
+            except Superseded as error:
+                self._stop(error)
+                self._begin(model, self._leave)
+                return
+            except RegistryError as error:
+                outcome = error
+            if after_renewal(outcome, len(model.manifest.files)) is Next.REGISTER:
+                self._begin(model, self._register_again)
+            elif isinstance(outcome, RegistryError):
+                raise outcome
+        if model.trouble is not None:
+            raise model.trouble
+
+    def _note(self, error: BaseException | None) -> None:
+        if error is None:
+            log.info("%s is renewed again", self.owner)
+        else:
+            log.warning("%s may lapse; retrying: %s", self.owner, error)
+
+    # Putting right, in a thread for each model that needs it
+
+    def _begin(self, model: _Model, work: Callable[[_Model], None]) -> None:
+        """Do something about a model, unless something is being done about it."""
+        if model.is_at_work:
+            return
+        model.is_at_work = True
+
+        def run() -> None:
+            try:
+                work(model)
+                model.trouble = None
+            except Superseded as error:
+                self._stop(error)
+            except Exception as error:
+                model.trouble = error
+            finally:
+                model.is_at_work = False
+
+        try:
+            aside.begin(run, "registry-repair")
+        except BaseException:
+            model.is_at_work = False
+            raise
+
     def _leave(self, model: _Model) -> None:
         """Withdraw what a newer instance has taken over; the registry has released it already."""
         self._withdraw(model)
         self._models.pop(model.owner.suffix, None)
 
-    # Renewing, in a thread
-
-    def _beat_on(self) -> None:
-        all_is_well = True
-        while not self._closing.wait(find_pause_s(self._lease_ttl_s, all_is_well=all_is_well)):
-            error = self._beat()
-            if error is not None and all_is_well:
-                log.warning("%s may lapse; it is tried on: %s", self.owner, error)
-            elif error is None and not all_is_well:
-                log.info("%s is renewed again", self.owner)
-            all_is_well = error is None
-            if self._superseded is not None and not self._models:
-                return
-
-    def _beat(self) -> RegistryError | None:
-        """Look after every model; what went wrong, if it may go well soon."""
-        failed: RegistryError | None = None
-        for model in list(self._models.values()):
-            try:
-                self._look_after(model)
-            except Superseded as error:
-                self._stop(error)
-                return self._beat()
-            except RegistryError as error:
-                failed = error
-                if is_passing(error):
-                    # It does not answer: asking for the other models as well would take too long.
-                    break
-        return failed
-
-    def _look_after(self, model: _Model) -> None:
-        if self._superseded is not None:
-            self._leave(model)
-        elif model.state is ModelState.REFUSED:
-            self._register_again(model)
-        elif model.state.may_be_live and model.manifest is not None:
-            outcome: Renewed | RegistryError
-            try:
-                outcome = self._pulse.renew(model.owner)
-            except RegistryError as error:
-                outcome = error
-            what = after_renewal(outcome, len(model.manifest.files))
-            if what is Next.REGISTER:
-                self._register_again(model)
-            elif isinstance(outcome, RegistryError):
-                raise outcome
-
     def _register_again(self, model: _Model) -> None:
         """Put back what the registry lost, unless the model was detached meanwhile."""
         refusal = None
-        with model.lock:
+        with self._locked(model):
             was_refused = model.state is ModelState.REFUSED
             if model.manifest is None or not (model.state.may_be_live or was_refused):
                 return
+            if self._renewals.is_closing:
+                return
             try:
                 register_manifest(
-                    self._pulse,
+                    self._client,
                     model.manifest,
                     lease_ttl_s=self._lease_ttl_s,
                     worker_name=self._worker_name,
@@ -489,11 +563,11 @@ class Worker:
         elif was_refused:
             self._publish_again(model)
         else:
-            log.info("%s was registered again", model.owner)
+            _say(logging.INFO, "%s was registered again", model.owner)
 
     def _give_up(self, model: _Model, refusal: RegistryError) -> None:
-        """Withdraw a model whose files are refused. It is tried on, since that may change."""
-        with model.lock:
+        """Withdraw a model whose files are refused. It is retried, since that may change."""
+        with self._locked(model):
             is_news, model.refusal = model.refusal is None, refusal
             if model.state is ModelState.ATTACHED:
                 model.state = ModelState.REFUSED
@@ -504,17 +578,36 @@ class Worker:
 
     def _publish_again(self, model: _Model) -> None:
         assert model.card is not None
-        self._board.publish(model.owner, model.card, lambda: model.state is ModelState.REFUSED)
-        with model.lock:
+        self._publisher.publish(model.owner, model.card, lambda: model.state is ModelState.REFUSED)
+        with self._locked(model):
             model.refusal = None
             if model.state is ModelState.REFUSED:
                 model.state = ModelState.ATTACHED
-        log.info("%s was attached again", model.owner)
+        _say(logging.INFO, "%s was attached again", model.owner)
+
+    # Telling, in a thread for each call: what is called may take for ever, or raise
 
     def _tell(self, owner: Owner, error: RegistryError) -> None:
-        log.warning("%s is withdrawn: %s", owner, error)
-        if self._on_problem is not None:
+        _say(logging.WARNING, "%s is withdrawn: %s", owner, error)
+        self._untold.append((owner, error))
+        self._tell_the_untold()
+
+    def _tell_the_untold(self) -> None:
+        while self._untold and self._on_problem is not None:
+            owner, error = self._untold[0]
+            try:
+                aside.begin(functools.partial(self._call, owner, error), "registry-problem")
+            except RuntimeError:
+                # No thread can be started now. The next renewal tries again.
+                return
+            self._untold.popleft()
+
+    def _call(self, owner: Owner, error: RegistryError) -> None:
+        assert self._on_problem is not None
+        try:
             self._on_problem(owner, error)
+        except BaseException:
+            _say(logging.ERROR, "on_problem failed for %s", owner, exc_info=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -550,48 +643,17 @@ class _Model:
         self.manifest: Manifest | None = None
         self.card: Card | None = None
         self.refusal: RegistryError | None = None
+        self.asked_at = 0.0
+        self.failures = 0
+        self.is_at_work = False
+        self.trouble: Exception | None = None
+        """What kept it from being put right the last time."""
 
 
-class _Board:
-    """Where a worker's records are published, one after the other."""
-
-    def __init__(self, discovery: Discovery | str | None, address: str | None) -> None:
-        self._is_ours = isinstance(discovery, str)
-        self._discovery = open_discovery(discovery) if isinstance(discovery, str) else discovery
-        self._address = address
-        self._lock = threading.Lock()
-
-    def publish(self, owner: Owner, card: Card, still_wanted: Callable[[], bool]) -> None:
-        """Publish a model's card, and the instance before it, if it is wanted by then."""
-        with self._lock:
-            if self._discovery is None or not still_wanted():
-                return
-            if self._address is not None:
-                self._discovery.publish(instance_record(owner, self._address))
-            self._discovery.publish(model_record(owner, card))
-
-    def find_name(self, owner: Owner) -> str | None:
-        """The name in the card that is live for an owner, whoever published it."""
-        if self._discovery is None:
-            return None
-        record = self._discovery.find(RecordKey(Kind.MODEL, owner))
-        try:
-            return None if record is None else record.card.name or None
-        except Invalid:
-            return None
-
-    def withdraw(self, owner: Owner, *, and_instance: bool) -> None:
-        """Withdraw a model's card, and the instance after it if that was the last."""
-        with self._lock:
-            if self._discovery is None:
-                return
-            self._discovery.withdraw(RecordKey(Kind.MODEL, owner))
-            if and_instance and self._address is not None:
-                self._discovery.withdraw(instance_key(owner))
-
-    def close(self) -> None:
-        if self._is_ours and self._discovery is not None:
-            self._discovery.close()
+def _say(level: int, message: str, *arguments: object, exc_info: bool = False) -> None:
+    """Log something where a handler that raises must not get in the way of what comes next."""
+    with suppress(BaseException):
+        log.log(level, message, *arguments, exc_info=exc_info)
 
 
 def _find_json(path: Path | None) -> object:

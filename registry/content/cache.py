@@ -14,6 +14,10 @@ LARGE_BYTES = 1 << 20
 """Content above this is loaded only where the budget has room for it, and streamed otherwise."""
 
 
+BODIES_MAX = 32_768
+"""Contents in memory: each takes about a kilobyte beside its bytes, which may be few."""
+
+
 class Body:
     """The bytes of one content. While it is pinned it stays in memory and in the budget."""
 
@@ -69,9 +73,15 @@ class ContentCache:
         if checksum in self._bodies:
             self._used_bytes -= len(content)
             return self._bodies[checksum]
+        if len(self._bodies) >= BODIES_MAX:
+            self._evict(1)
         self._bodies[checksum] = body
         weakref.finalize(body, self.release, len(content)).atexit = False
         return body
+
+    def clear(self) -> None:
+        """Let go of everything that nobody is being sent: memory is short, whatever the budget."""
+        self._evict(self._used_bytes)
 
     def _evict(self, needed: int) -> None:
         for checksum, body in list(self._bodies.items()):

@@ -18,7 +18,7 @@ from registry.content.places import Places
 from registry.content.streams import COPY_CHUNK_BYTES, CopyStream, FileStream, RunInThread, Stream
 from registry.core import hashing, no_links
 from registry.core.records import RefStatus
-from registry.errors import FileUnreadable, TooLarge
+from registry.errors import Busy, FileUnreadable, TooLarge
 from registry.store.engine import Engine
 from registry.store.ops.blobs import find_chunk
 from registry.store.ops.file_status import Observation
@@ -255,6 +255,13 @@ class Holdings:
                 content = await self._run(read)
             else:
                 content = await self._places.run(location.path, read)
+        except (MemoryError, Busy) as error:
+            if not hashing.is_lack_of_memory(error):
+                raise
+            self._cache.clear()  # There is less of it than the budget says.
+            if location.size <= LARGE_BYTES:
+                raise
+            return NO_ROOM
         finally:
             if reserved and content is None:
                 self._cache.release(location.size)

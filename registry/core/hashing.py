@@ -103,6 +103,14 @@ def looking_at(path: str) -> Iterator[None]:
         ) from error
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what `looking_at` made of one, says that there is no memory."""
+    cause = error.__cause__ if isinstance(error, Busy) else error
+    if isinstance(cause, OSError):
+        return cause.errno == errno.ENOMEM
+    return isinstance(cause, MemoryError)
+
+
 def trusted_identity(status: os.stat_result, at_ns: int) -> str | None:
     """A file's identity, or None: it was so young at a time that a write might not show in it."""
     changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)

@@ -17,8 +17,15 @@ INSTANCE_ID_MAX = 2**64 - 1
 LEASE_MIN_MS = 1_000
 LEASE_MAX_MS = 7 * 24 * 3600 * 1000
 FILENAME_MAX_BYTES = 255
+COUNT_MAX = 2**63 - 1
+PATH_MAX = 4096
+FAR_S = 10**12
 
-NAME_PATTERN = "[A-Za-z0-9._-]{1,255}"
+NAME_PATTERN = (
+    "(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}"
+    r"|\.[A-Za-z0-9_-][A-Za-z0-9._-]{0,253}|\.\.[A-Za-z0-9._-]{1,253})"
+)
+"""1 to 255 of these characters, and neither `.` nor `..`."""
 SLUG_PATTERN = "[a-z0-9][a-z0-9_-]{0,254}"
 CHECKSUM_PATTERN = "blake3:[0-9a-f]{64}"
 
@@ -26,6 +33,7 @@ _is_name = re.compile(NAME_PATTERN).fullmatch
 _is_slug = re.compile(SLUG_PATTERN).fullmatch
 _is_filename = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}").fullmatch
 _is_checksum = re.compile(CHECKSUM_PATTERN).fullmatch
+_no_slug_character = re.compile(r"[^a-z0-9_-]")
 _is_decimal = re.compile(r"0|[1-9][0-9]{0,19}").fullmatch
 
 
@@ -82,9 +90,9 @@ class Owner:
     lora_slug: str | None = None
 
     def __post_init__(self) -> None:
-        _check_name("namespace", self.namespace)
-        _check_name("component", self.component)
-        _check_name("endpoint", self.endpoint)
+        check_name("namespace", self.namespace)
+        check_name("component", self.component)
+        check_name("endpoint", self.endpoint)
         number = self.instance_id
         if type(number) is not int or not 0 <= number <= INSTANCE_ID_MAX:
             raise Invalid(
@@ -101,6 +109,23 @@ class Owner:
     def __str__(self) -> str:
         """`namespace/component/endpoint/instance_id/suffix`, as on the command line and in URLs."""
         return f"{self.namespace}/{self.component}/{self.endpoint}/{self.instance_id}/{self.suffix}"
+
+    @classmethod
+    def of(cls, value: Owner | str) -> Owner:
+        """An owner, or the one that its text names.
+
+        Raises:
+            Invalid: the text is not that of an owner.
+            TypeError: it is neither.
+        """
+        if isinstance(value, str):
+            return cls.parse(value)
+        if not isinstance(value, Owner):
+            raise TypeError(
+                "An owner is an Owner, or the text namespace/component/endpoint/instance_id/suffix,"
+                f" not {type(value).__name__}."
+            )
+        return value
 
     @classmethod
     def parse(cls, text: str) -> Owner:
@@ -133,12 +158,28 @@ class ArtifactKey:
 
     def __post_init__(self) -> None:
         check_slug("slug", self.slug)
-        if self.suffix != BASE_SUFFIX:
-            check_slug("suffix", self.suffix)
+        check_suffix(self.suffix)
         check_filename(self.filename)
 
     def __str__(self) -> str:
         return f"{self.slug}/{self.suffix}/{self.filename}"
+
+    @classmethod
+    def of(cls, value: ArtifactKey | str) -> ArtifactKey:
+        """A key, or the one that its text names.
+
+        Raises:
+            Invalid: the text is not that of a key.
+            TypeError: it is neither.
+        """
+        if isinstance(value, str):
+            return cls.parse(value)
+        if not isinstance(value, ArtifactKey):
+            raise TypeError(
+                "A key is an ArtifactKey, or the text slug/suffix/filename, not "
+                f"{type(value).__name__}."
+            )
+        return value
 
     @classmethod
     def parse(cls, text: str) -> ArtifactKey:
@@ -176,7 +217,9 @@ class Offer:
             raise Invalid(f"{self.key} has neither a path nor a checksum; give one of them.")
         if self.size is not None and self.size < 0:
             raise Invalid(f"size of {self.key} is {self.size}; it must not be negative.")
-        if self.path is not None and ("\0" in self.path or not self.path or len(self.path) > 4096):
+        if self.path is not None and (
+            "\0" in self.path or not self.path or len(self.path) > PATH_MAX
+        ):
             raise Invalid(f"path of {self.key} must have 1 to 4096 characters and no NUL.")
 
 
@@ -213,7 +256,7 @@ class Registration:
     def __post_init__(self) -> None:
         check_lease(self.lease_ttl_ms)
         if self.worker_name is not None:
-            _check_name("worker_name", self.worker_name)
+            check_name("worker_name", self.worker_name)
         check_distinct([artifact.key for artifact in self.artifacts])
 
 
@@ -237,8 +280,7 @@ class Removal:
 
     def __post_init__(self) -> None:
         check_slug("slug", self.slug)
-        if self.suffix != BASE_SUFFIX:
-            check_slug("suffix", self.suffix)
+        check_suffix(self.suffix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,13 +583,30 @@ def parse_instance_id(value: int | str) -> int:
     return value
 
 
+def check_suffix(value: str) -> None:
+    """Raise Invalid unless `value` is `_base` or a LoRA's slug."""
+    if value != BASE_SUFFIX:
+        check_slug("suffix", value)
+
+
 def check_slug(field: str, value: str) -> None:
     """Raise Invalid unless `value` is a slug."""
     if not _is_slug(value):
         raise Invalid(
             f"{field} is {shown(value)}; it must be 1 to 255 of a-z, 0-9, '_' and '-', "
-            "the first a letter or digit."
+            f"the first a letter or digit.{_slug_of(value)}"
         )
+
+
+def slug_text(name: str) -> str:
+    """What a name's characters make of a slug; perhaps nothing, or too long for one."""
+    return _no_slug_character.sub("_", name.lower()).lstrip("_")
+
+
+def _slug_of(value: str) -> str:
+    """A hint for who gave a model's name instead of its slug."""
+    slug = slug_text(value) if isinstance(value, str) else ""
+    return f" The slug of a model of this name is {slug}." if _is_slug(slug) else ""
 
 
 def check_checksum(value: str) -> None:
@@ -556,6 +615,23 @@ def check_checksum(value: str) -> None:
         raise Invalid(
             f"checksum is {shown(value)}; it must be 'blake3:' and 64 lowercase hex digits."
         )
+
+
+def check_size(value: int) -> None:
+    """Raise Invalid unless `value` can be a number of bytes."""
+    if type(value) is not int or not 0 <= value <= COUNT_MAX:
+        raise Invalid(f"size is {shown(value)}; it must be a whole number, and not negative.")
+
+
+def milliseconds(field: str, seconds: float) -> int:
+    """Seconds as whole milliseconds.
+
+    Raises:
+        Invalid: it is not a number, or has no end.
+    """
+    if not isinstance(seconds, int | float) or not -FAR_S < seconds < FAR_S:
+        raise Invalid(f"{field} is {shown(seconds)}; it must be a number of seconds.")
+    return round(seconds * 1000)
 
 
 def check_lease(ttl_ms: int | None) -> None:
@@ -587,8 +663,9 @@ def check_distinct(keys: list[ArtifactKey]) -> None:
         seen.add(key)
 
 
-def _check_name(field: str, value: str) -> None:
-    if not _is_name(value) or value in (".", ".."):
+def check_name(field: str, value: str) -> None:
+    """Raise Invalid unless `value` is the name of a part of an owner, or of a worker."""
+    if not _is_name(value):
         raise Invalid(
             f"{field} is {shown(value)}; it must be 1 to 255 letters, digits, '.', '_' and '-', "
             "and not '.' or '..'."
@@ -612,6 +689,15 @@ def shown(value: object) -> str:
     """A value from outside, fit for a message: printable, quoted and short."""
     text = ascii(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def shown_url(text: str) -> str:
+    """A URL fit for a message: without user and password, whatever characters these have."""
+    scheme, marker, rest = text.partition("://")
+    if not marker or "@" in scheme:
+        scheme, marker, rest = "", "", text
+    has_authority = not rest.startswith("/") and not text.startswith("file:")
+    return scheme + marker + (rest.rpartition("@")[2] if has_authority else rest)
 
 
 _has_unseen = re.compile(

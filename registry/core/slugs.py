@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
-from registry.core.records import check_slug, shown
+from registry.core.records import check_slug, shown, slug_text
 from registry.errors import Invalid
-
-_other = re.compile(r"[^a-z0-9_-]")
 
 
 def slugify(name: str) -> str:
@@ -19,7 +15,7 @@ def slugify(name: str) -> str:
     Raises:
         Invalid: nothing that can stand in a URL is left, or more than 255 characters.
     """
-    slug = _other.sub("_", name.lower()).lstrip("_")
+    slug = slug_text(name)
     if not slug:
         raise Invalid(f"The name {shown(name)} has no letter or digit to make a slug from.")
     check_slug("slug", slug)

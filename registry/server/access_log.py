@@ -51,6 +51,8 @@ class Observed:
             route = route_of(scope)
             self._metrics.answered(route, scope["method"], status, seconds)
             tell(scope, route, status, seconds)
+            # It knows all that was asked, which knows it: both would stay for a while.
+            scope.pop("problem", None)
 
 
 def route_of(scope: Scope) -> str:
@@ -88,6 +90,14 @@ def tell(
             actor=None if grant is None else grant.name,
         ),
     )
+
+
+def tell_refused(error: RegistryError, status: int, request_id: str) -> None:
+    """Write the access line of what no application was asked for."""
+    # Not louder where the service is to blame: there may be thousands, and they are told together.
+    if log.isEnabledFor(logging.INFO):
+        more = fields(status=status, **_fields_of(error, status), request_id=request_id)
+        log.info("refused", extra=more)
 
 
 def _level(route: str, status: int) -> int:

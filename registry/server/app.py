@@ -16,26 +16,35 @@ from starlette.routing import Route
 from registry.config import Settings
 from registry.errors import MethodNotAllowed, NotFound
 from registry.server.access_log import Observed
-from registry.server.auth import Access, guarded, reloading
+from registry.server.auth import Access, guarded
+from registry.server.certificates import Certificate, watched
 from registry.server.fast_dispatch import Direct
 from registry.server.http import RequestIds, problem, request_id_of, room_for_bodies
 from registry.server.metrics import Metrics
 from registry.server.metrics_endpoint import reporting
 from registry.server.read_path import Serving
+from registry.server.reloading import Reloads, reloading
+from registry.server.routes.operations import health_of
 from registry.server.routes.table import ROUTES
+from registry.server.siblings import Parent
+from registry.service.lanes import Shared
 from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
 from registry.store.opening import open_database
 
 
-def create_app(settings: Settings) -> Serving:
-    """The application over a migrated database.
+def create_app(
+    settings: Settings, parent: Parent | None = None, certificate: Certificate | None = None
+) -> Serving:
+    """The application over a migrated database; one of several that have a parent in common.
 
     Raises:
         SettingsError: the token file is not as it should be.
     """
     access = Access(settings)
     metrics = Metrics()
+    reloads: list[Reloads] = [access] if access.has_file else []
+    reloads += [] if certificate is None else [certificate]
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
@@ -49,11 +58,12 @@ def create_app(settings: Settings) -> Serving:
         await registry.start()
         sweeper.start()
         try:
-            async with reporting(metrics, registry) as report:
-                with reloading(access):
+            async with reporting(metrics, registry, parent, certificate) as report:
+                with reloading(*reloads), watched(certificate):
                     yield {
                         "registry": registry,
                         "report": report,
+                        "health": Shared(lambda: health_of(registry, certificate)),
                         "bodies": room_for_bodies(settings.max_body_bytes),
                     }
         finally:
@@ -62,17 +72,17 @@ def create_app(settings: Settings) -> Serving:
 
     app = Starlette(
         routes=guarded(ROUTES, access),
-        middleware=[Middleware(Observed, metrics), Middleware(RequestIds)],
+        middleware=[Middleware(Observed, metrics), Middleware(RequestIds, access.check_host)],
         exception_handlers={HTTPException: _not_here},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     direct = Direct(app, ROUTES, access, metrics)
-    return Serving(direct, metrics, access.admit_reader if access.readers_need_token else None)
+    return Serving(direct, metrics, access)
 
 
 async def _not_here(request: Request, error: Exception) -> Response:
-    path = request.url.path
+    path = request.scope["path"]  # `request.url` would be remembered by urllib.
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = sorted({method for route in ROUTES for method in _methods_at(route, request)})
         return problem(

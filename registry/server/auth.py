@@ -6,24 +6,18 @@
     --require-read-token        reads need one as well; /live and /health never do
 
 A web page from elsewhere can make its visitor's browser send requests to a service that only the
-visitor's machine can reach. What a browser sends along (`Origin`, `Sec-Fetch-Site`, and the `Host`
-that it believes to talk to) gives such a request away, and it is refused if it would change
-anything.
+visitor's machine can reach. What a browser sends along gives such a request away: one that would
+change anything is refused for its `Origin` or `Sec-Fetch-Site`, and any for the `Host` that the
+browser believes to talk to (hosts.py).
 """
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
 import logging
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
 from typing import cast
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.routing import Route
@@ -33,9 +27,9 @@ from registry.config import Settings
 from registry.core.records import shown
 from registry.errors import Forbidden, SettingsError, Unauthenticated
 from registry.server import tokens
+from registry.server.hosts import Hosts, is_loopback
 from registry.server.tokens import EVERYTHING, Grant, Role
 
-OWN_HOSTS_REMEMBERED = 64
 OPEN = frozenset({"/live", "/health"})
 """What needs no token, ever."""
 
@@ -85,11 +79,11 @@ class Access:
         self._file = None if settings.token_file is None else Path(settings.token_file)
         self._tokens = None if self._file is None else tokens.load(self._file)
         self.readers_need_token = settings.require_read_token
-        self._host = settings.host
-        self._own_hosts: set[str] = set()
-        """Host headers that were found to name this machine's loopback."""
-        self._checks_host = (
-            self._tokens is None and not settings.insecure and is_loopback(settings.host)
+        only_here = self._tokens is None and not settings.insecure and is_loopback(settings.host)
+        self.hosts = Hosts(
+            settings.host,
+            settings.allowed_hosts,
+            checks=only_here or bool(settings.allowed_hosts),
         )
 
     @property
@@ -152,27 +146,13 @@ class Access:
                     "The browser says that this request comes from another site (Sec-Fetch-Site: "
                     f"{shown(site)}). Send it from a program."
                 )
-        if self._checks_host and host and not self._is_own(host):
-            raise Forbidden(
-                f"The request was sent to {shown(host)}, which is no name of this machine's "
-                f"loopback. Send it to {self._host}, or start the service with a token file or "
-                "with --insecure."
-            )
 
-    def _is_own(self, host: str) -> bool:
-        if host in self._own_hosts:
-            return True
-        own = self._names_us(host)
-        if own and len(self._own_hosts) < OWN_HOSTS_REMEMBERED:
-            self._own_hosts.add(host)
-        return own
-
-    def _names_us(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        return is_loopback(name) or name == self._host.lower()
+    def check_host(self, scope: Scope) -> None:
+        """Raise Forbidden for a request, of whatever kind, that was sent to another's name."""
+        if self.hosts.checks:
+            for name, value in scope["headers"]:
+                if name == b"host":
+                    self.hosts.check(value)
 
 
 def _headers(scope: Scope, wanted: bytes) -> list[str]:
@@ -180,10 +160,8 @@ def _headers(scope: Scope, wanted: bytes) -> list[str]:
 
 
 def _netloc(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
+    # Not by `urlsplit`, which remembers what it was given.
+    return origin.partition("://")[2].lower()
 
 
 def _presented(scope: Scope) -> str:
@@ -199,14 +177,6 @@ def _presented(scope: Scope) -> str:
             was_given=True,
         )
     return token.strip()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine and nobody else can reach it."""
-    try:
-        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Guard:
@@ -238,18 +208,3 @@ def _guarded(route: Route, access: Access) -> Route:
     behind = copy(route)
     behind.app = Guard(route.app, access, route.path)
     return behind
-
-
-@contextmanager
-def reloading(access: Access) -> Iterator[None]:
-    """Reads the token file, if there is one, again on SIGHUP, while the block runs in the event
-    loop. Signals are the main thread's."""
-    if not access.has_file or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, access.reload)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGHUP)

@@ -26,7 +26,7 @@ class Direct:
         self, app: ASGIApp, routes: Iterable[Route], access: Access, metrics: Metrics
     ) -> None:
         self._app = app
-        self._routed = Observed(RequestIds(_call), metrics)
+        self._routed = Observed(RequestIds(_call, access.check_host), metrics)
         self._routes = {
             (method, route.path): (route, Guard(_Handler(route), access, route.path))
             for route in routes

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 import re
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 from starlette.datastructures import MutableHeaders
@@ -58,12 +59,17 @@ CHALLENGE = 'Bearer realm="metadata-registry"'
 INVALID_TOKEN = ', error="invalid_token"'
 BODIES_MAX_BYTES = 256 << 20
 REQUEST_ID_MAX = 128
+SHORTAGE_RETRY_AFTER_S = 5
 PAGE_DEFAULT = 100
 PAGE_MAX = 1000
 
 _is_request_id = re.compile(rb"[\x21-\x7e]{1,%d}" % REQUEST_ID_MAX).fullmatch
 
 log = logging.getLogger("registry.http")
+
+T = TypeVar("T")
+
+Headers = list[tuple[bytes, bytes]]
 
 
 def registry_of(request: Request) -> Registry:
@@ -164,6 +170,29 @@ async def body_parts(request: Request, limit: int, setting: str) -> AsyncIterato
         raise errors.Invalid("The request ended before its body was complete.") from error
 
 
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work comes to. It is given up when the client hangs up.
+
+    Raises:
+        ClientGone: it did.
+    """
+    asked = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise ClientGone
+        return asked.result()
+    finally:
+        asked.cancel()
+        gone.cancel()
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def page_limit(request: Request) -> int:
     """The `limit` of a list: 100 unless given, at most 1000.
 
@@ -192,20 +221,20 @@ def check_query(request: Request, *known: str) -> None:
 
 
 class RequestIds:
-    """Gives every answer an X-Request-Id, and turns what was raised into a problem."""
+    """Gives every answer an X-Request-Id, and turns what was raised into a problem.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `check` raises what is to be answered instead of asking the application.
+    """
+
+    def __init__(self, app: ASGIApp, check: Callable[[Scope], None]) -> None:
         self._app = app
-        # Nobody is kept out by an id, so none has to be hard to guess. Asking the system for each
-        # took as long as a tenth of a registration.
-        self._random = random.Random()
+        self._check = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _find_request_id(scope) or f"{self._random.getrandbits(64):016x}"
-        scope["request_id"] = request_id
+        request_id = scope["request_id"] = request_id_for(scope["headers"])
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -216,32 +245,67 @@ class RequestIds:
             await send(message)
 
         try:
+            self._check(scope)
             await self._app(scope, receive, send_with_id)
-        except errors.RegistryError as error:
+        except ClientGone:
+            pass
+        except (Exception, asyncio.CancelledError) as error:
+            ours = problem_for(error, request_id)
             if started:
                 raise
-            scope["problem"] = error
-            await problem(error, request_id)(scope, receive, send_with_id)
-        except asyncio.CancelledError:
-            if started:
-                raise
-            await problem(_stopping(), request_id)(scope, receive, send_with_id)
-        except Exception:
-            log.exception("request %s failed", request_id)
-            if started:
-                raise
-            await problem(errors.Internal(), request_id)(scope, receive, send_with_id)
+            scope["problem"] = ours
+            await problem(ours, request_id)(scope, receive, send_with_id)
 
 
-def _stopping() -> errors.RegistryError:
-    return errors.StorageUnavailable(
-        "The service stops, and did not wait for this request any longer. What it asked for may "
-        "have been done; look, or repeat it when the service is back."
+class ClientGone(Exception):
+    """Nobody is there any more to take the answer."""
+
+
+def problem_for(error: BaseException, request_id: str) -> errors.RegistryError:
+    """What is answered where this was raised. What nobody foresaw is logged under the id."""
+    if isinstance(error, errors.RegistryError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return errors.StorageUnavailable(
+            "The service stops, and did not wait for this request any longer. What it asked for "
+            "may have been done; look, or repeat it when the service is back."
+        )
+    lacking = shortage(error)
+    if lacking is not None:
+        log.error("request %s failed: %r", request_id, error)
+        return lacking
+    log.error("request %s failed", request_id, exc_info=error)
+    return errors.Internal()
+
+
+def shortage(error: BaseException) -> errors.RegistryError | None:
+    """The refusal where the process itself lacks memory, threads or files for a request; None: the
+    error is another."""
+    if isinstance(error, MemoryError):
+        what = "memory"
+    elif isinstance(error, RecursionError):
+        what = "room on its stack"
+    elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        what = "threads"
+    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        what = "memory" if error.errno == errno.ENOMEM else "open files"
+    else:
+        return None
+    return errors.Busy(
+        f"The service has not enough {what} for this request now. Try again in a moment; if that "
+        "stays so, give it more, or lower max_connections.",
+        retry_after_s=SHORTAGE_RETRY_AFTER_S,
     )
 
 
-def _find_request_id(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
+def request_id_for(headers: Headers) -> str:
+    """The caller's id if it sent one that is fit to be shown, else a new one."""
+    for name, value in headers:
         if name == b"x-request-id" and _is_request_id(value):
-            return cast(bytes, value).decode("ascii")
-    return None
+            return value.decode("ascii")
+    return f"{_random.getrandbits(64):016x}"
+
+
+# Nobody is kept out by an id, so none has to be hard to guess. Asking the system for each took as
+# long as a tenth of a registration.
+_random = random.Random()

@@ -16,7 +16,9 @@ import logging
 import sys
 import textwrap
 import time
+from typing import TextIO
 
+from registry.core.log_pump import LogPump
 from registry.core.records import printable
 
 _QUIET = ("alembic", "uvicorn")
@@ -25,7 +27,7 @@ _QUIET = ("alembic", "uvicorn")
 
 def set_up(level: str, form: str) -> None:
     """Send this process's log to standard error, as `text` or as `json`, from a level on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = handler_of(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
     for old in list(root.handlers):
@@ -38,6 +40,21 @@ def set_up(level: str, form: str) -> None:
     for name in _QUIET:
         loud = root.level <= logging.DEBUG or root.level > logging.WARNING
         logging.getLogger(name).setLevel(root.level if loud else logging.WARNING)
+
+
+def flush() -> None:
+    """Wait until the log is written, for a bounded time: what is written elsewhere comes next."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def handler_of(stream: TextIO | None) -> logging.Handler:
+    """Writes to a stream's descriptor, without anybody waiting for its reader. Without a stream,
+    as when it was closed before the program began, nothing is written."""
+    try:
+        return LogPump(stream.fileno()) if stream is not None else logging.NullHandler()
+    except (OSError, ValueError):
+        return logging.StreamHandler(stream)  # One of a program that has no descriptor for it.
 
 
 def fields(**values: object) -> dict[str, dict[str, object]]:

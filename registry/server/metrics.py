@@ -1,12 +1,9 @@
 """What the service counts, for Prometheus.
 
-With several worker processes each writes its values into files of a directory that they share,
-and whichever is asked adds them up. What happens for every request is counted in plain
-dictionaries of the event loop, which costs a fraction of a microsecond, and is moved into the
-metrics once a second and before they are shown.
-
-`prometheus_client` decides while it is imported whether values are shared between processes. So
-`PROMETHEUS_MULTIPROC_DIR` must be set, or unset, before this module is imported.
+With several worker processes each tells what it has counted (registry/server/siblings.py), and
+whichever is asked adds that up. What happens for every request is counted in plain dictionaries of
+the event loop, which costs a fraction of a microsecond, and is moved into the metrics once a second
+and before they are shown.
 """
 
 from __future__ import annotations
@@ -22,12 +19,18 @@ from prometheus_client import (
     Gauge,
     Histogram,
     disable_created_metrics,
+    values,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from prometheus_client.values import ValueClass
+
+from registry import __version__
+from registry.server.siblings import Counts, Others, Sample, added
+from registry.store.tables import HEAD_REVISION
+
+# Whatever the environment says of a directory in which processes share values: it is not ours.
+values.ValueClass = values.MutexValue
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 PREFIX = "metadata_registry_"
@@ -61,6 +64,10 @@ SIZES = (
     Size("database_bytes", "Size of the database file."),
     Size("wal_bytes", "Size of the database's write-ahead log."),
     Size("free_bytes", "Free disk space for the database."),
+    Size(
+        "tls_certificate_end_timestamp_seconds",
+        "When the certificate of HTTPS ends, in seconds since 1970; the first of its chain.",
+    ),
 )
 """What is counted in the database when the metrics are asked for, a few seconds old at most
 unless counting takes long."""
@@ -91,7 +98,6 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._own = CollectorRegistry()
-        self._shared = bool(getattr(ValueClass, "_multiprocess", False))
         self.tally = Tally()
         self._followed: list[tuple[Gauge, Callable[[], float]]] = []
         self._requests = self._counter(
@@ -158,14 +164,23 @@ class Metrics:
         for gauge, read in self._followed:
             gauge.set(read())
 
-    def text(self, sizes: SizeValues) -> bytes:
-        """All metrics of all processes. For any thread."""
+    def counts(self) -> Counts:
+        """What this process has counted, for others to add up. For any thread."""
+        counts = Counts([], [])
+        for family in self._own.collect():
+            found = counts.gauges if family.type == "gauge" else counts.totals
+            found += [(each.name, each.labels, each.value) for each in family.samples]
+        return counts
+
+    def text(self, sizes: SizeValues, others: Others | None = None) -> bytes:
+        """All metrics, those of other processes added. For any thread."""
         shown = CollectorRegistry()
-        if self._shared:
-            MultiProcessCollector(shown)  # type: ignore[no-untyped-call]
-        else:
+        if others is None:
             shown.register(self._own)
+        else:
+            shown.register(_Sum(self._own.collect(), others))
         shown.register(_Sizes(sizes))
+        shown.register(_Build())
         return generate_latest(shown)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
@@ -175,7 +190,7 @@ class Metrics:
         return Histogram(PREFIX + name, help, labels, buckets=list(buckets), registry=self._own)
 
     def _gauge(self, name: str, help: str) -> Gauge:
-        return Gauge(PREFIX + name, help, registry=self._own, multiprocess_mode="livesum")
+        return Gauge(PREFIX + name, help, registry=self._own)
 
 
 def method_label(method: str) -> str:
@@ -184,6 +199,40 @@ def method_label(method: str) -> str:
 
 
 _WRITE_LABELS = ("operation", "outcome")
+
+
+class _Sum(Collector):
+    """The metrics of this process with the values of all."""
+
+    def __init__(self, own: Iterable[Metric], others: Others) -> None:
+        self._own = own
+        self._others = others
+
+    def collect(self) -> Iterator[Metric]:
+        families = list(self._own)
+        samples: list[Sample] = []
+        for family in families:
+            samples += [(each.name, each.labels, each.value) for each in family.samples]
+        for counts in self._others.counts:
+            samples = added(samples, [*counts.totals, *counts.gauges])
+        by_name: defaultdict[str, list[Sample]] = defaultdict(list)
+        for sample in samples:
+            by_name[sample[0]].append(sample)
+        for family in families:
+            whole = Metric(family.name, family.documentation, family.type)
+            for suffix in _SUFFIXES[family.type]:
+                for name, labels, value in by_name[family.name + suffix]:
+                    whole.add_sample(name, labels, value)
+            yield whole
+        restarts = CounterMetricFamily(
+            PREFIX + "worker_restarts",
+            "Worker processes that ended by themselves and were replaced.",
+        )
+        restarts.add_metric([], self._others.restarts)
+        yield restarts
+
+
+_SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
 
 
 class _Sizes(Collector):
@@ -200,3 +249,17 @@ class _Sizes(Collector):
             for label, number in value.items() if isinstance(value, Mapping) else [("", value)]:
                 family.add_metric([label] if size.label else [], number)
             yield family
+
+
+class _Build(Collector):
+    """Which program this is, as labels of a gauge that is always 1."""
+
+    def collect(self) -> Iterator[Metric]:
+        labels = {"version": __version__, "schema_revision": HEAD_REVISION}
+        family = GaugeMetricFamily(
+            f"{PREFIX}build_info",
+            "The program: its version, and the schema revision that it knows.",
+            labels=list(labels),
+        )
+        family.add_metric(list(labels.values()), 1)
+        yield family

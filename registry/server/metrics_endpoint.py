@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 from registry.errors import RegistryError
+from registry.server.certificates import Certificate
 from registry.server.metrics import FLUSH_EVERY_S, Metrics
+from registry.server.siblings import Parent
+from registry.service.lanes import Shared, start_threads
 from registry.service.registry import Registry
 from registry.store.reads.stats import Counted, Sizes, count_sizes
 
@@ -16,11 +20,22 @@ from registry.store.reads.stats import Counted, Sizes, count_sizes
 class Report:
     """Shows the metrics of all processes, with the sizes of the database as they are about now."""
 
-    def __init__(self, metrics: Metrics, registry: Registry) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        registry: Registry,
+        parent: Parent | None,
+        certificate: Certificate | None,
+    ) -> None:
         self._metrics = metrics
         self._registry = registry
+        self._parent = parent
+        self._certificate = certificate
         self._counted = Counted(self._count, time.monotonic)
-        self._counting = asyncio.Lock()
+        # Of its own: counting takes long where there is much, and scrapes must come through.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry-metrics")
+        start_threads(self._thread, 1)
+        self._shared = Shared(self._make)
 
     def _count(self) -> Sizes:
         with self._registry.database.read() as conn:
@@ -28,9 +43,15 @@ class Report:
 
     async def text(self) -> bytes:
         """All metrics. Those of the database are missing while it cannot be read."""
-        async with self._counting:
-            self._metrics.flush()
-            return await self._registry.in_thread(self._text)
+        return await self._shared.get()
+
+    async def _make(self) -> bytes:
+        self._metrics.flush()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._text)
+
+    def close(self) -> None:
+        """Wait for a count that runs."""
+        self._thread.shutdown(wait=True)
 
     def _text(self) -> bytes:
         values: Sizes = {}
@@ -40,18 +61,29 @@ class Report:
         values["database_bytes"], values["wal_bytes"] = disk.database_bytes, disk.log_bytes
         if disk.free_bytes is not None:
             values["free_bytes"] = disk.free_bytes
-        return self._metrics.text(values)
+        if self._certificate is not None and self._certificate.ends_at is not None:
+            values["tls_certificate_end_timestamp_seconds"] = self._certificate.ends_at
+        return self._metrics.text(values, None if self._parent is None else self._parent.others())
 
 
 @asynccontextmanager
-async def reporting(metrics: Metrics, registry: Registry) -> AsyncIterator[Report]:
+async def reporting(
+    metrics: Metrics,
+    registry: Registry,
+    parent: Parent | None,
+    certificate: Certificate | None,
+) -> AsyncIterator[Report]:
     """Keeps the metrics up to date while the block runs, for all processes to see."""
     metrics.follow(metrics.queue, lambda: registry.writer.waiting)
     metrics.follow(metrics.cache, lambda: registry.cached_bytes)
+    if parent is not None:
+        parent.counts = metrics.counts
     flushing = asyncio.create_task(_flush(metrics))
+    report = Report(metrics, registry, parent, certificate)
     try:
-        yield Report(metrics, registry)
+        yield report
     finally:
+        report.close()
         flushing.cancel()
         metrics.flush()
 

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
 import resource
 import signal
 import socket
-import ssl
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import FrameType
+from typing import Any
 
-from registry.config import RESOLVED_VARIABLE, Settings
+from registry import __version__
+from registry.config import Settings
 from registry.content.places import bounded_root
 from registry.content.roots import ArtifactRoots
-from registry.core import malloc
-from registry.core.settings_files import read_file
-from registry.errors import SettingsError
+from registry.core import malloc, stopping
+from registry.errors import RegistryError, SettingsError
 from registry.server import logs, tokens
-from registry.server.auth import is_loopback
+from registry.server.app import create_app
+from registry.server.certificates import Certificate, certificate_of
+from registry.server.hosts import Hosts, address_of, is_loopback
 from registry.server.http1.door import Server
-from registry.server.http1.protocol import Config, Limits
-from registry.server.workers import METRICS_VARIABLE, Workers, shared_metrics, stop_with_parent
+from registry.server.http1.protocol import Config
+from registry.server.http1.watch import Limits
+from registry.server.reloading import note_sighup
+from registry.server.siblings import Parent
+from registry.server.workers import COULD_NOT_START, Workers
 from registry.store import opening
-
-# The application is imported when it is made: how metrics are kept is decided by the environment
-# at that moment (registry/metrics.py).
-if TYPE_CHECKING:
-    from registry.server.read_path import Serving
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 SHUTDOWN_S = 20
-WORKERS_STOP_S = SHUTDOWN_S + 15
+GONE_S = SHUTDOWN_S + 5
+"""After a signal, whatever hangs: who sent it may kill after 30 s."""
 YOUNG_MAX = 10_000
 """Objects that may be made before the garbage collector looks for cycles among them: those of some
 twenty requests at once, of which nearly all are gone by then."""
@@ -49,6 +54,8 @@ FEW_DESCRIPTORS = 64
 """With fewer than twice OTHER_DESCRIPTORS there are fewer threads at work than there could be. With
 fewer than this nothing goes."""
 
+ENDING = (signal.SIGTERM, signal.SIGINT)
+
 COULD_NOT_RUN = 2
 
 log = logging.getLogger("registry")
@@ -57,96 +64,117 @@ log = logging.getLogger("registry")
 def run(settings: Settings) -> None:
     """Bring the database up to date, then serve until a signal.
 
-    The last line of the start, on standard output, is `listening on http://HOST:PORT`. SIGTERM
-    and SIGINT end the service: what was accepted is answered, for at most 20 s. SIGHUP makes it
-    read the token file again; without one it ends the service as well.
+    The address is taken first: who cannot have it has changed nothing. The last line of the
+    start, on standard output, is `listening on http://HOST:PORT`. SIGTERM and SIGINT end the
+    service, also while it starts: what was accepted is answered, for at most 20 s, and after 5 s
+    more the process is gone whatever hangs. SIGHUP makes it read the token file and the certificate
+    again; without either it ends the service as well.
 
     Raises:
         SettingsError: a setting cannot work here: address, port, artifact root, tokens, TLS.
         DatabaseRefused: the database cannot be used; the message says why and what to do.
+        Refused: an older service that has the database open could not live with its upgrade.
     """
+    if reloads(settings):
+        note_sighup()
+    else:
+        signal.signal(signal.SIGHUP, _hung_up)
     logs.set_up(settings.log_level, settings.log_format)
+    settings = replace(settings, host=address_of(settings.host))
     check_access(settings)
-    check_tls(settings)
+    certificate = certificate_of(settings)
     check_secrets(settings)
     limits = limits_of(settings)
-    opening.prepare(settings.database_url, notify=log.info)
-    listener = listen(settings.host, settings.port)
-    scheme = "http" if settings.tls_certificate is None else "https"
-    host, port = listener.getsockname()[:2]
-    sys.stdout.write(f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}\n")
-    sys.stdout.flush()
-    options = uvicorn_options()
-    options["ssl_certfile"], options["ssl_keyfile"] = settings.tls_certificate, settings.tls_key
-    if settings.workers == 1:
-        _serve_alone(settings, limits, options, listener)
-    else:
-        _serve_with_workers(settings, limits, options, listener)
+    with listen(settings.host, settings.port) as listener:
+        opening.prepare(settings.database_url, notify=log.info)
+        tell_start(settings, url_of(settings, listener))
+        if settings.workers == 1:
+            _serve_alone(settings, limits, listener, certificate)
+        else:
+            _serve_with_workers(settings, limits, listener)
 
 
 def _serve_alone(
-    settings: Settings, limits: Limits, options: dict[str, Any], listener: socket.socket
+    settings: Settings, limits: Limits, listener: socket.socket, certificate: Certificate | None
 ) -> None:
-    signal.signal(signal.SIGTERM, _stopped)
-    # With a token file the application listens to it from its start on.
-    signal.signal(signal.SIGHUP, _hung_up if settings.token_file is None else signal.SIG_IGN)
-    os.environ.pop(METRICS_VARIABLE, None)
-    from registry.server.app import create_app
-
-    app = create_app(settings)
+    app = create_app(settings, certificate=certificate)
     _settle()
+    stopping.release()
     try:
-        Server(Config(app, limits, **options)).run(sockets=[listener])
+        BoundedServer(Config(app, limits, **uvicorn_options(certificate))).run(sockets=[listener])
+    except stopping.Stopped:
+        return  # uvicorn raises the signal again when it has stopped.
     except SystemExit as end:
         sys.exit(COULD_NOT_RUN if end.code else 0)
 
 
-def _stopped(_signal: int, _frame: object) -> NoReturn:
-    """Ending on request is no failure. uvicorn raises the signal again when it has stopped."""
-    raise SystemExit(0)
+class BoundedServer(Server):
+    """Ends in time after a signal, whatever hangs, and hears those that come before it listens."""
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal comes; what was its handler before is called at the end."""
+        self._heard: list[int] = []
+        handlers = {each: signal.signal(each, self._hear) for each in ENDING}
+        try:
+            super().run(sockets)
+        finally:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
+        for number in dict.fromkeys(self._heard):
+            signal.raise_signal(number)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """As uvicorn's, which raises what it captured again at the end."""
+        with super().capture_signals():
+            for number in self._heard:
+                self.handle_exit(number, None)
+            yield
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        self._heard.append(number)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            end_in_time()
+        super().handle_exit(sig, frame)
+
+
+def end_in_time() -> None:
+    """Be gone GONE_S after a signal, come what may."""
+    stopping.end_within(
+        GONE_S, COULD_NOT_RUN, f"something hangs, so that the end took more than {GONE_S} s"
+    )
 
 
 def _hung_up(_signal: int, _frame: object) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def _serve_with_workers(
-    settings: Settings, limits: Limits, options: dict[str, Any], listener: socket.socket
-) -> None:
-    os.environ[RESOLVED_VARIABLE] = settings.to_json()
-    config = Config(
-        "registry.server.process:app_of_worker",
-        limits,
-        factory=True,
-        workers=settings.workers,
-        **options,
-    )
-    with shared_metrics():
-        workers = Workers(
-            config,
-            sockets=[listener],
-            stop_s=WORKERS_STOP_S,
-            reload=settings.token_file is not None,
-        )
-        workers.run()
+def _serve_with_workers(settings: Settings, limits: Limits, listener: socket.socket) -> None:
+    workers = Workers(settings, limits, listener, stop_s=GONE_S + 1, reload=reloads(settings))
+    workers.run()
     if workers.failed:
         sys.exit(COULD_NOT_RUN)
     if workers.interrupted:
         raise KeyboardInterrupt
 
 
-def app_of_worker() -> Serving:
-    """The application of one worker process, with the settings of its parent."""
-    settings = Settings.from_json(os.environ[RESOLVED_VARIABLE])
-    logs.set_up(settings.log_level, settings.log_format)
-    stop_with_parent()
-    if settings.token_file is not None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    from registry.server.app import create_app
-
-    app = create_app(settings)
+def serve_as_worker(
+    settings: Settings, limits: Limits, listener: socket.socket, parent: Parent
+) -> None:
+    """Serve as one of several processes, until SIGTERM."""
+    note_sighup()
+    try:
+        certificate = certificate_of(settings)
+        app = create_app(settings, parent, certificate)
+    except RegistryError as error:
+        log.error("the worker cannot serve: %s", error)
+        sys.exit(COULD_NOT_START)
     _settle()
-    return app
+    server = BoundedServer(Config(app, limits, **uvicorn_options(certificate)))
+    parent.is_ready = lambda: server.started
+    server.run(sockets=[listener])
 
 
 def _settle() -> None:
@@ -162,7 +190,12 @@ def _settle() -> None:
     gc.set_threshold(YOUNG_MAX, *gc.get_threshold()[1:])
 
 
-def uvicorn_options() -> dict[str, Any]:
+def reloads(settings: Settings) -> bool:
+    """Whether there is something to be read again on SIGHUP."""
+    return settings.token_file is not None or settings.tls_certificate is not None
+
+
+def uvicorn_options(certificate: Certificate | None = None) -> dict[str, Any]:
     """How uvicorn runs the application."""
     return {
         "log_config": None,
@@ -174,14 +207,45 @@ def uvicorn_options() -> dict[str, Any]:
         "timeout_keep_alive": KEEP_ALIVE_S,
         "timeout_graceful_shutdown": SHUTDOWN_S,
         "backlog": BACKLOG,
+        "ssl_context_factory": None if certificate is None else lambda *_: certificate.front,
     }
+
+
+def url_of(settings: Settings, listener: socket.socket) -> str:
+    """`http://HOST:PORT`."""
+    scheme = "http" if settings.tls_certificate is None else "https"
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def tell_start(settings: Settings, address: str) -> None:
+    """Say what is about to be served, in the log, and where, on standard output as well."""
+    log.info(
+        "serving",
+        extra=logs.fields(
+            address=address,
+            database=opening.place_of(settings.database_url),
+            artifact_roots=os.pathsep.join(settings.artifact_roots) or "none: copies only",
+            tokens=settings.token_file or "none: everybody may do everything",
+            workers=settings.workers,
+            version=__version__,
+            pid=os.getpid(),
+        ),
+    )
+    logs.flush()
+    try:
+        os.write(sys.stdout.fileno(), f"listening on {address}\n".encode())
+    except (OSError, ValueError, AttributeError):  # It is full, or closed.
+        log.warning("standard output cannot be written; listening on %s", address)
 
 
 # Checks before the first request
 
 
 def check_access(settings: Settings) -> None:
-    """Raise SettingsError for an address that others can reach while everybody may write."""
+    """Raise SettingsError for an address that others can reach while everybody may write, and for
+    an allowed host that is none."""
+    Hosts(settings.host, settings.allowed_hosts, checks=True)
     if settings.token_file is not None:
         tokens.load(Path(settings.token_file))
     elif settings.require_read_token:
@@ -206,35 +270,6 @@ def check_access(settings: Settings) -> None:
             "TLS in front",
             settings.host,
         )
-
-
-def check_tls(settings: Settings) -> None:
-    """Raise SettingsError unless the certificate and its key can be used, if there are any."""
-    certificate, key = settings.tls_certificate, settings.tls_key
-    if certificate is None:
-        if key is not None:
-            raise SettingsError(
-                "tls_key is given without a certificate. Give one with --tls-certificate."
-            )
-        return
-    # OpenSSL would wait for a FIFO, and read a device.
-    read_file(Path(certificate), "tls_certificate")
-    if key is not None:
-        read_file(Path(key), "tls_key")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except OSError as error:  # ssl.SSLError is one.
-        raise SettingsError(
-            f"The certificate {certificate} with the key {key or certificate} cannot be used: "
-            f"{error.strerror or error}. tls_certificate must be a PEM file with the certificate "
-            "and its chain, tls_key one with its private key, without a password."
-        ) from error
-
-
-def _no_password() -> str:
-    """Answers where OpenSSL would ask at the terminal."""
-    return ""
 
 
 def check_secrets(settings: Settings) -> None:
@@ -296,10 +331,20 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
+        where = f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
         raise SettingsError(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Is another registry running? "
-            "Choose another --port."
+            f"Cannot listen on {where}: {error.strerror}. {_way_out(error)}"
         ) from error
     listener.listen(BACKLOG)
     listener.set_inheritable(True)
     return listener
+
+
+def _way_out(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "No such name is known here. Give an address, as --host 127.0.0.1."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "This machine has no such address. Give one of its own with --host."
+    if error.errno == errno.EACCES:
+        return "This user may not have that port. Choose a --port above 1023."
+    return "Is another registry running? Choose another --port."

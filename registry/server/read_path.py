@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -18,9 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from registry import errors
 from registry.content.cache import Body
 from registry.content.streams import Stream
+from registry.core.memo import Memo
+from registry.core.records import ArtifactKey, Owner
 from registry.server.access_log import log as access_log
-from registry.server.access_log import tell
-from registry.server.http import problem
+from registry.server.access_log import tell, tell_refused
+from registry.server.auth import Access
+from registry.server.http import ClientGone, Headers, problem, problem_for, request_id_for
 from registry.server.metrics import UNMATCHED, Metrics, method_label
 from registry.server.ranges import Range, find_ranges
 from registry.store.reads.lookup import Location
@@ -48,8 +51,6 @@ OCTET_STREAM = "application/octet-stream"
 
 log = logging.getLogger("registry.http")
 
-Headers = list[tuple[bytes, bytes]]
-
 Key = tuple[str, ...]
 """(slug, suffix, filename), or the same behind (namespace, component, endpoint)."""
 
@@ -57,8 +58,8 @@ Path = tuple[Key, str, str]
 """What a raw path names: the key, its Content-Type, and the route."""
 
 READING = ("GET", "HEAD")
-REMEMBERED_PATHS = 16_384
-REMEMBERED_PATH_BYTES = 256
+REMEMBERED_BYTES = 8 << 20
+"""Memory for the paths that files were asked for under."""
 
 ROUTES = {
     3: "/v1/metadata/{slug}/{suffix}/{filename}",
@@ -71,18 +72,15 @@ OUTCOMES = {"not_registered": "not_registered", "unserveable": "unserveable", "i
 
 
 class Serving:
-    """Answers GET and HEAD below /v1/metadata/, and passes everything else on.
+    """Answers GET and HEAD below /v1/metadata/, and passes everything else on."""
 
-    `admit` raises what a reader is to be answered who may not read; None: everybody may.
-    """
-
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, admit: Callable[[Scope], object] | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access: Access) -> None:
         self._app = app
         self._tally = metrics.tally
-        self._admit = admit
-        self._paths: dict[bytes, Path] = {}
+        self._access = access
+        self._asks_all = access.readers_need_token
+        self.takes_host = access.hosts.takes
+        self._paths: Memo[bytes, Path] = Memo(REMEMBERED_BYTES)
         self._tells_all = access_log.isEnabledFor(logging.DEBUG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,24 +90,27 @@ class Serving:
         if self._tells_all:
             send = _Sent(send)
         try:
-            if self._admit is not None:
-                self._admit(scope)
+            self._access.check_host(scope)
+            if self._asks_all:
+                self._access.admit_reader(scope)
             registry: Registry = scope["state"]["registry"]
             method = scope["method"]
             if method not in READING:
                 raise _not_allowed(method)
-            path = self._paths.get(scope["raw_path"]) or self._remember(scope["raw_path"])
+            if scope["query_string"]:
+                raise _no_query()
+            raw_path = scope["raw_path"]
+            path = self._paths.get(raw_path) or path_of(raw_path)
             location, body = _locate(registry, path[0])
+            if raw_path not in self._paths:
+                self._paths.keep(raw_path, path, path[0], *path[0])
             await self._answer_with_care(path, location, body, scope, receive, send)
-        except errors.RegistryError as error:
-            await self._answer(error, scope, receive, send)
         except ClientGone:
             pass
         except Interrupted as interrupted:
             log.warning("cut off %s: %s", scope["path"], interrupted)
-        except Exception:
-            log.exception("GET of %s failed", scope["path"])
-            await self._answer(errors.Internal(), scope, receive, send)
+        except (Exception, asyncio.CancelledError) as error:
+            await self._fail(error, scope, receive, send)
         else:
             if isinstance(send, _Sent):
                 tell(scope, _route_of(scope), send.status, None, level=logging.DEBUG)
@@ -126,7 +127,7 @@ class Serving:
         path = self._paths.get(target)
         if path is None or not _is_plain(headers):
             return None
-        if self._admit is not None or self._tells_all:
+        if self._asks_all or self._tells_all:
             return None
         key, content_type, route = path
         registry: Registry = state["registry"]
@@ -139,16 +140,6 @@ class Serving:
             return None
         self._tally.read(route, "GET", 200, "memory", body.size)
         return plain_headers(body, content_type), body.content
-
-    def _remember(self, raw_path: bytes) -> Path:
-        """What a raw path names. The last ones asked for are kept, as long as they are short."""
-        key = split(raw_path)
-        path = key, media_type(key[-1]), ROUTES[len(key)]
-        if len(raw_path) <= REMEMBERED_PATH_BYTES:
-            if len(self._paths) >= REMEMBERED_PATHS:
-                self._paths.clear()
-            self._paths[raw_path] = path
-        return path
 
     async def _answer_with_care(
         self,
@@ -173,14 +164,21 @@ class Serving:
             if sent.status:
                 self._tally.read(route, scope["method"], sent.status, sent.outcome, sent.size)
 
-    async def _answer(
-        self, error: errors.RegistryError, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        response, route = problem(error), _route_of(scope)
-        outcome = OUTCOMES.get(error.code, "refused")
+    async def _fail(self, error: BaseException, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a problem, under the request's id."""
+        request_id = scope["request_id"] = request_id_for(scope["headers"])
+        ours = problem_for(error, request_id)
+        response, route = problem(ours, request_id), _route_of(scope)
+        outcome = OUTCOMES.get(ours.code, "refused")
         self._tally.read(route, method_label(scope["method"]), response.status_code, outcome, 0)
-        tell(scope, route, response.status_code, None, error=error)
+        tell(scope, route, response.status_code, None, error=ours)
+        response.headers["X-Request-Id"] = request_id
         await response(scope, receive, send)
+
+    def refused(self, error: errors.RegistryError, status: int, request_id: str) -> None:
+        """Count and log what the connection refused."""
+        self._tally.requests[UNMATCHED, "other", status] += 1
+        tell_refused(error, status, request_id)
 
 
 def _route_of(scope: Scope) -> str:
@@ -211,10 +209,6 @@ class Interrupted(Exception):
     the connection, so that nobody takes what was sent for the whole."""
 
 
-class ClientGone(Exception):
-    """Nobody is there any more to take the rest of the answer."""
-
-
 def _not_allowed(method: str) -> errors.MethodNotAllowed:
     return errors.MethodNotAllowed(
         f"Metadata files are read with GET and HEAD, not {method}. Register them with "
@@ -223,10 +217,24 @@ def _not_allowed(method: str) -> errors.MethodNotAllowed:
     )
 
 
+def _no_query() -> errors.Invalid:
+    return errors.Invalid("A metadata file has no query parameters. Ask for its path alone.")
+
+
 def _not_registered(key: Key) -> errors.NotRegistered:
     return errors.NotRegistered(
         f"{'/'.join(key)} is not registered. GET /v1/artifacts lists what is."
     )
+
+
+def path_of(raw_path: bytes) -> Path:
+    """What a raw path names.
+
+    Raises:
+        NotRegistered: no key can look like this.
+    """
+    key = split(raw_path)
+    return key, media_type(key[-1]), ROUTES[len(key)]
 
 
 def split(raw_path: bytes) -> Key:
@@ -245,9 +253,15 @@ def split(raw_path: bytes) -> Key:
     try:
         if b"%" in rest:
             segments = [unquote_to_bytes(segment) for segment in segments]
-        return tuple(segment.decode() for segment in segments)
+        key = tuple(segment.decode() for segment in segments)
+        ArtifactKey(*key[-3:])
+        if len(key) > 3:
+            Owner(key[0], key[1], key[2], 0)
     except UnicodeDecodeError as error:
         raise errors.NotRegistered("The path is not UTF-8, as every key is.") from error
+    except errors.Invalid as error:
+        raise errors.NotRegistered(f"Nothing can be registered under this: {error}") from error
+    return key
 
 
 def media_type(filename: str) -> str:

@@ -30,7 +30,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from registry.core.records import shown
+from registry.core.records import NAME_PATTERN, shown
 from registry.core.settings_files import read_toml_text
 from registry.errors import Forbidden, SettingsError
 
@@ -41,7 +41,7 @@ FILE_MODE = 0o600
 _FIELDS = ("name", "role", "hash", "namespaces", "slugs")
 _ENTRY = "[[tokens]]"
 _is_name = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
-_is_namespace = re.compile(r"[A-Za-z0-9._-]{1,255}").fullmatch
+_is_namespace = re.compile(NAME_PATTERN).fullmatch
 _is_pattern = re.compile(r"[a-z0-9_*?\[\]!-]{1,255}").fullmatch
 _is_hash = re.compile(r"sha256:[0-9a-f]{64}").fullmatch
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,12 +57,12 @@ from registry.errors import (
     Busy,
     NotRegistered,
     RegistryError,
-    StorageUnavailable,
     TooLarge,
     UnknownOwner,
     Unserveable,
     UploadsPending,
 )
+from registry.service.lanes import Lane, start_threads
 from registry.store.engine import Connection, Engine
 from registry.store.group_commit import Batch, Writer
 from registry.store.opening import find_problem
@@ -79,12 +78,20 @@ from registry.wire import messages as wire
 T = TypeVar("T")
 
 THREADS = 8
+COSTLY_THREADS = 4
+COSTLY_WAITING_MAX = 256
+COSTLY_PATIENCE_S = 10.0
+PROBE_THREADS = 2
 PENDING_COUNT_MAX_AGE_S = 10.0
 HOLDERS_TRIED = 1000
 OBSERVATIONS_MAX = 1000
 SWEEP_TOLERANCE_MS = 10_000
 PROBE_MS = 1000
 HEALTH_PATIENCE_S = 5.0
+WATCH_S = 1.0
+"""How often an idle service looks whether the files of its database are still there."""
+OPENED_WITHIN_S = 5.0
+"""How long a start waits for others that have removed files of the database open."""
 OK = "ok"
 
 log = logging.getLogger("registry")
@@ -108,6 +115,13 @@ class Registry:
         self.writer = Writer(database, queue_max=settings.write_queue_max, on_batch=on_batch)
         # Nothing of holders' files is looked at here: a file system that hangs would take them all.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
+        self._costly = Lane(
+            "costly",
+            threads=COSTLY_THREADS,
+            waiting_max=COSTLY_WAITING_MAX,
+            patience_s=COSTLY_PATIENCE_S,
+        )
+        self._probes = ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="registry-probes")
         self._places = Places(settings.artifact_roots, settings.file_timeout_s)
         self._locator = Locator(database)
         self._cache = ContentCache(settings.content_cache_bytes)
@@ -120,6 +134,7 @@ class Registry:
             max_blob_bytes=settings.max_blob_bytes, max_bytes=settings.pending_upload_bytes
         )
         self._started_at = database.clock()
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Take hold of the database and begin to take writes.
@@ -128,14 +143,29 @@ class Registry:
             RegistryError: the database cannot be used.
         """
         self._places.start(partial(self._forget_proofs, asyncio.get_running_loop()))
-        _start_all(self._threads)
-        await self._run(self.database.ensure_current)
+        start_threads(self._threads, THREADS)
+        start_threads(self._probes, PROBE_THREADS)
+        self._costly.start()
+        deadline = time.monotonic() + OPENED_WITHIN_S
+        while True:
+            try:
+                await self._run(self.database.ensure_current)
+                break
+            except Busy:  # Others may just be letting go of it.
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(WATCH_S / 10)
         self.writer.start()
+        self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """Write what was accepted, then let go of the database."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._run(self.writer.close)
         self._locator.close()
+        self._costly.close()
+        self._probes.shutdown(wait=True)
         self._threads.shutdown(wait=True)
         self._places.close()
         self.database.close()
@@ -359,7 +389,7 @@ class Registry:
             Invalid: there is no such class of finding.
         """
         check_classes(classes)
-        return await self.read(audit, classes)
+        return await self._look(audit, classes)
 
     async def has_blob(self, checksum: str) -> int | None:
         """The size of copied content, or None: it is not here.
@@ -377,34 +407,34 @@ class Registry:
         Raises:
             UnknownOwner: it never was, or its tombstone is gone.
         """
-        found = await self.read(queries.find_owner, owner)
+        found = await self._look(queries.find_owner, owner)
         if found is None:
             raise UnknownOwner(f"No owner {owner} is known, and no tombstone of one is left.")
         return found
 
     async def owners(self, after: Owner | None, limit: int) -> list[OwnerRecord]:
         """A page of owners in the order of their identity."""
-        return await self.read(_list_owners, after, limit)
+        return await self._look(_list_owners, after, limit)
 
     async def artifacts(self, after: int, limit: int, filters: Mapping[str, str]) -> list[Entry]:
         """A page of entries in the order of their ids."""
-        return await self.read(_list_entries, after, limit, filters)
+        return await self._look(_list_entries, after, limit, filters)
 
     async def models(
         self, after: tuple[str, str], limit: int
     ) -> tuple[list[Model], tuple[str, str] | None]:
         """A page of models in the order of (slug, suffix), and where the next page begins."""
-        return await self.read(queries.list_models, after, limit)
+        return await self._look(queries.list_models, after, limit)
 
     async def events(
         self, wanted: EventFilter, order: EventOrder, after: int | None, limit: int
     ) -> EventPage:
         """A page of the journal in an order of ids; `after` None begins at its start."""
-        return await self.read(events.list_events, wanted, order, after, limit)
+        return await self._look(events.list_events, wanted, order, after, limit)
 
     async def explain(self, key: ArtifactKey) -> Explanation:
         """An entry with its holders and its last events."""
-        return await self.read(queries.explain, key)
+        return await self._look(queries.explain, key)
 
     async def health(self) -> dict[str, str]:
         """Each check with `ok`, or what is wrong and what to do. It answers in time, whatever
@@ -429,7 +459,7 @@ class Registry:
         return OK
 
     async def _check_schema(self) -> str:
-        return await self._run(self._find_problem) or OK
+        return await self._probe(self._find_problem) or OK
 
     def _find_problem(self) -> str | None:
         try:
@@ -443,7 +473,7 @@ class Registry:
         return OK if self.writer.alive else "the writer thread does not run; restart the service"
 
     async def _check_disk(self) -> str:
-        disk, bound = await self._run(self.database.disk_use), self.settings.min_free_bytes
+        disk, bound = await self._probe(self.database.disk_use), self.settings.min_free_bytes
         free = disk.free_bytes
         if free is None or free >= bound:
             return OK
@@ -458,7 +488,7 @@ class Registry:
         Raises:
             StorageUnavailable: the database cannot be read.
         """
-        variables = await self.read(read_variables)
+        variables = await self._probe(self._query, read_variables)
         now = self.database.clock()
         overdue_ms = 3 * policy_of(variables).sweep_interval_ms + SWEEP_TOLERANCE_MS
         last = int(variables.get("last_sweep_at", self._started_at))
@@ -481,21 +511,36 @@ class Registry:
         return await self.read(lambda conn: query(conn, conn.now))
 
     async def read(self, query: Callable[..., T], *arguments: Any) -> T:
-        """A query of store/reads, in a thread, on a snapshot of its own."""
+        """A short query of store/reads, in a thread, on a snapshot of its own."""
+        return await self._run(self._query, query, *arguments)
 
-        def work() -> T:
-            with self.database.read() as conn:
-                return query(conn, *arguments)
+    async def _look(self, query: Callable[..., T], *arguments: Any) -> T:
+        """A query that may take long, in a thread of those that only such queries take.
 
-        return await self._run(work)
+        Raises:
+            Busy: too many others look for something.
+        """
+        return await self._costly.run(self._query, query, *arguments)
 
-    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run what may block in one of the service's few threads."""
-        return await self._run(work, *arguments)
+    def _query(self, query: Callable[..., T], *arguments: Any) -> T:
+        with self.database.read() as conn:
+            return query(conn, *arguments)
+
+    async def _probe(self, work: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._probes, work, *arguments)
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, work, *arguments)
+
+    async def _watch(self) -> None:
+        """Notice that files of the database were removed although nobody asks for anything: as
+        long as they are open, what was acknowledged can be saved."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            with suppress(RegistryError):
+                await self._run(self.database.ensure_current)
 
     def _forget_proofs(self, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread, when mounts have come or gone."""
@@ -551,21 +596,6 @@ class _PendingUploads:
 
     def add(self, size: int) -> None:
         self.bytes += size
-
-
-def _start_all(pool: ThreadPoolExecutor) -> None:
-    """Start the threads of a pool now: when the system is short, there are none to be had."""
-    gate = threading.Event()
-    try:
-        for _ in range(THREADS):
-            pool.submit(gate.wait)
-    except RuntimeError as error:
-        raise StorageUnavailable(
-            f"The service cannot start its threads: {error}. Raise the limits of processes "
-            "(ulimit -u) and of memory."
-        ) from error
-    finally:
-        gate.set()
 
 
 def _list_owners(conn: Connection, after: Owner | None, limit: int) -> list[OwnerRecord]:

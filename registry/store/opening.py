@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from registry.store.engine import Engine
+from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.engine import Database
 from registry.store.sqlite.migrate import acceptor
 from registry.store.sqlite.migrate import find_problem as find_problem
@@ -22,3 +24,8 @@ def open_database(
         DatabaseRefused: there is no engine for the URL.
     """
     return Database(url, busy_timeout_s=busy_timeout_s, clock=clock, accept=acceptor(url))
+
+
+def place_of(url: str) -> str:
+    """Where the database at a URL is, to be shown: no password is in it."""
+    return os.path.abspath(sqlite_path(url))

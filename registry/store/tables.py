@@ -39,6 +39,9 @@ from sqlalchemy.types import TypeEngine
 HEAD_REVISION = "0003"
 """The newest revision in migrations/versions; this program reads and writes that schema."""
 
+MIN_PROGRAM_REVISION = "0003"
+"""The oldest revision whose programs can work with HEAD_REVISION, as its migration says."""
+
 _text: TypeEngine[str] = Text().with_variant(Text(collation="C"), "postgresql")
 _integer: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
 

@@ -816,6 +816,16 @@ class SweptResponse(msgspec.Struct):
     released: int
     waiting: int
     paused: str | None
+    removed: RemovedResponse | None
+
+
+class RemovedResponse(msgspec.Struct):
+    """What a sweep removed besides the refs of owners that it ended; None where it only looked."""
+
+    entries: int = 0
+    copies: int = 0
+    tombstones: int = 0
+    events: int = 0
 
 
 class EndedResponse(msgspec.Struct):

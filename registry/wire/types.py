@@ -35,7 +35,7 @@ def _up_to(number: int) -> str:
 
 
 INSTANCE_ID_PATTERN = f"^({_up_to(INSTANCE_ID_MAX)})$"
-_NAMES = {"pattern": f"^{NAME_PATTERN}$", "not": {"enum": [".", ".."]}}
+_NAMES = {"pattern": f"^{NAME_PATTERN}$"}
 _FILENAMES = {
     "minLength": 1,
     "maxLength": 255,

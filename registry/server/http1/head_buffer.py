@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+CONTINUE = b"HTTP/1.1 100 "
+"""How an answer begins that comes before the head."""
 
 
 class Corked:
     """A transport that holds the head of an answer back until its body comes: both leave together,
     in one packet and one call of the system."""
 
-    __slots__ = ("_cycle", "_head", "_transport")
+    # It does not know the answer that it is for: two that know each other, and all that was asked,
+    # would stay in memory until the garbage collector comes by.
+    __slots__ = ("_head", "_transport", "written_bytes")
 
-    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._cycle = cycle
         self._head: bytes | None = None
+        self.written_bytes = 0
 
     def write(self, data: bytes) -> None:
+        self.written_bytes += len(data)
         if self._head:
             self._transport.writelines((self._head, data))
             self._head = b""
-        elif self._head is None and self._cycle.response_started:
+        elif self._head is None and not data.startswith(CONTINUE):
             self._head = data
         else:
             self._transport.write(data)

@@ -10,10 +10,8 @@ limits cost a request that keeps to them is next to nothing, and no timer is set
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import httptools
@@ -22,33 +20,16 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from registry import errors
-from registry.server.http import problem
+from registry.server.hosts import TWO_HOSTS, target_of
+from registry.server.http import Headers, request_id_for
 from registry.server.http1.head_buffer import Corked
+from registry.server.http1.refusals import cause_of, raw_answer
+from registry.server.http1.watch import LINGER_S, Limits, Watch
 
 HEADERS_MAX = 128
 SLICE_BYTES = 4 << 10
 BODY_MIN_BYTES_PER_S = 16 << 10
-LOOK_EVERY_S = 1.0
-TELL_EVERY_S = 60.0
-"""How often the log says that connections are refused, at most."""
-LEAVING_MAX = 8
-LINGER_S = 2.0
-"""How long what a refused peer still sends is taken in, so that it can read why it was refused."""
-
-
-log = logging.getLogger("registry.http")
-
-Headers = list[tuple[bytes, bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one process bears. `timeout_s` is for each of: a head, a body (which may take a second
-    longer for every 16 KiB that came), and a reader that takes nothing."""
-
-    max_connections: int
-    max_header_bytes: int
-    timeout_s: float
+_UNKNOWN: Any = object()
 
 
 class Config(uvicorn.Config):
@@ -67,94 +48,6 @@ class Config(uvicorn.Config):
         return self._watch
 
 
-class Watch:
-    """Counts the connections of an event loop, and looks at each once a second."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._connections: set[Connection] = set()
-        self._greeted: set[Connection] = set()
-        """Those whose handshake is not done."""
-        self._leaving: deque[asyncio.Transport] = deque(maxlen=LEAVING_MAX)
-        self._refused = 0
-        self._told_at = float("-inf")
-        self._timer: asyncio.TimerHandle | None = None
-        self._default_headers: Headers = []
-        self._head = b""
-
-    def head(self, default_headers: Headers) -> bytes:
-        """The first lines of a 200, put together once for headers that change every second."""
-        if default_headers is not self._default_headers:
-            lines = [name + b": " + value + b"\r\n" for name, value in default_headers]
-            self._default_headers = default_headers
-            self._head = b"".join((b"HTTP/1.1 200 OK\r\n", *lines))
-        return self._head
-
-    def admit(self, connection: Connection) -> bool:
-        """Take a connection in, if there is room for it. Who was greeted has its room already."""
-        if connection in self._greeted:
-            self._greeted.discard(connection)
-        elif not self._has_room(connection.loop):
-            return False
-        self._connections.add(connection)
-        if self._timer is None:
-            self._plan(connection.loop)
-        return True
-
-    def greet(self, connection: Connection) -> bool:
-        """Give a connection room while its handshake goes on, until `leave` or `admit`."""
-        if not self._has_room(connection.loop):
-            return False
-        self._greeted.add(connection)
-        return True
-
-    def leave(self, connection: Connection) -> None:
-        """A handshake is over, or was given up."""
-        self._greeted.discard(connection)
-
-    def see_off(self, transport: asyncio.Transport) -> None:
-        """Close a connection when its peer has had time to read why: closed with something unread
-        it would be reset, and what was said be lost. Only the last few are waited for."""
-        if not transport.can_write_eof():
-            transport.close()
-            return
-        transport.write_eof()
-        if len(self._leaving) == self._leaving.maxlen:
-            self._leaving[0].close()
-        self._leaving.append(transport)
-        asyncio.get_running_loop().call_later(LINGER_S, transport.close)
-
-    def _has_room(self, loop: asyncio.AbstractEventLoop) -> bool:
-        if len(self._connections) + len(self._greeted) < self.limits.max_connections:
-            return True
-        self._refused += 1
-        if loop.time() - self._told_at >= TELL_EVERY_S:
-            log.warning(
-                "%d connections are open, as many as this process bears, and %d were refused. "
-                "Raise max_connections, and the limit of open files (ulimit -n) to twice as many",
-                self.limits.max_connections,
-                self._refused,
-            )
-            self._told_at, self._refused = loop.time(), 0
-        return False
-
-    def forget(self, connection: Connection) -> None:
-        """A connection is over."""
-        self._connections.discard(connection)
-
-    def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
-        pause_s = min(LOOK_EVERY_S, self.limits.timeout_s / 2)
-        self._timer = loop.call_later(pause_s, self._look, loop)
-
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        now = loop.time()
-        for connection in list(self._connections):
-            connection.look(now)
-        if self._connections:
-            self._plan(loop)
-
-
 class Flow(FlowControl):
     """Reading stays paused while bytes are held back."""
 
@@ -170,6 +63,18 @@ AtOnce = Callable[[bytes, Headers, Mapping[str, Any]], tuple[bytes, Content] | N
 """What an application may have beside itself: for the target, the headers and the state of a GET,
 the headers and the bytes of a 200 that takes no waiting. None: the application is to be called."""
 
+Refused = Callable[[errors.RegistryError, int, str], None]
+"""What an application may have to be told of an answer that it did not give: the problem, its
+status and the request's id."""
+
+
+class Part(Enum):
+    """What of a request is being parsed."""
+
+    BETWEEN = "none: the next has not begun"
+    HEAD = "its head"
+    BODY = "what follows a head that was taken"
+
 
 class Connection(HttpToolsProtocol):
     """One connection, from its first byte to its last."""
@@ -182,6 +87,15 @@ class Connection(HttpToolsProtocol):
         self._watch = self.config.watch
         self._limits = self.config.limits
         self._at_once: AtOnce | None = getattr(self.app, "at_once", None)
+        self._takes: Callable[[bytes], bool] | None = getattr(self.app, "takes_host", None)
+        self._refused: Refused | None = getattr(self.app, "refused", None)
+        self.url = b""
+        self._host: bytes | None = None
+        """The Host of the request that is being parsed."""
+        self._known_host: bytes = _UNKNOWN
+        """The Host that was checked last, and was found to be one."""
+        self._is_own_host = False
+        """Whether requests for it are answered."""
         self._unframed_bytes = 0
         """Fed to the parser since it last told of a head, a part of a body or an end."""
         self._held = b""
@@ -189,11 +103,17 @@ class Connection(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None
         self._corked: Corked | None = None
         self._answered = 0
+        self._begun = 0
+        """How many requests have begun."""
         self._is_idle = False
         """Whether the last request was answered at once, and no other has begun."""
         self._is_answered = False
         """Whether the request that is being parsed was answered at its head."""
-        self._refusal: bytes | None = None
+        self._part = Part.BETWEEN
+        """What is being parsed."""
+        self._is_half_closed = False
+        """Whether the peer has said that nothing more comes."""
+        self._refusal: errors.RegistryError | None = None
         self._lingers = False
         self._body_bytes = 0
         self._phase: tuple[object, ...] = ()
@@ -203,8 +123,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if not self._watch.admit(self):
             self.transport = transport
-            transport.write(_TOO_MANY_CONNECTIONS)
-            self._refusal, self._lingers = b"", True
+            self._refusal, self._lingers = errors.Busy(_TOO_MANY_CONNECTIONS), True
+            self._say(self._refusal)
             self._watch.see_off(transport)
             return
         super().connection_made(transport)
@@ -247,6 +167,7 @@ class Connection(HttpToolsProtocol):
         held, self._held, self.flow.held = self._held, b"", False
         self.data_received(held)
         self.flow.resume_reading()
+        self._finish()
 
     def _hold(self, data: bytes) -> None:
         """Keep what came until the requests in front of it are answered."""
@@ -262,10 +183,8 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             # No other protocol is spoken here: what follows is HTTP/1.1 as before.
             self._feed(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            cause = error.__context__
-            known = isinstance(cause, errors.HeadersTooLarge)
-            self._refuse(cause if known else errors.Malformed())  # type: ignore[arg-type]
+        except (httptools.HttpParserError, MemoryError) as error:
+            self._refuse(cause_of(error))
         else:
             if self._unframed_bytes > self._limits.max_header_bytes or (
                 self.headers is not None and len(self.headers) > HEADERS_MAX
@@ -274,28 +193,58 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         # The scope is made when the application is called, which it mostly is not.
+        self._begun += 1
+        self._part = Part.HEAD
         self._is_idle = False
+        self._host = None
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"host":
+            self._host = value if self._host is None else TWO_HOSTS
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._unframed_bytes = 0
         if len(self.headers) > HEADERS_MAX:
             raise errors.HeadersTooLarge
+        if self._host != self._known_host or self.url[0] != _SLASH:
+            self._check_target()
         if self._at_once is not None and self._answer_at_once(self._at_once):
             return
+        if self.parser.get_http_version() not in ("1.1", "1.0"):
+            raise errors.Malformed
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
-        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        # What is parsed from here on are trailers, which are no headers (RFC 9110, 6.5.1): they
+        # come past every proxy that looks at headers. Nobody is told of them.
+        self.url, self.headers, self.expect_100_continue = url, [], expects
         self.scope["headers"] = headers
+        self._part = Part.BODY
         super().on_headers_complete()
+
+    def _check_target(self) -> None:
+        """See to it that a request says for whom it is, once and rightly (RFC 9112, 3.2)."""
+        host, self._known_host = self._host, _UNKNOWN
+        self.url, named = target_of(self.url, host, self.parser.get_http_version())
+        if named is not None:
+            self.headers.append((b"host", named))
+        elif host is not None:
+            self._known_host = host
+        hosts = [each for each in (host, named) if each is not None]
+        self._is_own_host = self._takes is None or all(map(self._takes, hosts))
 
     def _answer_at_once(self, at_once: AtOnce) -> bool:
         """Answer what takes no waiting: no task, no scope, and no timer (see `look`)."""
         parser, cycle = self.parser, self.cycle
         if (
-            (cycle is not None and not cycle.response_complete)
+            not self._is_own_host
+            or (cycle is not None and not cycle.response_complete)
             or self.pipeline
             or self.flow.write_paused
             or self.transport.is_closing()
@@ -317,7 +266,7 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._corked = cycle.transport = Corked(self.transport, cycle)
+        self._corked = cycle.transport = Corked(self.transport)
         task = self.loop.create_task(self._answer(cycle, app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
@@ -329,6 +278,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unframed_bytes = 0
+        self._part = Part.BETWEEN
         if self._is_answered:
             self._is_answered = False
         else:
@@ -353,14 +303,37 @@ class Connection(HttpToolsProtocol):
                 self._end(self._refusal)
         elif self._held:
             self.loop.call_soon(self._go_on)
+        else:
+            self._finish()
 
-    # Refusing
+    # Ending
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays open: what was asked is answered to a peer that has shut
+        its own side. With TLS, which has no such state, it does not."""
+        self._is_half_closed = True
+        if self.scheme != "http" or self._lingers or self.transport.is_closing():
+            return False
+        self._finish()
+        return not self.transport.is_closing()
+
+    def _finish(self) -> None:
+        """End a connection on which nothing more comes, once all is answered."""
+        if not self._is_half_closed or self._refusal is not None or self.transport.is_closing():
+            return
+        if self._held or self.pipeline:
+            return
+        answered = self.cycle is None or self.cycle.response_complete
+        if self._part is Part.HEAD or (self._part is Part.BODY and not answered):
+            self._refuse(errors.Malformed("The connection ended before the request was complete."))
+        elif answered:
+            self._end()
 
     def _refuse(self, error: errors.RegistryError) -> None:
         """Take no more from this connection; answer what was asked before, then this, and close."""
         if self._refusal is not None:
             return
-        self._refusal = _raw_answer(error)
+        self._refusal = error
         self._held = b""
         self.flow.held = True
         self.flow.pause_reading()
@@ -374,24 +347,42 @@ class Connection(HttpToolsProtocol):
             started = cycle.response_started
             cycle.disconnected = True
             cycle.message_event.set()
-            self._end(b"" if started else self._refusal)
+            self._end(None if started else error)
 
-    def _end(self, last_words: bytes) -> None:
-        """Say the last words, and close when the peer has had time to read them."""
+    def _end(self, refusal: errors.RegistryError | None = None) -> None:
+        """Say what is wrong, if anything, and close when the peer has had time to read it."""
         if self.transport.is_closing():
             return
         if self._corked is not None:
             self._corked.flush()
         self._unset_keepalive_if_required()
-        if not last_words or not self.transport.can_write_eof():
-            self.transport.write(last_words)
+        if refusal is not None:
+            self._say(refusal)
+        if refusal is None or self._is_half_closed or not self.transport.can_write_eof():
             self.transport.close()
             return
-        self.transport.write(last_words)
         self.transport.write_eof()
         self._lingers = True
         self.flow.held = False
         self.flow.resume_reading()
+
+    def _request_id(self) -> str:
+        """The id of the request that is being parsed."""
+        if self._part is Part.BODY:
+            scope: Any = self.cycle.scope
+            return scope.get("request_id") or request_id_for(scope["headers"])
+        return request_id_for(self.headers if self._part is Part.HEAD else [])
+
+    def _say(self, error: errors.RegistryError) -> None:
+        """Answer with a problem, where no application does."""
+        request_id = self._request_id()
+        is_head = bool(self.url) and self.parser.get_method() == b"HEAD"
+        status, answer = raw_answer(
+            error, request_id, self.server_state.default_headers, with_body=not is_head
+        )
+        self.transport.write(answer)
+        if self._refused is not None:
+            self._refused(error, status, request_id)
 
     # Waiting
 
@@ -414,19 +405,24 @@ class Connection(HttpToolsProtocol):
         if self._lingers:
             return ("end",), LINGER_S
         if self.flow.write_paused:
-            return ("reader", self.transport.get_write_buffer_size()), timeout_s
+            return ("reader", self._answered, self._taken_bytes()), timeout_s
         if self.timeout_keep_alive_task is not None:
             return ("request",), None
         if self._is_idle:
             return ("request", self._answered), self.timeout_keep_alive
         if cycle is None or (cycle.response_complete and not cycle.more_body):
-            return ("head", id(cycle)), timeout_s
+            return ("head", self._begun), timeout_s
         if not cycle.more_body or self.flow.read_paused:
             return ("service",), None
         if cycle.response_complete:
-            return ("unwanted body", id(cycle)), timeout_s
+            return ("unwanted body", self._begun), timeout_s
         came = self._body_bytes - self._phase_body_bytes
-        return ("body", id(cycle)), timeout_s + came / BODY_MIN_BYTES_PER_S
+        return ("body", self._begun), timeout_s + came / BODY_MIN_BYTES_PER_S
+
+    def _taken_bytes(self) -> int:
+        """What the reader has taken of an answer: a number that grows while it takes anything."""
+        written = 0 if self._corked is None else self._corked.written_bytes
+        return written - self.transport.get_write_buffer_size()
 
     def _cut_off(self) -> None:
         match self._phase[0]:
@@ -434,24 +430,13 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
             case "body":
                 self._refuse(errors.RequestTimeout())
-            case "head" if self._unframed_bytes:
+            case "head" if self._part is Part.HEAD:
                 self._refuse(errors.RequestTimeout())
             case _:
                 self.transport.close()
 
 
-def _raw_answer(error: errors.RegistryError) -> bytes:
-    """A problem as it is sent where no application is asked."""
-    response = problem(error)
-    lines = [b"HTTP/1.1 %d" % response.status_code]
-    lines += [name + b": " + value for name, value in response.raw_headers]
-    lines += [b"connection: close", b"", bytes(response.body)]
-    return b"\r\n".join(lines)
-
-
-_TOO_MANY_CONNECTIONS = _raw_answer(
-    errors.Busy(
-        "This service has as many connections open as it bears (max_connections). Try again "
-        "shortly."
-    )
+_SLASH = ord("/")
+_TOO_MANY_CONNECTIONS = (
+    "This service has as many connections open as it bears (max_connections). Try again shortly."
 )

@@ -62,11 +62,8 @@ def document(calls: Sequence[Call], security: Security) -> Json:
 def problems_of(call: Call, security: Security) -> Problems:
     """Every error that a call of this service may answer."""
     role = role_needed(call.method, call.path)
-    access: Problems = ()
-    if security.asks(role):
-        access = (Unauthenticated,) if role is Role.READ else (Unauthenticated, Forbidden)
-    elif role not in (None, Role.READ):
-        access = (Forbidden,)  # Web pages from elsewhere.
+    # Web pages from elsewhere, and requests that were sent to another's name.
+    access: Problems = (Unauthenticated, Forbidden) if security.asks(role) else (Forbidden,)
     return (*call.all_problems, *access)
 
 
@@ -167,7 +164,8 @@ def _responses(call: Call, security: Security, schemas: _Schemas) -> Json:
 
 
 def _answer(call: Call, answer: Answer, schemas: _Schemas) -> Json:
-    found: Json = {"description": answer.says, "headers": _headers(call, answer.headers)}
+    headers = _headers(answer.headers, with_id=call.answers_with_id)
+    found: Json = {"description": answer.says, "headers": headers}
     if answer.body is not None:
         found["content"] = {"application/json": {"schema": schemas.of(answer.body)}}
     elif answer.media_types and call.method != "HEAD":
@@ -191,7 +189,7 @@ def _refusal(
         headers.append("WWW-Authenticate")
     found: Json = {
         "description": f"{HTTPStatus(status).phrase}: {', '.join(f'`{code}`' for code in codes)}.",
-        "headers": _headers(call, headers),
+        "headers": _headers(headers),
     }
     if call.method != "HEAD":
         schema = schemas.of(wire.Problem)
@@ -211,8 +209,8 @@ def _either(answer: Json, refusal: Json) -> Json:
     return found | ({"content": content} if content else {})
 
 
-def _headers(call: Call, names: Iterable[str]) -> Mapping[str, Json]:
-    own = ("X-Request-Id",) if call.has_request_id else ()
+def _headers(names: Iterable[str], *, with_id: bool = True) -> Mapping[str, Json]:
+    own = ("X-Request-Id",) if with_id else ()
     return {
         name: {"description": HEADERS[name], "required": True, "schema": {"type": "string"}}
         for name in (*own, *names)

@@ -16,6 +16,7 @@ from registry.errors import (
     Busy,
     HeadersTooLarge,
     Internal,
+    Invalid,
     Malformed,
     NotFound,
     RegistryError,
@@ -42,7 +43,7 @@ PATH_PARAMETERS: dict[str, Any] = {
 STORAGE: Problems = (Busy, StorageUnavailable)
 """What a call that uses the database may answer instead."""
 
-EVERYWHERE: Problems = (Internal, Malformed, RequestTimeout, HeadersTooLarge)
+EVERYWHERE: Problems = (Internal, Invalid, Busy, Malformed, RequestTimeout, HeadersTooLarge)
 """What any call may answer instead."""
 
 HEADERS = {
@@ -104,7 +105,6 @@ class Call:
     says: str = ""
     parameters: tuple[Parameter, ...] = ()
     sent: Sent | None = None
-    has_request_id: bool = True
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +113,16 @@ class Call:
         if unknown:
             raise ValueError(f"{self.path}: {', '.join(sorted(unknown))} is described nowhere")
         object.__setattr__(self, "names", names)
+
+    @property
+    def query(self) -> tuple[str, ...]:
+        """The names of the query parameters that it takes."""
+        return tuple(each.name for each in self.parameters if each.place == "query")
+
+    @property
+    def answers_with_id(self) -> bool:
+        """Whether all its answers carry the request's id: those with a file do not."""
+        return self.handler is not None
 
     @property
     def all_problems(self) -> Problems:

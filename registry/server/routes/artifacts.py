@@ -12,11 +12,11 @@ from registry.errors import Invalid, NotRegistered
 from registry.server.auth import actor_of
 from registry.server.http import (
     answer,
-    check_query,
     page_limit,
     problem,
     registry_of,
     request_id_of,
+    while_there,
 )
 from registry.wire import messages as wire
 
@@ -38,10 +38,10 @@ def cursor(request: Request) -> int:
 
 async def list_artifacts(request: Request) -> Response:
     """`GET /v1/artifacts`: a page of entries in the order of their ids."""
-    check_query(request, *FILTERS, "after", "limit")
     limit = page_limit(request)
     filters = {name: request.query_params[name] for name in FILTERS if name in request.query_params}
-    entries = await registry_of(request).artifacts(cursor(request), limit, filters)
+    page = registry_of(request).artifacts(cursor(request), limit, filters)
+    entries = await while_there(request, page)
     following = str(entries[-1].id) if len(entries) == limit else None
     return answer(
         wire.ArtifactsResponse([wire.EntryResponse.of(entry) for entry in entries], following)
@@ -50,10 +50,9 @@ async def list_artifacts(request: Request) -> Response:
 
 async def explain(request: Request) -> Response:
     """`GET /v1/artifacts/{slug}/{suffix}/{filename}`: content, holders, last events."""
-    check_query(request)
     names = ("slug", "suffix", "filename")
     key = ArtifactKey(*(request.path_params[name] for name in names))
-    explanation = await registry_of(request).explain(key)
+    explanation = await while_there(request, registry_of(request).explain(key))
     if explanation.entry is None:
         error = NotRegistered(
             f"{key} is not registered"
@@ -65,7 +64,6 @@ async def explain(request: Request) -> Response:
 
 async def remove(request: Request) -> Response:
     """`DELETE /v1/artifacts/{slug}/{suffix}`: drop a model's entries, whoever holds them."""
-    check_query(request)
     receipt = await registry_of(request).remove(
         request.path_params["slug"],
         request.path_params["suffix"],

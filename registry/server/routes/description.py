@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
-from registry.server.http import check_query, registry_of
+from registry.server.http import registry_of
 from registry.server.openapi import html
 from registry.server.openapi.document import Security, document
 from registry.server.openapi.spec import Call
@@ -36,7 +36,6 @@ class Description:
         return Response(content, headers=headers, media_type="text/html")
 
     def _find(self, request: Request) -> tuple[bytes, bytes]:
-        check_query(request)
         settings = registry_of(request).settings
         security = Security(settings.token_file is not None, settings.require_read_token)
         built = self._built.get(security)

@@ -17,7 +17,7 @@ from registry.core.records import (
     shown,
 )
 from registry.errors import Invalid
-from registry.server.http import answer, check_query, page_limit, registry_of
+from registry.server.http import answer, page_limit, registry_of, while_there
 from registry.server.routes.artifacts import cursor
 from registry.wire import messages as wire
 
@@ -26,9 +26,9 @@ _is_model = re.compile(f"({SLUG_PATTERN})/(_base|{SLUG_PATTERN})").fullmatch
 
 async def list_models(request: Request) -> Response:
     """`GET /v1/models`: a page of models in the order of slug and suffix."""
-    check_query(request, "after", "limit")
     limit = page_limit(request)
-    models, following = await registry_of(request).models(_model_cursor(request), limit)
+    page = registry_of(request).models(_model_cursor(request), limit)
+    models, following = await while_there(request, page)
     return answer(
         wire.ModelsResponse(
             [wire.ModelResponse.of(model) for model in models],
@@ -39,12 +39,11 @@ async def list_models(request: Request) -> Response:
 
 async def list_events(request: Request) -> Response:
     """`GET /v1/events`: a page of the journal, by id."""
-    check_query(request, "owner", "slug", "kind", "order", "after", "limit")
     limit = page_limit(request)
     order = _order(request)
     after = cursor(request) if "after" in request.query_params else None
-    page = await registry_of(request).events(_event_filter(request), order, after, limit)
-    return answer(wire.EventsResponse.of(page))
+    page = registry_of(request).events(_event_filter(request), order, after, limit)
+    return answer(wire.EventsResponse.of(await while_there(request, page)))
 
 
 def _model_cursor(request: Request) -> tuple[str, str]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING, cast
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from registry import __version__
 from registry.errors import RegistryError
-from registry.server.http import answer, check_query, registry_of
+from registry.server.http import answer, registry_of, while_there
 from registry.server.metrics import CONTENT_TYPE
+from registry.service.registry import HEALTH_PATIENCE_S
 from registry.wire import messages as wire
+
+if TYPE_CHECKING:
+    from registry.server.certificates import Certificate
+    from registry.service.lanes import Shared
+    from registry.service.registry import Registry
 
 
 async def live(_request: Request) -> Response:
@@ -19,23 +28,35 @@ async def live(_request: Request) -> Response:
 
 async def health(request: Request) -> Response:
     """`GET /health`: it can serve and write; 503 with the failing checks."""
-    registry = registry_of(request)
+    body = await cast("Shared[wire.HealthResponse]", request.state.health).get()
+    return answer(body, 200 if body.status == "ok" else 503)
+
+
+async def health_of(
+    registry: Registry, certificate: Certificate | None = None
+) -> wire.HealthResponse:
+    """How the service is, looked at once for all who ask meanwhile."""
     checks = await registry.health()
     warnings: dict[str, str] = {}
     try:
-        checks["sweeper"], warnings = await registry.sweep_health()
+        async with asyncio.timeout(HEALTH_PATIENCE_S):
+            checks["sweeper"], warnings = await registry.sweep_health()
     except RegistryError as error:
         checks["sweeper"] = error.detail
+    except TimeoutError:
+        checks["sweeper"] = f"no answer within {HEALTH_PATIENCE_S:g} s"
+    warning = None if certificate is None else certificate.warning()
+    if warning is not None:
+        warnings["certificate"] = warning
     failing = any(found != "ok" for found in checks.values())
-    body = wire.HealthResponse("failing" if failing else "ok", checks, warnings)
-    return answer(body, 503 if failing else 200)
+    return wire.HealthResponse("failing" if failing else "ok", checks, warnings)
 
 
 async def show_audit(request: Request) -> Response:
     """`GET /v1/audit`: what is wrong, by class, and how the registry is."""
-    check_query(request, "class")
     name = request.query_params.get("class")
-    report = await registry_of(request).audit([] if name is None else [name])
+    classes = [] if name is None else [name]
+    report = await while_there(request, registry_of(request).audit(classes))
     return answer(wire.AuditResponse.of(report))
 
 

@@ -9,11 +9,11 @@ from registry.core.records import Owner
 from registry.server.auth import actor_of
 from registry.server.http import (
     answer,
-    check_query,
     page_limit,
     read_optional_json_body,
     registry_of,
     request_id_of,
+    while_there,
 )
 from registry.wire import messages as wire
 
@@ -27,26 +27,23 @@ def _owner(request: Request) -> Owner:
 
 async def list_owners(request: Request) -> Response:
     """`GET /v1/owners`: a page of owners in the order of their identity."""
-    check_query(request, "after", "limit")
     limit = page_limit(request)
     after = request.query_params.get("after")
-    found = await registry_of(request).owners(
-        Owner.parse(after) if after is not None else None, limit
-    )
+    page = registry_of(request).owners(Owner.parse(after) if after is not None else None, limit)
+    found = await while_there(request, page)
     following = str(found[-1].owner) if len(found) == limit else None
     return answer(wire.OwnersResponse([wire.owner_summary(each) for each in found], following))
 
 
 async def show_owner(request: Request) -> Response:
     """`GET /v1/owners/{owner}`: an owner with what it holds."""
-    check_query(request)
-    record, entries = await registry_of(request).owner(_owner(request))
+    found = registry_of(request).owner(_owner(request))
+    record, entries = await while_there(request, found)
     return answer(wire.owner_answer(record, entries))
 
 
 async def unregister_for_owner(request: Request) -> Response:
     """`DELETE /v1/owners/{owner}`: release all that it holds and end it."""
-    check_query(request)
     receipt = await registry_of(request).unregister_for_owner(
         _owner(request), request_id=request_id_of(request), actor=actor_of(request)
     )
@@ -55,14 +52,12 @@ async def unregister_for_owner(request: Request) -> Response:
 
 async def renew(request: Request) -> Response:
     """`POST /v1/owners/{owner}/renew`: renew its lease."""
-    check_query(request)
     renewed = await registry_of(request).renew(_owner(request))
     return answer(wire.RenewedResponse.of(renewed))
 
 
 async def drain(request: Request) -> Response:
     """`POST /v1/owners/{owner}/drain`: announce a detach."""
-    check_query(request)
     registry = registry_of(request)
     owner = _owner(request)
     body = await read_optional_json_body(request, registry.settings.max_body_bytes)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from registry.core.records import EventKind, EventOrder
@@ -30,8 +32,17 @@ from registry.errors import (
     UnsupportedMediaType,
     UploadsPending,
 )
-from registry.server.http import PAGE_DEFAULT
-from registry.server.openapi.spec import STORAGE, Answer, Call, Parameter, Problems, Sent, ok
+from registry.server.http import PAGE_DEFAULT, check_query
+from registry.server.openapi.spec import (
+    STORAGE,
+    Answer,
+    Call,
+    Handler,
+    Parameter,
+    Problems,
+    Sent,
+    ok,
+)
 from registry.server.read_path import MEDIA_TYPES, OCTET_STREAM
 from registry.server.routes import artifacts, models, operations, owners, registrations
 from registry.server.routes.description import Description
@@ -89,7 +100,6 @@ def _file_calls(path: str, title: str, says: str) -> tuple[Call, Call]:
             (*FILE_PROBLEMS, RangeNotSatisfiable),
             says,
             (*CONDITIONS, *RANGES),
-            has_request_id=False,
         ),
         Call(
             "HEAD",
@@ -100,7 +110,6 @@ def _file_calls(path: str, title: str, says: str) -> tuple[Call, Call]:
             FILE,
             FILE_PROBLEMS,
             parameters=CONDITIONS,
-            has_request_id=False,
         ),
     )
 
@@ -333,8 +342,19 @@ CALLS: tuple[Call, ...] = (
     ),
 )
 
+
+def _handling(call: Call, handler: Handler) -> Handler:
+    """A call's handler, asked only for what the table says that the call takes."""
+
+    async def handle(request: Request) -> Response:
+        check_query(request, *call.query)
+        return await handler(request)
+
+    return handle
+
+
 ROUTES = [
-    Route(call.path, call.handler, methods=[call.method])
+    Route(call.path, _handling(call, call.handler), methods=[call.method])
     for call in CALLS
     if call.handler is not None
 ]

@@ -58,6 +58,10 @@ CLASSES: dict[str, Severity] = {
 }
 """Every class of finding, with how bad it is."""
 
+NOT_IN_THE_VIEW = frozenset({"path_outside_roots", "journal_says_held", "integrity"})
+"""Classes that the `leaks` view cannot know: they take a look at paths, at the whole journal, or
+at the file."""
+
 
 class _FindingRow(NamedTuple):
     kind: str

@@ -7,17 +7,17 @@ unregistered is gone for every process at once.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, exists, select
 
+from registry.core.memo import Memo
 from registry.core.records import ArtifactKey
 from registry.store.engine import Connection, Engine
 from registry.store.sql import Statement
 from registry.store.tables import entries, owner_refs, owners
 
-REMEMBERED_KEYS = 16_384
-_UNKNOWN: Any = object()
+REMEMBERED_BYTES = 16 << 20
 
 
 class Location(NamedTuple):
@@ -80,7 +80,7 @@ class Locator:
     def __init__(self, engine: Engine) -> None:
         self._reader = engine.point_reader()
         self._token = -1
-        self._found: dict[tuple[str, ...], Location | None] = {}
+        self._found: Memo[tuple[str, ...], Location] = Memo(REMEMBERED_BYTES)
         self._by_length = {
             3: _LOCATE.compiled(engine.dialect),
             6: _LOCATE_AT_ENDPOINT.compiled(engine.dialect),
@@ -95,8 +95,8 @@ class Locator:
         """
         token = self._reader.change_token()
         if token == self._token:
-            location: Location | None = self._found.get(key, _UNKNOWN)
-            if location is not _UNKNOWN:
+            location = self._found.get(key)
+            if location is not None:
                 return location
         else:
             self._found.clear()
@@ -104,10 +104,14 @@ class Locator:
         text, fixed = self._by_length[len(key)]
         parameters = dict(zip(_NAMES[-len(key) :], key, strict=True)) | fixed
         rows = self._reader.run(text, parameters)
-        if len(self._found) >= REMEMBERED_KEYS:
-            self._found.clear()
-        location = self._found[key] = Location._make(rows[0]) if rows else None
+        if not rows:
+            return None  # There is no end of keys that nobody holds: none is remembered.
+        location = Location._make(rows[0])
+        self._remember(key, location)
         return location
+
+    def _remember(self, key: tuple[str, ...], location: Location) -> None:
+        self._found.keep(key, location, *key, *location)
 
     def prefer(self, key: tuple[str, ...], found: Location, location: Location) -> None:
         """Remember the holder that turned out to have the bytes instead of the one that was found.
@@ -116,7 +120,7 @@ class Locator:
         meanwhile is not overwritten with what was true before.
         """
         if self._found.get(key) is found:
-            self._found[key] = location
+            self._remember(key, location)
 
     def close(self) -> None:
         """Let go of the connection; the next read opens another."""

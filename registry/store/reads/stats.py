@@ -10,7 +10,7 @@ from sqlalchemy import and_, bindparam, case, func, select
 from registry.core.records import OwnerState
 from registry.store.engine import Connection
 from registry.store.ops.settings_table import read_variables
-from registry.store.reads.audit import CLASSES, audit
+from registry.store.reads.audit import CLASSES, NOT_IN_THE_VIEW, audit
 from registry.store.sql import Statement
 from registry.store.tables import blobs, entries, owner_refs, owners
 
@@ -44,7 +44,9 @@ def count_sizes(conn: Connection) -> Sizes:
     last_sweep_at = variables.get("last_sweep_at")
     sweep_age_s = nan if last_sweep_at is None else max(0, conn.now - int(last_sweep_at)) / 1000
     return {
-        "findings": {name: findings.get(name, 0) for name in CLASSES},
+        "findings": {
+            name: findings.get(name, 0) for name in CLASSES if name not in NOT_IN_THE_VIEW
+        },
         "sweep_age_seconds": sweep_age_s,
         "brake_engaged": int("brake_engaged_at" in variables),
         "entries": entry_count,

@@ -18,18 +18,14 @@ FORM = (
 def sqlite_path(url: str) -> str:
     """The path of the file in a `sqlite:///` URL.
 
-    The path is taken as it is written. What would be dropped without a word is refused: options,
-    hosts, users, other drivers, SQLite's own `file:` addresses.
+    What would be dropped without a word is refused: options, hosts, users, fragments, other
+    drivers, SQLite's own `file:` addresses. `%3F` in the path is a question mark.
 
     Raises:
         DatabaseRefused: it is another kind of URL, or names no file.
     """
-    shown = re.sub(r"//[^/@]*@", "//***@", url)
-    if any(ord(character) < 32 or ord(character) == 127 for character in url) or url != url.strip():
-        raise DatabaseRefused(
-            f"The database URL {shown!r} has a space or a control character at its end or within. "
-            "Remove it."
-        )
+    shown = re.sub(r"^([\w+]*:?/*).*@", r"\1***@", url)
+    _check_characters(url, shown)
     try:
         parsed = make_url(url)
     except Exception as error:
@@ -47,8 +43,8 @@ def sqlite_path(url: str) -> str:
     if "?" in url:
         raise DatabaseRefused(
             f"{shown} has options behind a question mark, and none is used: what can be set has a "
-            "setting of its own, like busy_timeout_s. Leave them out; a path with a question mark "
-            "in it cannot be written as a URL, so give a symlink to it."
+            "setting of its own, like busy_timeout_s. Leave them out; a question mark in a path is "
+            "written %3F."
         )
     path = parsed.database or ""
     if not path or path == ":memory:" or path.startswith("file::memory:"):
@@ -57,20 +53,17 @@ def sqlite_path(url: str) -> str:
         raise DatabaseRefused(
             f"{shown} is an address in SQLite's own form, which is not used. {FORM}, without file:."
         )
-    _check_name(path, shown)
+    _check_characters(path, shown)
+    if "#" in os.path.basename(path) and not os.path.lexists(path):
+        raise DatabaseRefused(
+            f"{shown} has a # in the file's name, and there is no such file. Leave it out: no "
+            "fragment is used."
+        )
     return path
 
 
-def _check_name(path: str, shown: str) -> None:
-    """Refuse what looks like an encoding or a fragment, and would be part of a new file's name."""
-    if os.path.lexists(path):
-        return
-    folder, name = os.path.split(path)
-    suspect = re.search(r"#|%[0-9A-Fa-f]{2}", name)
-    if suspect is None and not os.path.isdir(folder):
-        suspect = re.search(r"%[0-9A-Fa-f]{2}", folder)
-    if suspect is not None:
+def _check_characters(text: str, shown: str) -> None:
+    if text != text.strip() or any(ord(each) < 32 or ord(each) == 127 for each in text):
         raise DatabaseRefused(
-            f"{shown} has {suspect[0]} in it, which is taken as it stands, and there is no such "
-            "file. Write the path itself, without encodings and fragments."
+            f"The database URL {shown!r} has a control character, or a space at its end. Remove it."
         )

@@ -17,11 +17,14 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
+from registry.core import stopping
 from registry.errors import DatabaseRefused, Refused, RegistryError, StorageUnavailable
 from registry.store.sqlite.errors import translate
-from registry.store.sqlite.inspect import locate, look, opened
+from registry.store.sqlite.inspect import locate, look, looking, no_registry, opened
 
 PROBLEMS_MAX = 10
+PAGES_AT_ONCE = 4096
+"""Of a copy that is being made; between them it can be told to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,9 @@ def back_up(url: str, target: Path) -> Backup:
         StorageUnavailable: the copy could not be written; nothing is left of it.
     """
     path, target = locate(url), target.absolute()
-    revision = look(path).revision
+    revision = look(path, to_write=False).revision
     if revision is None:
-        raise DatabaseRefused(f"There is no registry in {path} to be copied.")
+        raise DatabaseRefused(no_registry(path))
     write_backup(path, target, check=lambda copy: _refuse_damaged(path, copy))
     return Backup(target, revision, target.stat().st_size)
 
@@ -81,9 +84,10 @@ def write_backup(path: Path, backup: Path, *, check: Callable[[Path], None] | No
         StorageUnavailable: it could not be written; nothing is left of it.
     """
     try:
-        partial = new_partial(backup, stat.S_IMODE(path.stat().st_mode))
+        mode = stat.S_IMODE(path.stat().st_mode) | stat.S_IRUSR | stat.S_IWUSR
+        partial = new_partial(backup, mode)
         try:
-            with opened(path, "rw") as source:
+            with looking(path) as source:
                 copy_into(source, partial)
             if check is not None:
                 check(partial)
@@ -161,14 +165,18 @@ def copy_into(source: sqlite3.Connection, target: Path) -> None:
     """
     with opened(target, "rw") as copy:
         copy.execute("PRAGMA synchronous = OFF")  # The whole file is synced when it is complete.
-        source.backup(copy)
+        source.execute("BEGIN")
+        # From here on it is one snapshot: a copy in steps would begin again whenever others write.
+        source.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        source.backup(copy, pages=PAGES_AT_ONCE, progress=lambda *_: stopping.check())
+        source.execute("ROLLBACK")
 
 
 def find_damage(copy: Path) -> list[str]:
     """What is wrong with a database that nobody has open: a line each, at most 10."""
     connection = sqlite3.connect(f"{copy.as_uri()}?mode=ro&immutable=1", uri=True)
     try:
-        with closing(connection):
+        with closing(connection), stopping.interruptible(connection):
             rows = connection.execute(f"PRAGMA integrity_check({PROBLEMS_MAX})").fetchall()
             found = [line for (line,) in rows if line != "ok"]
             broken = connection.execute("PRAGMA foreign_key_check").fetchmany(PROBLEMS_MAX)

@@ -114,19 +114,22 @@ def _why_not_opened(path: str | os.PathLike[str] | None) -> str:
         known = SHORTAGES.get(error.errno or 0)
         return known or f"{place} cannot be opened: {error.strerror}"
     if path is not None:
-        effective = os.access in os.supports_effective_ids
-        folder = os.path.dirname(os.path.realpath(path))
         for each in (place, *(f"{place}{suffix}" for suffix in ("-wal", "-shm", "-journal"))):
-            if os.path.lexists(each) and not os.access(
-                each, os.R_OK | os.W_OK, effective_ids=effective
-            ):
+            if os.path.lexists(each) and not os.path.isfile(each):
+                return f"{each} is not a regular file; move it away"
+            if os.path.lexists(each) and not _may(each, os.R_OK | os.W_OK):
                 return f"{each} may not be read and written by this user; give it both rights"
-        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
+        folder = os.path.dirname(os.path.realpath(path))
+        if not _may(folder, os.W_OK | os.X_OK):
             return f"the directory {folder} may not be written by this user; give it that right"
     return (
         f"{place} could not be opened a moment ago, and nothing is wrong with it now; most likely "
         "the open files of this process were used up (ulimit -n). Try again"
     )
+
+
+def _may(path: str, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 @contextmanager

@@ -10,15 +10,18 @@ from __future__ import annotations
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from registry import __version__
-from registry.errors import DatabaseRefused, Invalid, RegistryError
+from registry.core import stopping
+from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
 from registry.store.sqlite import backup as backup_module
+from registry.store.sqlite.in_use import find_holders, find_id
 from registry.store.sqlite.inspect import (
     LOCK_TIMEOUT_S,
     Found,
@@ -27,14 +30,22 @@ from registry.store.sqlite.inspect import (
     locate,
     look,
     look_through,
+    looking,
+    no_registry,
     opened,
 )
-from registry.store.tables import HEAD_REVISION
+from registry.store.tables import HEAD_REVISION, MIN_PROGRAM_REVISION
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 Notify = Callable[[str], None]
+
+OTHERS_LEAVE_S = 30.0
+"""How long programs that an upgrade would break are waited for: those of an older version that
+has the database open, and is perhaps just being stopped."""
+
+LOOKED_FOR_EVERY_S = 0.1
 
 _alembic = threading.Lock()  # Alembic keeps the running environment in a global.
 
@@ -53,16 +64,22 @@ def prepare(url: str, *, notify: Notify | None = None) -> None:
 
     A new or empty file gets the schema. An older schema is upgraded, after a backup next to the
     file. A newer one is left as it is if it still admits this program. Any number of processes
-    may do this at once. `notify` is told, in a sentence, what is made or changed.
+    may do this at once. An upgrade that programs of the older version could not live with waits
+    until nobody has the database open. `notify` is told, in a sentence, what is made or changed,
+    and what is waited for if it takes longer than a second and a half.
 
     Raises:
         DatabaseRefused: the file is not one of ours, cannot be used as a database, or needs a
             newer program. It was left as it is; the message says what to do.
+        Refused: the upgrade would break a program that has the database open, and kept it open
+            for OTHERS_LEAVE_S.
         Busy: other processes kept it locked for LOCK_TIMEOUT_S.
         StorageUnavailable: the backup or the upgrade failed; the old schema is whole.
     """
     path = locate(url)
-    if _is_usable(path, look(path)):
+    with _telling_of_lock(path, notify):
+        found = look(path)
+    if _is_usable(path, found) or _is_usable(path, _alone(path, found, HEAD_REVISION, notify)):
         return
     try:
         _migrate(path, "upgrade", "head", notify)
@@ -86,7 +103,10 @@ def upgrade(url: str, revision: str = "head", *, notify: Notify | None = None) -
         return
     path = locate(url)
     _check_revision(revision)
-    _refuse_newer(path, look(path))
+    with _telling_of_lock(path, notify):
+        found = look(path)
+    _refuse_newer(path, found)
+    _alone(path, found, revision, notify)
     _migrate(path, "upgrade", revision, notify)
 
 
@@ -107,7 +127,7 @@ def downgrade(url: str, revision: str, *, notify: Notify | None = None) -> None:
         raise DatabaseRefused(f"{path} has no schema; there is nothing to take back.")
     _refuse_newer(path, found)
     with claim(path):
-        pass  # A service would not survive it.
+        pass  # A service would not survive it; one that starts meanwhile is looked for at the end.
     _migrate(path, "downgrade", revision, notify)
 
 
@@ -117,7 +137,7 @@ def current(url: str) -> str | None:
     Raises:
         DatabaseRefused: the file is not one of ours.
     """
-    return look(locate(url)).revision
+    return look(locate(url), to_write=False).revision
 
 
 def history() -> list[Revision]:
@@ -139,12 +159,12 @@ def check(url: str) -> list[str]:
         DatabaseRefused: there is no such database, or it is not one of ours.
     """
     path = locate(url)
-    found = look(path)
+    found = look(path, to_write=False)
     if found.revision is None:
-        raise DatabaseRefused(f"There is no registry in {path}. `db upgrade` makes one.")
+        raise DatabaseRefused(f"{no_registry(path)[:-1]}, or make one with `db upgrade`.")
     from registry.store.sqlite.differences import find_differences
 
-    with opened(path, "rw") as connection:
+    with looking(path) as connection:
         differences = find_differences(connection)
     if found.revision != HEAD_REVISION:
         differences.insert(
@@ -154,7 +174,7 @@ def check(url: str) -> list[str]:
 
 
 def find_problem(url: str) -> str | None:
-    """Why this program cannot work with the database as it is now, or None if it can."""
+    """Why a running service cannot work with the database as it is now, or None if it can."""
     try:
         path = locate(url)
         found = look(path)
@@ -163,6 +183,16 @@ def find_problem(url: str) -> str | None:
     except RegistryError as error:
         return error.detail
     return _why_unusable(path, found)
+
+
+def check_there(url: str, *, to_write: bool) -> None:
+    """Raise DatabaseRefused unless a registry is there that a command can work with as it is."""
+    path = locate(url)
+    found = look(path, to_write=to_write)
+    if found.revision is None:
+        raise DatabaseRefused(no_registry(path))
+    if not _is_usable(path, found if to_write else replace(found, has_wal=True)):
+        raise DatabaseRefused(_why_unusable(path, found))
 
 
 def _why_unusable(path: Path, found: Found) -> str:
@@ -242,16 +272,79 @@ def _check_revision(revision: str) -> None:
 # Changing
 
 
+def _telling_of_lock(path: Path, notify: Notify | None) -> AbstractContextManager[None]:
+    return stopping.telling(notify or _ignore, _waiting_for_lock(path))
+
+
+def _waiting_for_lock(path: Path) -> str:
+    return f"Waiting for the lock of {path}, which another process holds."
+
+
+def _ignore(_sentence: str) -> None:
+    """Nobody wants to be told."""
+
+
+def _alone(path: Path, found: Found, wanted: str, notify: Notify | None) -> Found:
+    """Wait until nobody has a database open whose upgrade would break the programs that know only
+    the revision that was found; what is in it then."""
+    if found.revision is None or not found.revision < MIN_PROGRAM_REVISION <= wanted:
+        return found
+    began = time.monotonic()
+    said = False
+    while True:
+        stopping.check()
+        try:
+            with claim(path):
+                break
+        except FileNotFoundError:
+            break
+        except Refused:
+            now = look(path)
+            waited = time.monotonic() - began
+            if now.revision == found.revision and waited > OTHERS_LEAVE_S:
+                now = _look_when_unlocked(path)
+                if now.revision == found.revision:
+                    raise _would_break(path, found) from None
+            if now.revision != found.revision:
+                return now
+        if waited > stopping.SAID_AFTER_S and not said:
+            said = True
+            (notify or _ignore)(
+                f"Waiting for another process that has {path} open, perhaps a service of an older "
+                f"version: it could not go on after the upgrade from {found.revision} to {wanted}."
+            )
+        time.sleep(LOOKED_FOR_EVERY_S)
+    return look(path)
+
+
+def _look_when_unlocked(path: Path) -> Found:
+    """What is in a database when nobody writes: another upgrade may have been going on."""
+    with opened(path, "rw") as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    return look(path)
+
+
+def _would_break(path: Path, found: Found) -> Refused:
+    return Refused(
+        f"{path} has schema revision {found.revision}, and another process has it open, as a "
+        "running service of an older version does. It could not write any more after the upgrade. "
+        "Stop it first, then start again. Nothing was changed."
+    )
+
+
 def _migrate(
     path: Path, direction: Literal["upgrade", "downgrade"], revision: str, notify: Notify | None
 ) -> None:
     from alembic import command
     from sqlalchemy import URL
 
-    change = _Change(path, notify or (lambda sentence: None))
+    change = _Change(path, notify or _ignore, is_for_one=direction == "downgrade")
     config = _config()
     config.attributes["url"] = URL.create("sqlite", database=str(path))
     config.attributes["lock_timeout_s"] = LOCK_TIMEOUT_S
+    config.attributes["guard"] = stopping.interruptible
+    config.attributes["on_wait"] = lambda: change.notify(_waiting_for_lock(path))
     config.attributes["before_commit"] = change.before_commit
     with _alembic, _translated(path):
         getattr(command, direction)(config, revision)
@@ -261,9 +354,10 @@ def _migrate(
 class _Change:
     """What is done around the one commit that changes a schema."""
 
-    def __init__(self, path: Path, notify: Notify) -> None:
+    def __init__(self, path: Path, notify: Notify, *, is_for_one: bool) -> None:
         self._path = path
-        self._notify = notify
+        self._is_for_one = is_for_one
+        self.notify = notify
         self._result: str | None = None
 
     def before_commit(self, before: str | None, after: str | None) -> None:
@@ -273,16 +367,23 @@ class _Change:
             self._result = f"Made {path} with schema revision {after}."
             return
         backup = backup_module.find_free_name(path, before)
-        self._notify(
+        self.notify(
             f"Changing {path} from schema revision {before} to {after or 'none'}; "
             f"the backup is {backup.name}."
         )
         backup_module.write_backup(path, backup)
+        if self._is_for_one and (holders := find_holders(find_id(str(path)))):
+            backup.unlink()
+            raise Refused(
+                f"Another process (pid {', '.join(map(str, sorted(holders)))}) has opened {path} "
+                "meanwhile, as a service that starts does. Nothing was changed. Stop it first, "
+                "then do this again."
+            )
         self._result = f"{path} has schema revision {after or 'none'}."
 
     def after_commit(self) -> None:
         if self._result is not None:
-            self._notify(self._result)
+            self.notify(self._result)
 
 
 @contextmanager

@@ -1,0 +1,38 @@
+"""Work that nobody can wait for without end: in a thread of its own, which no process waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def begin(work: Callable[[], T], name: str = "registry-aside") -> Future[T]:
+    """Begin work; its result is waited for as long as the caller likes, and the work goes on.
+
+    Raises:
+        RuntimeError: no thread can be started.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        else:
+            if future.set_running_or_notify_cancel():
+                future.set_result(result)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+async def done(work: Callable[[], T]) -> T:
+    """As `begin`, for an event loop. Cancelling stops the waiting, not the work."""
+    return await asyncio.wrap_future(begin(work))

@@ -1,0 +1,120 @@
+"""The thread that renews the leases of a worker. Nothing ends it but `close`.
+
+It waits for nothing but the registry, and for that only a share of the lease: what else is to be
+done, publishing and registering again, telling the caller, is done in other threads. A model whose
+renewals fail is asked for last, so that it takes no time from those whose renewals succeed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Generic, Protocol, TypeVar
+
+from registry.client.lifecycle import find_pause_s
+
+CLOSED_WITHIN_S = 5.0
+SHORTEST_SHARE_S = 0.5
+
+log = logging.getLogger("registry.worker")
+
+
+class Renewable(Protocol):
+    """What is renewed: its last attempt, and how many have failed since one succeeded."""
+
+    asked_at: float
+    failures: int
+
+
+T = TypeVar("T", bound=Renewable)
+
+
+class Renewals(Generic[T]):
+    """Looks after models in turn, from `start` until `close`.
+
+    Args:
+        models: those there are now.
+        renew: renews one within so many seconds; raises what went wrong.
+        note: told when renewals begin to fail and when they succeed again.
+    """
+
+    def __init__(
+        self,
+        lease_ttl_s: float,
+        models: Callable[[], Sequence[T]],
+        renew: Callable[[T, float], None],
+        note: Callable[[BaseException | None], None],
+    ) -> None:
+        self._lease_ttl_s = lease_ttl_s
+        self._models = models
+        self._renew = renew
+        self._note = note
+        self._closing = threading.Event()
+        self.thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_closing(self) -> bool:
+        return self._closing.is_set()
+
+    def start(self) -> None:
+        """Begin, unless it has begun.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        with self._lock:
+            if self.thread is None:
+                thread = threading.Thread(target=self._run, name="registry-worker", daemon=True)
+                thread.start()
+                self.thread = thread
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but not beyond `close`."""
+        self._closing.wait(seconds)
+
+    def close(self) -> None:
+        """Begin no renewal any more. One that is under way is waited for at most 5 s."""
+        self._closing.set()
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join(CLOSED_WITHIN_S)
+
+    def _run(self) -> None:
+        all_is_well = True
+        while not self._closing.is_set():
+            # Whatever goes wrong here, memory that is short included, must not end the thread.
+            try:
+                self._closing.wait(find_pause_s(self._lease_ttl_s, all_is_well=all_is_well))
+                error = self._renew_all()
+                if (error is None) != all_is_well and not self._closing.is_set():
+                    all_is_well = error is None
+                    self._note(error)
+            except BaseException:
+                all_is_well = False
+                with suppress(BaseException):
+                    log.exception("renewing the leases of this worker failed; retrying")
+                with suppress(BaseException):
+                    time.sleep(min(1.0, self._lease_ttl_s / 12))
+
+    def _renew_all(self) -> BaseException | None:
+        """Renew every model, those that failed last; what went wrong, if anything did.
+
+        What fails takes a third of the lease at most, all together.
+        """
+        failed: BaseException | None = None
+        lost_s, budget_s = 0.0, self._lease_ttl_s / 3
+        for model in sorted(self._models(), key=lambda each: (each.failures > 0, each.asked_at)):
+            if self._closing.is_set() or lost_s >= budget_s:
+                break
+            model.asked_at = time.monotonic()
+            try:
+                self._renew(model, max(SHORTEST_SHARE_S, self._lease_ttl_s / 4))
+                model.failures = 0
+            except Exception as error:
+                failed = error
+                model.failures += 1
+                lost_s += time.monotonic() - model.asked_at
+        return failed
