@@ -141,6 +141,13 @@ class Settings:
         4 * _GIB, "Most bytes that are uploaded and not registered.", 1, _TIB
     )
     journal_max_rows: int = _whole(10_000_000, "Most rows of the journal.", 1, 10**12)
+    file_timeout_s: float = _number(
+        5,
+        "How long the file system of a holder's file may take to answer; then another holder is "
+        "tried, or the answer is 503.",
+        0.1,
+        _HOUR_S,
+    )
     content_cache_bytes: int = _whole(
         128 * _MIB, "Memory of each process for content that it serves.", 0, _TIB
     )

@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "max_manifest_bytes": 2 * 1024**3,
     "pending_upload_bytes": 4 * 1024**3,
     "journal_max_rows": 10_000_000,
+    "file_timeout_s": 5,
     "content_cache_bytes": 128 * 1024**2,
     "write_queue_max": 4096,
     "busy_timeout_s": 5,

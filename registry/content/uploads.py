@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from blake3 import blake3
+
 from registry.content.budget import Room
-from registry.content.sources import Hasher
 from registry.errors import Busy, ChecksumMismatch, StorageUnavailable, TooLarge, UploadsPending
 
 UPLOADS_MAX = 256
@@ -21,13 +22,13 @@ class Spool:
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(SPOOL_MEMORY_BYTES)  # noqa: SIM115
-        self._hasher = Hasher()
+        self._hasher = blake3()
         self.size = 0
 
     @property
     def checksum(self) -> str:
         """The checksum of what came so far."""
-        return self._hasher.checksum
+        return f"blake3:{self._hasher.hexdigest()}"
 
     def write(self, part: bytes) -> None:
         """Take in the next part.

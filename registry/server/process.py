@@ -19,8 +19,9 @@ from typing import Any
 
 from registry import __version__
 from registry.config import Settings
+from registry.content.places import bounded_root
+from registry.content.roots import ArtifactRoots
 from registry.core import malloc, stopping
-from registry.core.hashing import ArtifactRoots
 from registry.errors import RegistryError, SettingsError
 from registry.server import logs, tokens
 from registry.server.app import create_app
@@ -274,7 +275,7 @@ def check_access(settings: Settings) -> None:
 def check_secrets(settings: Settings) -> None:
     """Raise SettingsError for an artifact root that is none, or that writers could read a secret
     of this service below."""
-    roots = ArtifactRoots(settings.artifact_roots)
+    roots = ArtifactRoots(settings.artifact_roots, bounded_root(settings.file_timeout_s))
     secrets = {
         "token_file": settings.token_file,
         "tls_key": settings.tls_key or settings.tls_certificate,
