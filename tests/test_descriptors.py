@@ -185,12 +185,12 @@ def test_what_does_not_fit_into_memory_is_streamed_whatever_the_budget_says(
 ) -> None:
     """`ulimit -v`, as a container has it: the cache may not take more than there is."""
     (tmp_path / "models").mkdir()
-    contents = {f"{number}.bin": os.urandom(48 << 20) for number in range(3)}
+    contents = {f"{number}.bin": os.urandom(32 << 20) for number in range(3)}
     for name, content in contents.items():
         (tmp_path / "models" / name).write_bytes(content)
     flags = {"artifact_root": tmp_path / "models", "content_cache_bytes": 1 << 30}
     server = serve(**flags)
-    leave_memory(server, 80 << 20)
+    leave_memory(server, 56 << 20)
     keys = [ArtifactKey("memory", "_base", name) for name in contents]
     lines = [in_place(key, tmp_path / "models" / key.filename) for key in keys]
     assert server.register(OWNER, lines).status_code == 200

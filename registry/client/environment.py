@@ -113,14 +113,13 @@ def _proxy_of(variable: str, text: str) -> Proxy:
     text = text.strip()
     url = text if "://" in text else f"http://{text}"
     try:
-        parsed = httpx2.URL(url)
-        port = parsed.port
-    except (httpx2.InvalidURL, ValueError) as error:
+        parsed, port = httpx2.URL(url), urlsplit(url).port
+    except (httpx2.InvalidURL, ValueError):
         raise SettingsError(
             f"{variable} is {shown_url(text)!r}, which is no URL of a proxy. Set it right, or put "
             "the host of the service into NO_PROXY."
-        ) from error
-    if parsed.scheme not in PROXY_SCHEMES or not parsed.host:
+        ) from None
+    if parsed.scheme not in PROXY_SCHEMES or not parsed.host or " " in text:
         raise SettingsError(
             f"{variable} is {shown_url(text)!r}; a proxy must be one of {', '.join(PROXY_SCHEMES)}"
             "://HOST:PORT. Set it right, or put the host of the service into NO_PROXY."
@@ -182,7 +181,7 @@ def _from_file(name: str, path: str) -> ssl.SSLContext:
         raise SettingsError(
             f"The {name} is {path!r}, which cannot be used: {reason}. It must be a readable file "
             "of certificates in PEM form."
-        ) from error
+        ) from None
 
 
 # Reading authorities takes a while: each file once, and again when it was changed.
