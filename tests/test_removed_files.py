@@ -232,9 +232,8 @@ def test_a_database_that_is_deleted_beside_processes_is_kept_as_one_copy_with_ev
             wait_for(writers.has_acknowledged(30))
             remove("", "-wal", "-shm")(path)
             wait_for(lambda: writers.refused > 20)
-        health = server.client.get("/health")
-        assert health.status_code == 503
-        assert "is gone" in health.text
+        wait_for(lambda: "is gone" in server.client.get("/health").text)
+        assert server.client.get("/health").status_code == 503
         server.stop()
     (copy,) = copies(path)
     assert copy.name in server.log

@@ -112,7 +112,7 @@ def sweep(
     least every third of the lease grace: a longer gap counts as an outage, after which nobody is
     ended before one full lease and the grace have passed.
     """
-    with _opened(database_url) as database:
+    with _opened(database_url, to_write=not dry_run) as database:
         if dry_run:
             _print_swept(_rehearse(database, release_brake), None, as_json)
         else:
@@ -174,16 +174,13 @@ def _counting(conn: Connection, removed: wire.RemovedResponse) -> Iterator[None]
 
 
 @contextmanager
-def _opened(database_url: str) -> Iterator[Database]:
+def _opened(database_url: str, *, to_write: bool = False) -> Iterator[Database]:
     """The database, if it is one that this program can work with. It is not upgraded."""
-    from registry.errors import DatabaseRefused
     from registry.store.sqlite.engine import Database
-    from registry.store.sqlite.migrate import find_problem
+    from registry.store.sqlite.migrate import check_there
 
-    problem = find_problem(database_url)
-    if problem is not None:
-        raise DatabaseRefused(problem)
-    database = Database(database_url)
+    check_there(database_url, to_write=to_write)
+    database = Database(database_url, read_only=not to_write)
     try:
         yield database
     finally:

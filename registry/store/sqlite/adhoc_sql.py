@@ -33,7 +33,14 @@ from registry.errors import (
 )
 from registry.store.sql import Row
 from registry.store.sqlite.errors import primary_code, translate
-from registry.store.sqlite.inspect import locate, look_through, no_registry, opened
+from registry.store.sqlite.inspect import (
+    locate,
+    look_through,
+    may_write,
+    no_registry,
+    opened,
+    reading,
+)
 
 LENGTH_MAX_BYTES = 256 << 20
 """Longest value that a statement may make. A copied file that is larger cannot be read whole."""
@@ -45,6 +52,7 @@ ANSWER_MAX_BYTES = 256 << 20
 """As much a statement may answer, with some bytes for each value and bytes as hex digits."""
 
 _VALUE_BYTES = 56
+_SAID_BYTES = 64 << 10
 _PROCESS_MAX_BYTES = 4 * MEMORY_MAX_BYTES
 _START_S = 60.0
 _CPU_SPARE_S = 10
@@ -132,7 +140,7 @@ def ask(url: str, query: str, *, timeout_s: float, max_rows: int) -> Answers:
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()
-        if not has_log:
+        if not has_log and may_write(path):
             _remove_log(path)
 
 
@@ -167,8 +175,8 @@ def _gather(answer: Iterator[tuple[str, Any]]) -> Answers | None:
         match kind:
             case "columns":
                 columns = tuple(content)
-            case "row":
-                rows.append(tuple(content))
+            case "rows":
+                rows += map(tuple, content)
             case "end":
                 return Answers(columns, rows, content)
             case _:
@@ -209,12 +217,12 @@ def main() -> None:
     _limit(resource.RLIMIT_AS, _PROCESS_MAX_BYTES)
     try:
         with _connection(locate(url)) as connection:
-            _limit(
-                resource.RLIMIT_CPU, int(timeout_s) + _CPU_SPARE_S
-            )  # If nobody is left to end it.
+            # If nobody is left to end it.
+            _limit(resource.RLIMIT_CPU, int(timeout_s) + _CPU_SPARE_S)
             say("ready", None)
             out.flush()
-            answer(connection, query, max_rows, say)
+            is_whole = answer(connection, query, max_rows, say)
+        say("end", is_whole)
     except RegistryError as error:
         say(error.code if error.code in _RAISED else StorageUnavailable.code, error.detail)
     except MemoryError:
@@ -229,15 +237,15 @@ def _limit(what: int, most: int) -> None:
 
 def answer(
     connection: sqlite3.Connection, query: str, max_rows: int, say: Callable[[str, object], None]
-) -> None:
-    """Run a statement, and say its columns, its rows and whether these were all.
+) -> bool:
+    """Run a statement, and say its columns and its rows; whether these were all.
 
     Raises:
         RegistryError: it is refused, or the database cannot be read.
     """
     is_denied = _restrict(connection)
     try:
-        _run(connection, query, max_rows, say)
+        return _run(connection, query, max_rows, say)
     except (sqlite3.Error, sqlite3.Warning) as error:
         if is_denied.is_set():
             raise Refused(
@@ -251,7 +259,7 @@ def answer(
 def _connection(path: Path) -> Iterator[sqlite3.Connection]:
     if not path.exists():
         raise DatabaseRefused(no_registry(path))
-    with opened(path, "ro") as connection:
+    with reading(path) as connection:
         if look_through(connection, path).revision is None:
             raise DatabaseRefused(no_registry(path))
         yield connection
@@ -300,24 +308,29 @@ def _is_allowed(action: int, first: str | None, second: str | None) -> bool:
 
 def _run(
     connection: sqlite3.Connection, query: str, max_rows: int, say: Callable[[str, object], None]
-) -> None:
+) -> bool:
     cursor = connection.execute(query)
     if cursor.description is None:
         raise Invalid("This is no statement that answers anything. Write a SELECT.")
     say("columns", _distinct([str(column[0]) for column in cursor.description]))
-    size = 0
+    said = size = 0
+    rows: list[Row] = []
     for number, row in enumerate(cursor):
         if number == max_rows:
-            say("end", False)
-            return
+            say("rows", rows)
+            return False
         size += sum(map(_size, row))
         if size > ANSWER_MAX_BYTES:
             raise Refused(
                 f"The statement answers more than {ANSWER_MAX_BYTES >> 20} MiB. Ask for less at a "
                 "time."
             )
-        say("row", row)
-    say("end", True)
+        rows.append(row)
+        if size - said > _SAID_BYTES:
+            say("rows", rows)
+            rows, said = [], size
+    say("rows", rows)
+    return True
 
 
 def _size(value: object) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from registry.core import stopping
 from registry.errors import DatabaseRefused, Refused, RegistryError, StorageUnavailable
 from registry.store.sqlite.errors import translate
-from registry.store.sqlite.inspect import locate, look, opened
+from registry.store.sqlite.inspect import locate, look, looking, no_registry, opened
 
 PROBLEMS_MAX = 10
 PAGES_AT_ONCE = 4096
@@ -47,9 +47,9 @@ def back_up(url: str, target: Path) -> Backup:
         StorageUnavailable: the copy could not be written; nothing is left of it.
     """
     path, target = locate(url), target.absolute()
-    revision = look(path).revision
+    revision = look(path, to_write=False).revision
     if revision is None:
-        raise DatabaseRefused(f"There is no registry in {path} to be copied.")
+        raise DatabaseRefused(no_registry(path))
     write_backup(path, target, check=lambda copy: _refuse_damaged(path, copy))
     return Backup(target, revision, target.stat().st_size)
 
@@ -84,9 +84,10 @@ def write_backup(path: Path, backup: Path, *, check: Callable[[Path], None] | No
         StorageUnavailable: it could not be written; nothing is left of it.
     """
     try:
-        partial = new_partial(backup, stat.S_IMODE(path.stat().st_mode))
+        mode = stat.S_IMODE(path.stat().st_mode) | stat.S_IRUSR | stat.S_IWUSR
+        partial = new_partial(backup, mode)
         try:
-            with opened(path, "rw") as source:
+            with looking(path) as source:
                 copy_into(source, partial)
             if check is not None:
                 check(partial)

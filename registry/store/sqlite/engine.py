@@ -18,6 +18,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from typing import cast as typing_cast
 from urllib.parse import quote
@@ -29,12 +30,20 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 
+from registry.core.forks import Birthplace, hold_file, let_go
 from registry.errors import Busy, RegistryError, StorageUnavailable
 from registry.store.engine import DiskUse
 from registry.store.sql import JsonItems, R, Row, Statement
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.errors import LOCKED, FailureLog, is_damage, primary_code, translated
 from registry.store.sqlite.file_guard import Presence
+from registry.store.sqlite.inspect import (
+    changed,
+    is_immutable,
+    may_write,
+    reading_mode,
+    state_of,
+)
 from registry.store.sqlite.point_reader import PointReader
 
 T = TypeVar("T")
@@ -136,7 +145,8 @@ class Database:
 
     `clock` gives the time in milliseconds; the default is the system's. `accept` raises
     DatabaseRefused for a connection whose database cannot be used; it is asked whenever the file
-    is opened anew.
+    is opened anew. With `read_only` nothing is written, not even files beside it, so that it works
+    wherever the file can be read; what cannot be read so is refused.
 
     Raises:
         DatabaseRefused: the URL is not one of a SQLite file.
@@ -149,21 +159,29 @@ class Database:
         busy_timeout_s: float = 5.0,
         clock: Callable[[], int] | None = None,
         accept: Callable[[sqlite3.Connection], None] | None = None,
+        read_only: bool = False,
     ) -> None:
         self.path = os.path.abspath(sqlite_path(url))
+        self._birthplace = Birthplace("registry")
         self.busy_timeout_s = busy_timeout_s
         self.clock = clock or system_clock
         self.dialect: Dialect = SQLiteDialect(paramstyle="named")
+        reading = reading_mode(Path(self.path)) if read_only else "ro"
+        self._is_immutable = is_immutable(reading)
+        # Only a connection that may write takes the log away when it is the last one.
+        mode = "rw" if not read_only or may_write(Path(self.path)) else reading
+        pragmas = _READ_PRAGMAS if read_only else WRITE_PRAGMAS
         self.presence = Presence(
             self.path,
-            lambda: self.connect("rw", WRITE_PRAGMAS, busy_timeout_s=REOPEN_TIMEOUT_S),
+            lambda: self.connect(mode, pragmas, busy_timeout_s=REOPEN_TIMEOUT_S),
             accept or (lambda connection: None),
+            writes=not read_only,
         )
         self.presence.on_change.append(self._close_idle)
         self.reading = FailureLog("reads")
         self._writing = FailureLog("writes")
         self._writes = self._engine("rw", WRITE_PRAGMAS)
-        self._reads = self._engine("ro", _READ_PRAGMAS)
+        self._reads = self._engine(reading, _READ_PRAGMAS)
 
     def _engine(self, mode: str, pragmas: Sequence[str]) -> Engine:
         def connect(record: ConnectionPoolEntry) -> sqlite3.Connection:
@@ -211,12 +229,14 @@ class Database:
 
         It has its log open: later, the log at this path might be another database's.
         """
+        self._birthplace.check()
+        hold_file(self, self.path)
         patience_s = self.busy_timeout_s if busy_timeout_s is None else busy_timeout_s
         connection = sqlite3.connect(
             f"file:{quote(self.path)}?mode={mode}",
             uri=True,
             isolation_level=None,
-            timeout=patience_s if mode == "ro" else 0,
+            timeout=0 if mode == "rw" else patience_s,
             check_same_thread=False,
             cached_statements=256,
         )
@@ -275,12 +295,16 @@ class Database:
             self._borrowed(self._reads) as (dbapi, _),
             _rolled_back(dbapi),
         ):
+            before = state_of(Path(self.path)) if self._is_immutable else None
             dbapi.execute("BEGIN")
             yield Connection(dbapi, self.dialect, self.clock())
+            if before is not None and state_of(Path(self.path)) != before:
+                raise changed(Path(self.path))
 
     @contextmanager
     def _borrowed(self, engine: Engine) -> Iterator[tuple[sqlite3.Connection, int]]:
         """A pooled connection to the files that are there now, with its generation."""
+        self._birthplace.check()
         generation = self.presence.enter()
         try:
             fairy = _checked_out(engine, generation)
@@ -357,7 +381,9 @@ class Database:
 
     def close(self) -> None:
         """Close every connection that is not in use."""
-        self.presence.close()
+        if self._birthplace.is_here:
+            self.presence.close()
+            let_go(self)
 
 
 def _damaged_pages(conn: Connection) -> Iterator[str]:

@@ -75,8 +75,8 @@ class _Held:
 class Presence:
     """The files of one database, watched by one process. Safe in any thread.
 
-    `connect` opens a connection that may write, and its log. `accept` raises DatabaseRefused for
-    one whose database this program cannot use.
+    `connect` opens a connection, and its log. `accept` raises DatabaseRefused for one whose
+    database this program cannot use. Who never `writes` may find no log, and has nothing to save.
     """
 
     def __init__(
@@ -84,6 +84,8 @@ class Presence:
         path: str,
         connect: Callable[[], sqlite3.Connection],
         accept: Callable[[sqlite3.Connection], None],
+        *,
+        writes: bool = True,
     ) -> None:
         self.generation = 0
         self.on_change: list[Callable[[], None]] = []
@@ -92,6 +94,7 @@ class Presence:
         self._real_path = os.path.realpath(path)
         self._connect = connect
         self._accept = accept
+        self._writes = writes
         self._changed = threading.Condition()
         self._lent = 0
         self._is_renewing = False
@@ -261,15 +264,16 @@ class Presence:
         announcement = Announcement(self._path)
         connection = descriptor = None
         try:
-            announcement.wait_until_free(is_wal=True)
+            announcement.wait_until_free(is_wal=self._writes)
             files, _ = self._look()
             kept = frozenset(self._kept())
             connection = self._connect()
             self._accept(connection)
             opened, size = self._look()
-            if opened.database != files.database or not opened.is_whole:
+            if opened.database != files.database or (self._writes and not opened.is_whole):
                 raise Busy(f"The database {self._path} is just being replaced. Try again.")
-            announcement.announce(opened)
+            if opened.is_whole:
+                announcement.announce(opened)
             if is_cut:
                 self._check_pages(connection, opened, size)
             if hasattr(os, "O_PATH"):
@@ -315,7 +319,7 @@ class Presence:
             now, size = self._look()
         except StorageUnavailable:
             now, size = Files(None, None, None), 0
-        if held.connection is None or now == held.files:
+        if held.connection is None or now == held.files or not self._writes:
             return
         if now.database == held.files.database and size < held.size:
             return  # What is left of the log belongs to pages that are gone.

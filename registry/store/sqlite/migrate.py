@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,6 +30,8 @@ from registry.store.sqlite.inspect import (
     locate,
     look,
     look_through,
+    looking,
+    no_registry,
     opened,
 )
 from registry.store.tables import HEAD_REVISION, MIN_PROGRAM_REVISION
@@ -135,7 +137,7 @@ def current(url: str) -> str | None:
     Raises:
         DatabaseRefused: the file is not one of ours.
     """
-    return look(locate(url)).revision
+    return look(locate(url), to_write=False).revision
 
 
 def history() -> list[Revision]:
@@ -157,12 +159,12 @@ def check(url: str) -> list[str]:
         DatabaseRefused: there is no such database, or it is not one of ours.
     """
     path = locate(url)
-    found = look(path)
+    found = look(path, to_write=False)
     if found.revision is None:
-        raise DatabaseRefused(f"There is no registry in {path}. `db upgrade` makes one.")
+        raise DatabaseRefused(f"{no_registry(path)[:-1]}, or make one with `db upgrade`.")
     from registry.store.sqlite.differences import find_differences
 
-    with opened(path, "rw") as connection:
+    with looking(path) as connection:
         differences = find_differences(connection)
     if found.revision != HEAD_REVISION:
         differences.insert(
@@ -172,7 +174,7 @@ def check(url: str) -> list[str]:
 
 
 def find_problem(url: str) -> str | None:
-    """Why this program cannot work with the database as it is now, or None if it can."""
+    """Why a running service cannot work with the database as it is now, or None if it can."""
     try:
         path = locate(url)
         found = look(path)
@@ -181,6 +183,16 @@ def find_problem(url: str) -> str | None:
     except RegistryError as error:
         return error.detail
     return _why_unusable(path, found)
+
+
+def check_there(url: str, *, to_write: bool) -> None:
+    """Raise DatabaseRefused unless a registry is there that a command can work with as it is."""
+    path = locate(url)
+    found = look(path, to_write=to_write)
+    if found.revision is None:
+        raise DatabaseRefused(no_registry(path))
+    if not _is_usable(path, found if to_write else replace(found, has_wal=True)):
+        raise DatabaseRefused(_why_unusable(path, found))
 
 
 def _why_unusable(path: Path, found: Found) -> str:
