@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import OrderedDict
 from typing import NamedTuple
 
 from registry.core.hashing import FileContent
+from registry.core.memo import SLOT_BYTES, Memo
 
-REMEMBERED_FILES = 65_536
+SEEN_BYTES = 32 << 20
+PROOFS_BYTES = 16 << 20
+"""Memory for what is known of files. A path may have four kilobytes; usual ones make this some
+60,000 files and 30,000 proofs."""
 WRONG_FOR_S = 30.0
 """How long a file that was wrong is taken to be so without another look, while it looks the same:
 who writes through `mmap` may put it right without changing a time of it."""
@@ -29,7 +34,7 @@ class Seen(NamedTuple):
 
 
 class FileMemory:
-    """What files were found to hold, by path: the last 65,536 looked at.
+    """What files were found to hold, by path: those looked at last, as many as fit into 32 MiB.
 
     Only identities that can be trusted are remembered, so that a file is hashed once for each
     time it changes, whether it has the right bytes or the wrong ones.
@@ -37,7 +42,8 @@ class FileMemory:
 
     def __init__(self) -> None:
         self._seen: OrderedDict[str, Seen] = OrderedDict()
-        self.proofs: dict[str, Proof] = {}
+        self._seen_bytes = 0
+        self.proofs: Memo[str, Proof] = Memo(PROOFS_BYTES)
         """Of files that may be looked at without waiting: the content that one was found to hold,
         and the parts of the identity that it had, in a form that is quick to compare."""
 
@@ -65,9 +71,7 @@ class FileMemory:
 
     def prove(self, path: str, checksum: str, status: os.stat_result) -> None:
         """Remember that a file was found to hold a content, until it is hashed again."""
-        if len(self.proofs) >= REMEMBERED_FILES:
-            self.proofs.clear()
-        self.proofs[path] = proof_of(checksum, status)
+        self.proofs.keep(path, proof_of(checksum, status))
 
     def note(self, found: FileContent) -> None:
         """Remember what a file held."""
@@ -80,13 +84,19 @@ class FileMemory:
 
     def _keep(self, path: str, identity: str | None, checksum: str | None) -> None:
         self.proofs.pop(path, None)
+        before = self._seen.pop(path, None)
+        if before is not None:
+            self._seen_bytes -= _size_of(path, before)
         if identity is None:
-            self._seen.pop(path, None)
             return
-        self._seen[path] = Seen(identity, checksum, time.monotonic())
-        self._seen.move_to_end(path)
-        if len(self._seen) > REMEMBERED_FILES:
-            self._seen.popitem(last=False)
+        self._seen[path] = now = Seen(identity, checksum, time.monotonic())
+        self._seen_bytes += _size_of(path, now)
+        while self._seen_bytes > SEEN_BYTES:
+            self._seen_bytes -= _size_of(*self._seen.popitem(last=False))
+
+
+def _size_of(path: str, seen: Seen) -> int:
+    return SLOT_BYTES + sum(map(sys.getsizeof, (path, seen, *seen)))
 
 
 def proof_of(checksum: str, status: os.stat_result) -> Proof:

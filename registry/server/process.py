@@ -24,7 +24,6 @@ from registry.content.roots import ArtifactRoots
 from registry.core import malloc, stopping
 from registry.errors import RegistryError, SettingsError
 from registry.server import logs, tokens
-from registry.server.app import create_app
 from registry.server.certificates import Certificate, certificate_of
 from registry.server.hosts import Hosts, address_of, is_loopback
 from registry.server.http1.door import Server
@@ -97,6 +96,8 @@ def run(settings: Settings) -> None:
 def _serve_alone(
     settings: Settings, limits: Limits, listener: socket.socket, certificate: Certificate | None
 ) -> None:
+    from registry.server.app import create_app  # Not before: a parent of workers needs none of it.
+
     app = create_app(settings, certificate=certificate)
     _settle()
     stopping.release()
@@ -165,6 +166,8 @@ def serve_as_worker(
 ) -> None:
     """Serve as one of several processes, until SIGTERM."""
     note_sighup()
+    from registry.server.app import create_app
+
     try:
         certificate = certificate_of(settings)
         app = create_app(settings, parent, certificate)
