@@ -24,7 +24,7 @@ from registry.config import Settings
 from registry.content.cache import Body, ContentCache
 from registry.content.manifest import check_manifest_bytes, prepare
 from registry.content.sources import Holdings, Stream
-from registry.content.uploads import Uploads
+from registry.content.uploads import Uploads, spool_directory
 from registry.core.hashing import ArtifactRoots
 from registry.core.records import (
     Artifact,
@@ -132,7 +132,9 @@ class Registry:
         """What was observed of a ref while an observation of it was on its way."""
         self._pending = _PendingUploads()
         self._uploads = Uploads(
-            max_blob_bytes=settings.max_blob_bytes, max_bytes=settings.pending_upload_bytes
+            max_blob_bytes=settings.max_blob_bytes,
+            max_bytes=settings.pending_upload_bytes,
+            directory=spool_directory(database.directory),
         )
         self._started_at = database.clock()
         self._watching: asyncio.Task[None] | None = None
