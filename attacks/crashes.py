@@ -20,6 +20,7 @@ from tests.test_crashes import (
 )
 
 KILLS = {1: 40, 2: 20}
+KILLING_S = 180
 REMOVALS = 6
 
 
@@ -40,7 +41,10 @@ def _kills(folder: Path, findings: Findings, processes: int) -> None:
     workers = [Worker(number, random.Random(rng.random()), root) for number in range(WRITERS)]
     for worker in workers:
         (root / f"{worker.number}.json").write_bytes(b"in place %d" % worker.number)
+    until = time.monotonic() + KILLING_S
     for _ in range(KILLS[processes]):
+        if time.monotonic() > until:
+            break
         with Server(path, workers=processes, artifact_root=root) as server:
             check(path, workers)
             for content in SHARED.values():

@@ -145,6 +145,13 @@ class Settings:
         4 * _GIB, "Most bytes that are uploaded and not registered.", 1, _TIB
     )
     journal_max_rows: int = _whole(10_000_000, "Most rows of the journal.", 1, 10**12)
+    file_timeout_s: float = _number(
+        5,
+        "How long the file system of a holder's file may take to answer; then another holder is "
+        "tried, or the answer is 503.",
+        0.1,
+        _HOUR_S,
+    )
     content_cache_bytes: int = _whole(
         128 * _MIB, "Memory of each process for content that it serves.", 0, _TIB
     )
@@ -395,9 +402,9 @@ def _is_service_link(variable: str, text: str) -> bool:
     Every container gets REGISTRY_SERVICE_HOST, REGISTRY_PORT=tcp://... and the like for a Service
     in its namespace that is named `registry`, and REGISTRY_AUTH_PORT=... for `registry-auth`.
     """
-    if _names_port(variable):
-        return _is_address(text) is not None
-    return bool(_names_service(variable) or _names_part_of_port(variable))
+    if _names_service(variable) or _names_part_of_port(variable):
+        return True
+    return bool(_names_port(variable) and _is_address(text))
 
 
 def _is_slip(variable: str, own: str) -> bool:

@@ -110,10 +110,12 @@ class First:
         return 0
 
     def _opened(self) -> set[Path]:
+        """The files that it has open, or a child of it."""
         found = set()
         try:
-            for each in Path(f"/proc/{self.pid}/fd").iterdir():
-                found.add(each.readlink())
+            for pid in (self.pid, *self._read(f"task/{self.pid}/children").split()):
+                for each in Path(f"/proc/{pid}/fd").iterdir():
+                    found.add(each.readlink())
         except OSError:
             pass  # It is just being closed.
         return found

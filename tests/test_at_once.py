@@ -21,6 +21,8 @@ COPIED, IN_PLACE = (
     ArtifactKey("in-place", "_base", "a.json"),
 )
 CONTENT = b'{"model_type": "llama"}'
+Answer = tuple[bytes, bytes | bytearray] | None
+
 CLIENTS: dict[str, list[tuple[bytes, bytes]]] = {
     "NVIDIA Dynamo": [(b"accept", b"*/*"), (b"host", b"registry:8090")],
     "curl": [(b"host", b"127.0.0.1"), (b"user-agent", b"curl/8.14.1"), (b"accept", b"*/*")],
@@ -45,7 +47,7 @@ async def _parts(content: bytes) -> Any:
     yield content
 
 
-async def answers(tmp_path: Path) -> dict[str, list[tuple[bytes, bytes] | None]]:
+async def answers(tmp_path: Path) -> dict[str, list[Answer]]:
     """What is answered at once to each client, first and when the content is in memory, and to one
     with each condition."""
     file = tmp_path / "a.json"
@@ -54,7 +56,7 @@ async def answers(tmp_path: Path) -> dict[str, list[tuple[bytes, bytes] | None]]
     prepare(url)
     app = create_app(Settings(database_url=url, artifact_roots=(str(tmp_path),)))
     starlette: Any = app._app
-    found: dict[str, list[tuple[bytes, bytes] | None]] = {}
+    found: dict[str, list[Answer]] = {}
     async with starlette._app.router.lifespan_context(starlette._app) as state:
         registry = state["registry"]
         await registry.upload(checksum(CONTENT), _parts(CONTENT))

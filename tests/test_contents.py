@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import pytest
+
+from registry.content import file_memory
 from registry.content.cache import BODIES_MAX, ContentCache
+from registry.content.file_memory import FileMemory
+from registry.core.hashing import FileContent
+from registry.core.memo import Memo
 
 
 def kept(cache: ContentCache, name: str, size: int) -> object:
@@ -64,3 +73,25 @@ def test_there_are_never_more_contents_than_a_number_however_small_they_are() ->
         kept(cache, str(number), 1)
     assert cache.used_bytes == BODIES_MAX
     assert [cache.find(name) is None for name in ("0", "9", "10")] == [True, True, False]
+
+
+def test_what_is_known_of_files_takes_no_more_than_its_bytes_and_the_last_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(file_memory, "SEEN_BYTES", 200_000)
+    memory = FileMemory()
+    memory.proofs = Memo(200_000)
+    status = os.stat(tmp_path)
+    paths = [f"/models/{number:04000}" for number in range(500)]
+    for path in paths:
+        memory.note(FileContent(path, "blake3:x", 1, "identity"))
+        memory.note(FileContent(path, "blake3:x", 1, "identity"))
+        memory.prove(path, "blake3:x", status)
+        assert path in memory.proofs
+    known = [path for path in paths if memory.find(path, "identity")]
+    assert known == paths[-len(known) :]
+    assert 40 < len(known) < 50
+    assert len(memory.proofs) < 50
+    for path in known:
+        memory.note_wrong(path, None)
+    assert memory._seen_bytes == 0

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 
 from registry import MetadataArtifactRegistry
 from registry.content.manifest import prepare as prepare_manifest
-from registry.core.hashing import ArtifactRoots
+from registry.content.roots import ArtifactRoots
 from registry.core.records import (
     Artifact,
     ArtifactKey,

@@ -20,7 +20,8 @@ from registry.client.lifecycle import Next, after_registration
 from registry.client.model_files import harvest
 from registry.client.transport import Source
 from registry.content.cache import Body
-from registry.core.hashing import ArtifactRoots, find_identity, hash_file
+from registry.content.roots import ArtifactRoots
+from registry.core.hashing import find_identity, hash_file
 from registry.core.records import Artifact, Offer, Owner, Registered, Registration
 from registry.errors import Busy, FileUnreadable, RegistryError, StorageUnavailable, Unserveable
 from registry.service.embedded import MetadataArtifactRegistry
@@ -159,7 +160,7 @@ async def read(registry: Registry) -> bytes:
     assert location is not None
     body = registry.ready(location) or await registry.open(NAMES, location)
     assert isinstance(body, Body)
-    return body.content
+    return bytes(body.content)
 
 
 def serving(world: World, root: Path, scenario: Callable[[Registry], Any], **settings: Any) -> None:

@@ -150,6 +150,22 @@ def test_who_does_not_come_to_an_end_delays_it_for_a_bounded_time_only(
         assert connection.execute("SELECT * FROM blobs").fetchall() == []
 
 
+@alone_and_with_workers
+def test_an_end_that_hangs_is_cut_short(serve: Callable[..., Server], workers: int) -> None:
+    """Here a write waits for the lock for ten minutes; it might be a file system that hangs."""
+    program = ["-c", "from registry.server import process; process.GONE_S = 1;"]
+    program[1] += "process.SHUTDOWN_S = 1; from registry.__main__ import main; main()"
+    server = serve(workers=workers, busy_timeout_s=600, program=program)
+    with locked(server.database), socket.create_connection(server.address) as line:
+        line.sendall(request(f"/v1/owners/{OWNER}", method="DELETE"))
+        assert server.client.get("/live").status_code == 200
+        server.process.terminate()
+        code = server.process.wait(REASONABLE_S * 2)
+    server.stop()
+    assert code == (2 if workers == 1 else 0)
+    assert ("something hangs" if workers == 1 else "did not stop in time") in server.log
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 0)],

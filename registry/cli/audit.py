@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,12 +35,10 @@ def audit(
         typer.Option("--check-files", help="Look at every file that is held in place as well."),
     ] = False,
     artifact_root: Annotated[
-        list[Path] | None,
+        list[str] | None,  # A Path would be looked at, and may hang.
         typer.Option(
             "--artifact-root",
             metavar="DIR",
-            envvar="REGISTRY_ARTIFACT_ROOTS",
-            show_envvar=False,
             help="With --check-files: report paths that are below none of these; repeat.",
         ),
     ] = None,
@@ -49,7 +47,9 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Report leaks and faults. Exit 1 if any is above a note. Changes nothing."""
-    from registry.core.hashing import ArtifactRoots
+    from registry.config import Settings
+    from registry.content.places import bounded_root, patience_for_files
+    from registry.content.roots import ArtifactRoots
     from registry.errors import Busy
     from registry.store.reads import audit as audits
 
@@ -59,10 +59,13 @@ def audit(
         with database.read() as conn:
             found, summary = audits.find_leaks(conn, wanted), audits.summarize(conn)
         if check_files:
-            roots = ArtifactRoots(artifact_root) if artifact_root else None
+            limit_s = Settings().file_timeout_s
+            named = artifact_root or _artifact_roots_of(os.environ)
+            roots = ArtifactRoots(named, bounded_root(limit_s)) if named else None
+            patience = patience_for_files(limit_s)
             known = {(each.kind, each.owner, each.entry) for each in found}
             try:
-                for each in audits.check_files(database, roots):
+                for each in audits.check_files(database, roots, patience.run):
                     is_known = (each.kind, each.owner, each.entry) in known
                     if (not wanted or each.kind in wanted) and not is_known:
                         found.append(each)
@@ -73,6 +76,10 @@ def audit(
     finally:
         if unchecked is not None:
             raise unchecked
+
+
+def _artifact_roots_of(environ: Mapping[str, str]) -> list[str]:
+    return [root for root in environ.get("REGISTRY_ARTIFACT_ROOTS", "").split(os.pathsep) if root]
 
 
 def verify(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> None:

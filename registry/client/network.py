@@ -64,7 +64,7 @@ def _as(timed_out: type[Exception], failed: type[Exception]) -> Iterator[None]:
         yield
     except TimeoutError as error:
         raise timed_out(error) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise failed(error) from error
 
 
@@ -265,6 +265,8 @@ class _AsyncBackend(httpcore2.AnyIOBackend):
         socket_options: Iterable[_SocketOption] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         ends = time.monotonic() + (math.inf if timeout is None else timeout)
+        if not 0 < port < 1 << 16:
+            raise httpcore2.ConnectError(f"{port} is no port")
         addresses = [host]
         if not _is_address(host):
             with _as(httpcore2.ConnectTimeout, httpcore2.ConnectError):

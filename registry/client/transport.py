@@ -80,7 +80,7 @@ def checked_url(url: str) -> str:
         raise TypeError(f"The URL of a service is text, not {type(url).__name__}.")
     try:
         parsed = httpx2.URL(url)
-        urlsplit(url)
+        urlsplit(url).port  # noqa: B018 - it raises for one that is none
     except (httpx2.InvalidURL, ValueError):
         raise SettingsError(
             f"{shown_url(url)!r} is not a URL. It must look like http://127.0.0.1:8090."

@@ -23,7 +23,7 @@ class Body:
 
     __slots__ = ("__weakref__", "checksum", "content", "headers", "pins", "size")
 
-    def __init__(self, checksum: str, content: bytes) -> None:
+    def __init__(self, checksum: str, content: bytes | bytearray) -> None:
         self.checksum = checksum
         self.content = content
         self.size = len(content)
@@ -67,7 +67,7 @@ class ContentCache:
         """Give room back that was reserved and not filled, or whose content is gone."""
         self._used_bytes -= size
 
-    def fill(self, checksum: str, content: bytes) -> Body:
+    def fill(self, checksum: str, content: bytes | bytearray) -> Body:
         """Keep content in room that was reserved for it."""
         body = Body(checksum, content)
         if checksum in self._bodies:

@@ -5,9 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from registry.core.hashing import ArtifactRoots, hash_file
-from registry.core.records import Artifact, Offer
+from registry.content.places import Place, Places
+from registry.content.roots import ArtifactRoots
+from registry.core.hashing import hash_file
+from registry.core.records import Artifact, ArtifactKey, Offer
+from registry.core.steps import step
 from registry.errors import ChecksumMismatch, TooLarge
+
+
+async def prepare_in(
+    places: Places, offers: Sequence[Offer], *, max_blob_bytes: int, max_manifest_bytes: int
+) -> tuple[Artifact, ...]:
+    """As `prepare`, in the threads of the places where the files are.
+
+    Raises:
+        Busy: a file cannot be looked at now, or its file system does not answer.
+    """
+    in_place = [offer for offer in offers if offer.path is not None]
+    walks = await places.resolve([offer.path or "" for offer in in_place])
+    check_manifest_bytes((walk.size for walk in walks), max_manifest_bytes)
+    found: dict[ArtifactKey, Artifact] = {}
+
+    def hash_some(some: list[tuple[Offer, str]], _: Place) -> None:
+        for offer, path in some:
+            found[offer.key] = _hashed(offer, path, max_blob_bytes)
+
+    located = [(walk.at, (offer, walk.at)) for offer, walk in zip(in_place, walks, strict=True)]
+    await places.in_each(located, hash_some)
+    return tuple(found.get(offer.key) or _copied(offer) for offer in offers)
 
 
 def prepare(
@@ -28,13 +53,10 @@ def prepare(
     """
     paths = {offer.key: roots.resolve(offer.path) for offer in offers if offer.path is not None}
     check_manifest_bytes(map(_size_on_disk, paths.values()), max_manifest_bytes)
-    artifacts = []
-    for offer in offers:
-        if offer.checksum is not None and offer.path is None:
-            artifacts.append(Artifact(offer.key, offer.checksum, offer.size))
-        else:
-            artifacts.append(_hashed(offer, paths[offer.key], max_blob_bytes))
-    return tuple(artifacts)
+    return tuple(
+        _copied(offer) if offer.path is None else _hashed(offer, paths[offer.key], max_blob_bytes)
+        for offer in offers
+    )
 
 
 def check_manifest_bytes(sizes: Iterable[int], max_manifest_bytes: int) -> None:
@@ -47,8 +69,13 @@ def check_manifest_bytes(sizes: Iterable[int], max_manifest_bytes: int) -> None:
         )
 
 
+def _copied(offer: Offer) -> Artifact:
+    return Artifact(offer.key, offer.checksum or "", offer.size)
+
+
 def _hashed(offer: Offer, path: str, max_blob_bytes: int) -> Artifact:
     found = hash_file(path, max_bytes=max_blob_bytes)
+    step()
     if offer.checksum not in (None, found.checksum) or offer.size not in (None, found.size):
         raise ChecksumMismatch(
             f"The file of {offer.key} has {found.size} bytes and {found.checksum}, which is not "

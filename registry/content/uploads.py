@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
+from blake3 import blake3
+
 from registry.content.budget import Room
-from registry.content.sources import Hasher
 from registry.errors import Busy, ChecksumMismatch, StorageUnavailable, TooLarge, UploadsPending
 
 UPLOADS_MAX = 256
@@ -23,13 +24,13 @@ class Spool:
     def __init__(self, directory: str | None) -> None:
         self._directory = directory or "the system's"
         self._file = tempfile.SpooledTemporaryFile(SPOOL_MEMORY_BYTES, dir=directory)  # noqa: SIM115
-        self._hasher = Hasher()
+        self._hasher = blake3()
         self.size = 0
 
     @property
     def checksum(self) -> str:
         """The checksum of what came so far."""
-        return self._hasher.checksum
+        return f"blake3:{self._hasher.hexdigest()}"
 
     def write(self, part: bytes) -> None:
         """Take in the next part.

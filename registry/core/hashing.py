@@ -11,14 +11,17 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from blake3 import blake3
 
+from registry.core import no_links
 from registry.core.regular import ABSENT, NOT_FOR_US, shown_path
-from registry.errors import Busy, FileUnreadable, PathNotAllowed, SettingsError, TooLarge
+from registry.core.steps import step
+from registry.errors import Busy, FileUnreadable, TooLarge
 
 IDENTITY_TRUSTED_AFTER_NS = 2_000_000_000
 READ_BYTES = 1 << 20
@@ -49,72 +52,15 @@ class FileContent:
     checksum: str
     size: int
     identity: str | None
-    content: bytes | None = None
+    content: bytes | bytearray | None = None
 
 
-class ArtifactRoots:
-    """The directories below which files may be held in place (S13).
+class Hasher(Protocol):
+    """What `blake3` makes of bytes that pass by."""
 
-    None trusts the caller with any path; an empty list allows none.
+    def update(self, part: bytes, /) -> object: ...
 
-    Raises:
-        SettingsError: a root is not a directory.
-    """
-
-    def __init__(self, roots: Sequence[str | os.PathLike[str]] | None) -> None:
-        self.roots: tuple[str, ...] | None = None
-        if roots is not None:
-            self.roots = tuple(_resolved_root(os.fspath(root)) for root in roots)
-            self._prefixes = tuple(root.rstrip("/") + "/" for root in self.roots)
-
-    def allow(self, resolved_path: str) -> bool:
-        """Whether a resolved path lies below a root."""
-        return self.roots is None or resolved_path.startswith(self._prefixes)
-
-    def resolve(self, path: str) -> str:
-        """The real path of a file that may be held in place, symlinks followed.
-
-        Raises:
-            PathNotAllowed: it lies outside of every root, or no root is configured.
-            FileUnreadable: the path is relative, or is none.
-            Busy: it cannot be looked at now, which says nothing about the file.
-        """
-        if self.roots == ():
-            raise PathNotAllowed(
-                "This registry has no artifact root, so no file can be registered in place. Copy "
-                "the content in, or start the service with --artifact-root."
-            )
-        if not os.path.isabs(path):
-            raise FileUnreadable(
-                f"The path {shown_path(path)} is not absolute. Give the full path."
-            )
-        with looking_at(path):
-            try:
-                resolved = os.path.realpath(path, strict=True)
-            except OSError as error:
-                if not is_about_the_file(error):
-                    raise
-                # Judged by where it would be: whether something is there is told below a root only.
-                resolved = os.path.realpath(path)
-        try:
-            resolved.encode()  # It is kept as text.
-        except UnicodeEncodeError as error:
-            raise FileUnreadable(
-                f"The path {shown_path(path)} leads to a name that is not UTF-8."
-            ) from error
-        if not self.allow(resolved):
-            raise PathNotAllowed(
-                f"{shown_path(path)} is not below an artifact root of this registry, symlinks "
-                "followed. Copy the content in, or start the service with another --artifact-root."
-            )
-        return resolved
-
-
-def _resolved_root(root: str) -> str:
-    resolved = os.path.realpath(root)
-    if not os.path.isdir(resolved):
-        raise SettingsError(f"The artifact root {root} is not a directory. Create it, or drop it.")
-    return resolved
+    def hexdigest(self) -> str: ...
 
 
 def identity_of(status: os.stat_result) -> str:
@@ -165,22 +111,35 @@ def is_lack_of_memory(error: BaseException) -> bool:
     return isinstance(cause, MemoryError)
 
 
-def find_identity(path: str) -> str | None:
-    """The identity of what is at a resolved path now, or None: no regular file is there.
+def trusted_identity(status: os.stat_result, at_ns: int) -> str | None:
+    """A file's identity, or None: it was so young at a time that a write might not show in it."""
+    changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+    return identity_of(status) if at_ns - changed_ns >= IDENTITY_TRUSTED_AFTER_NS else None
+
+
+def find_status(path: str) -> os.stat_result | None:
+    """The status of what is at a resolved path now, or None: no regular file is there.
 
     Raises:
         Busy: it cannot be looked at now.
     """
     try:
         with looking_at(path):
-            return identity_of_regular(os.lstat(path))
+            _check_way(path)
+            status = os.lstat(path)
     except FileUnreadable:
         return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
-def identity_of_regular(status: os.stat_result) -> str | None:
-    """The identity of a regular file, or None: it is something else."""
-    return identity_of(status) if stat.S_ISREG(status.st_mode) else None
+def find_identity(path: str) -> str | None:
+    """The identity of what is at a resolved path now, or None: no regular file is there.
+
+    Raises:
+        Busy: it cannot be looked at now.
+    """
+    status = find_status(path)
+    return None if status is None else identity_of(status)
 
 
 @contextmanager
@@ -192,6 +151,7 @@ def opened(path: str) -> Iterator[int]:
         Busy: it cannot be looked at now.
     """
     with looking_at(path):
+        _check_way(path)
         if not stat.S_ISREG(os.lstat(path).st_mode):
             raise FileUnreadable(f"{shown_path(path)} is not a regular file.")
         descriptor = os.open(path, _OPEN_FLAGS)
@@ -207,6 +167,14 @@ def opened(path: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def _check_way(path: str) -> None:
+    if no_links.is_on_the_way(path):
+        raise FileUnreadable(
+            f"{shown_path(path)} leads elsewhere by now: a directory of it became a symlink. "
+            "Register it again."
+        )
+
+
 def _moved(descriptor: int, path: str) -> bool:
     """Whether a directory on the way was swapped for a symlink since the path was resolved."""
     try:
@@ -217,10 +185,17 @@ def _moved(descriptor: int, path: str) -> bool:
         return os.path.realpath(path, strict=True) != path  # There is no /proc.
 
 
-def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
+def hash_file(
+    path: str,
+    *,
+    max_bytes: int,
+    keep: bool = False,
+    hasher: Hasher | None = None,
+) -> FileContent:
     """Read and hash the regular file at a resolved path.
 
-    With `keep` the bytes come along in `content`; otherwise memory stays at 1 MiB.
+    With `keep` the bytes come along in `content`; otherwise memory stays at 1 MiB. `hasher` makes
+    the checksum, and whatever else it may of the same bytes. Each MiB is a step.
 
     Raises:
         FileUnreadable: it is no regular file, cannot be read, or was written to meanwhile.
@@ -236,38 +211,35 @@ def hash_file(path: str, *, max_bytes: int, keep: bool = False) -> FileContent:
                 max_bytes=max_bytes,
             )
         started_ns = time.time_ns()
-        hasher = blake3()
-        parts: list[bytes] = []
-        size = 0
+        hasher = hasher or blake3()
         # What is kept comes in one piece: joined from several it would be in memory twice.
-        at_once = before.st_size + 1 if keep else READ_BYTES
-        while part := _read(descriptor, path, at_once, left=before.st_size - size):
+        content = bytearray(before.st_size) if keep else None
+        size = 0
+        while part := _read(descriptor, path, left=before.st_size - size):
+            step()
+            hasher.update(part)
+            if content is not None:
+                content[size : size + len(part)] = part
             size += len(part)
             if size > before.st_size:
                 break
-            hasher.update(part)
-            if keep:
-                parts.append(part)
         after = os.fstat(descriptor)
+        kept = bytes(content) if content is not None and size <= READ_BYTES else content
     if size != before.st_size or identity_of(after) != identity_of(before):
         raise FileUnreadable(f"{shown_path(path)} changed while it was read. Register it again.")
-    changed_ns = max(after.st_mtime_ns, after.st_ctime_ns)
-    trusted = started_ns - changed_ns >= IDENTITY_TRUSTED_AFTER_NS
-    with looking_at(path):
-        content = b"".join(parts) if keep else None
     return FileContent(
         path=path,
         checksum=f"blake3:{hasher.hexdigest()}",
         size=size,
-        identity=identity_of(after) if trusted else None,
-        content=content,
+        identity=trusted_identity(after, started_ns),
+        content=kept,
     )
 
 
-def _read(descriptor: int, path: str, length: int, *, left: int) -> bytes:
+def _read(descriptor: int, path: str, *, left: int) -> bytes:
     """The next bytes of a file that should have so many left."""
     try:
-        return os.read(descriptor, length)
+        return os.read(descriptor, READ_BYTES)
     except OSError as error:
         if error.errno != errno.EIO or left:
             raise

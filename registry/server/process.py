@@ -19,11 +19,11 @@ from typing import Any
 
 from registry import __version__
 from registry.config import Settings
+from registry.content.places import bounded_root
+from registry.content.roots import ArtifactRoots
 from registry.core import malloc, stopping
-from registry.core.hashing import ArtifactRoots
 from registry.errors import RegistryError, SettingsError
 from registry.server import logs, tokens
-from registry.server.app import create_app
 from registry.server.certificates import Certificate, certificate_of
 from registry.server.hosts import Hosts, address_of, is_loopback
 from registry.server.http1.door import Server
@@ -98,6 +98,8 @@ def run(settings: Settings) -> None:
 def _serve_alone(
     settings: Settings, limits: Limits, listener: socket.socket, certificate: Certificate | None
 ) -> None:
+    from registry.server.app import create_app  # Not before: a parent of workers needs none of it.
+
     app = create_app(settings, certificate=certificate)
     _settle()
     stopping.release()
@@ -166,6 +168,8 @@ def serve_as_worker(
 ) -> None:
     """Serve as one of several processes, until SIGTERM."""
     note_sighup()
+    from registry.server.app import create_app
+
     try:
         certificate = certificate_of(settings)
         app = create_app(settings, parent, certificate)
@@ -276,7 +280,7 @@ def check_access(settings: Settings) -> None:
 def check_secrets(settings: Settings) -> None:
     """Raise SettingsError for an artifact root that is none, or that writers could read a secret
     of this service below."""
-    roots = ArtifactRoots(settings.artifact_roots)
+    roots = ArtifactRoots(settings.artifact_roots, bounded_root(settings.file_timeout_s))
     secrets = {
         "token_file": settings.token_file,
         "tls_key": settings.tls_key or settings.tls_certificate,

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry import errors
 from registry.content.cache import Body
-from registry.content.sources import Hasher, Stream
+from registry.content.streams import Stream
 from registry.core.memo import Memo
 from registry.core.records import ArtifactKey, Owner
 from registry.server.access_log import log as access_log
@@ -101,12 +101,9 @@ class Serving:
                 raise _no_query()
             raw_path = scope["raw_path"]
             path = self._paths.get(raw_path) or path_of(raw_path)
-            location = registry.find(path[0])
-            if location is None:
-                raise _not_registered(path[0])
+            location, body = _locate(registry, path[0])
             if raw_path not in self._paths:
                 self._paths.keep(raw_path, path, path[0], *path[0])
-            body = registry.ready(location)
             await self._answer_with_care(path, location, body, scope, receive, send)
         except ClientGone:
             pass
@@ -120,7 +117,7 @@ class Serving:
 
     def at_once(
         self, target: bytes, headers: Headers, state: Mapping[str, Any]
-    ) -> tuple[bytes, bytes] | None:
+    ) -> tuple[bytes, bytes | bytearray] | None:
         """The plain 200 to a GET of a small file that is in memory: its headers and the bytes.
 
         None: the answer takes more than that, and is given by a call. This is the way of nearly
@@ -330,16 +327,21 @@ async def _serve_with_care(
 ) -> None:
     """Conditions in the order of RFC 9110, section 13.2.2, then the bytes from wherever."""
     wanted = conditions(scope["headers"])
-    etag = f'"{location.checksum}"'
-    if b"if-match" in wanted and not _names(wanted[b"if-match"], etag, weak=False):
-        raise errors.PreconditionFailed
-    if b"if-none-match" in wanted and _names(wanted[b"if-none-match"], etag, weak=True):
-        headers = [h for h in _headers(location.checksum, content_type, 0) if h[0] in KEPT_BY_304]
-        send.outcome = "not_modified"
-        await send({"type": "http.response.start", "status": 304, "headers": headers})
-        await send({"type": "http.response.body"})
-        return
-    source = body or await registry.open(key, location)
+    method = scope["method"]
+    while True:
+        etag = f'"{location.checksum}"'
+        if b"if-match" in wanted and not _names(wanted[b"if-match"], etag, weak=False):
+            raise errors.PreconditionFailed
+        if b"if-none-match" in wanted and _names(wanted[b"if-none-match"], etag, weak=True):
+            await _send_not_modified(location, content_type, send)
+            return
+        ranges = None
+        if method == "GET" and b"range" in wanted and wanted.get(b"if-range", etag).strip() == etag:
+            ranges = find_ranges(wanted[b"range"], location.size)
+        source = body or await registry.open(key, location, ranges[0][0] if ranges else 0)
+        if source is not None:
+            break
+        location, body = _locate(registry, key)
     send.outcome = _outcome_of(source, was_ready=body is not None)
     client = _Client()
     try:
@@ -347,15 +349,10 @@ async def _serve_with_care(
             source.pins += 1
         else:
             client.watch(receive)
-        ranges = None
-        same = wanted.get(b"if-range", etag).strip() == etag
-        certain = isinstance(source, Body) or source.trusted
-        if scope["method"] == "GET" and b"range" in wanted and same and certain:
-            ranges = find_ranges(wanted[b"range"], location.size)
         if ranges is None:
             headers = _headers(location.checksum, content_type, location.size)
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await _send_whole(source, scope["method"], send, client)
+            await _send_whole(source, method, send, client)
         else:
             await _send_ranges(source, ranges, location, content_type, send, client)
     finally:
@@ -364,6 +361,21 @@ async def _serve_with_care(
             source.pins -= 1
         else:
             source.close()
+
+
+async def _send_not_modified(location: Location, content_type: str, send: _Sent) -> None:
+    headers = [h for h in _headers(location.checksum, content_type, 0) if h[0] in KEPT_BY_304]
+    send.outcome = "not_modified"
+    await send({"type": "http.response.start", "status": 304, "headers": headers})
+    await send({"type": "http.response.body"})
+
+
+def _locate(registry: Registry, key: Key) -> tuple[Location, Body | None]:
+    """Where a key's bytes are, and the bytes if they can be had without waiting."""
+    location = registry.find(key)
+    if location is None:
+        raise _not_registered(key)
+    return location, registry.ready(location)
 
 
 class _Client:
@@ -413,7 +425,7 @@ async def _send_whole(source: Body | Stream, method: str, send: Send, client: _C
     elif isinstance(source, Body):
         await _send_memory(memoryview(source.content), send)
     else:
-        await _stream(source, (0, source.size), send, client, hasher=Hasher())
+        await _stream(source, (0, source.size), send, client)
 
 
 async def _send_memory(content: memoryview, send: Send, *, more_body: bool = False) -> None:
@@ -425,38 +437,25 @@ async def _send_memory(content: memoryview, send: Send, *, more_body: bool = Fal
 
 
 async def _stream(
-    source: Stream,
-    wanted: Range,
-    send: Send,
-    client: _Client,
-    *,
-    hasher: Hasher | None = None,
-    more_body: bool = False,
+    source: Stream, wanted: Range, send: Send, client: _Client, *, more_body: bool = False
 ) -> None:
-    """A range in chunks. The last one leaves only if nothing changed meanwhile (S12)."""
+    """A range in parts, none of which leaves unless it is right (S12)."""
     offset, end = wanted
-    while True:
+    while offset < end:
         client.check()
-        part = await _read(source, offset, min(source.chunk_bytes, end - offset))
+        part = await _read(source, offset, end)
         offset += len(part)
-        if hasher is not None:
-            hasher.update(part)
-        if offset == end:
-            break
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-    wrong = hasher is not None and hasher.checksum != source.checksum
-    if wrong or not await source.unchanged():
-        raise Interrupted("the bytes changed while they were sent")
-    await send({"type": "http.response.body", "body": part, "more_body": more_body})
+        more = more_body or offset < end
+        await send({"type": "http.response.body", "body": part, "more_body": more})
 
 
-async def _read(source: Stream, offset: int, length: int) -> bytes:
+async def _read(source: Stream, offset: int, end: int) -> bytes:
     try:
-        part = await source.read(offset, length)
-    except (errors.RegistryError, OSError) as error:
+        part = await source.read(offset, end)
+    except errors.RegistryError as error:
         raise Interrupted(str(error)) from error
     if not part:
-        raise Interrupted("the bytes went while they were sent")
+        raise Interrupted("the bytes changed, or went, while they were sent")
     return part
 
 

@@ -10,7 +10,9 @@ from typing import Self, TypeVar
 
 from registry.config import Settings
 from registry.content.manifest import prepare
-from registry.core.hashing import ArtifactRoots, checksum_of, hash_file
+from registry.content.roots import ArtifactRoots
+from registry.core.forks import check_file
+from registry.core.hashing import checksum_of, hash_file
 from registry.core.records import (
     ArtifactKey,
     Explanation,
@@ -21,6 +23,7 @@ from registry.core.records import (
     Registration,
     Removal,
     Unregistration,
+    milliseconds,
 )
 from registry.errors import (
     Busy,
@@ -51,9 +54,13 @@ class MetadataArtifactRegistry:
     The caller is trusted: with `artifact_roots=None` any file may be registered in place. A
     service on the same file serves in-place files only from its own roots.
 
+    It belongs to the process that made it. In a forked child every call raises WrongProcess, and
+    so does opening the same file; `close`, leaving the block and the child's end do nothing.
+
     Raises:
         DatabaseRefused: the file is not a registry's, or needs a newer program.
         SettingsError: an artifact root is not a directory.
+        WrongProcess: this process was forked of one that has the file open.
     """
 
     def __init__(
@@ -63,13 +70,14 @@ class MetadataArtifactRegistry:
         *,
         busy_timeout_s: float = _DEFAULTS.busy_timeout_s,
     ) -> None:
+        check_file(opening.place_of(database_url))
         self._roots = ArtifactRoots(artifact_roots)
         opening.prepare(database_url)
         self._database = opening.open_database(database_url, busy_timeout_s=busy_timeout_s)
 
     def register(
         self,
-        owner: Owner,
+        owner: Owner | str,
         slug: str,
         suffix: str,
         filename: str,
@@ -94,8 +102,8 @@ class MetadataArtifactRegistry:
             max_blob_bytes=_DEFAULTS.max_blob_bytes,
             max_manifest_bytes=_DEFAULTS.max_manifest_bytes,
         )
-        lease_ttl_ms = None if lease_ttl_s is None else round(lease_ttl_s * 1000)
-        registration = Registration(owner, artifacts, lease_ttl_ms, actor=ACTOR)
+        lease_ttl_ms = None if lease_ttl_s is None else milliseconds("lease_ttl_s", lease_ttl_s)
+        registration = Registration(Owner.of(owner), artifacts, lease_ttl_ms, actor=ACTOR)
         return self._write(register_ops.register, registration).artifacts[0].outcome
 
     def get(self, slug: str, suffix: str, filename: str) -> Path | None:
@@ -147,9 +155,9 @@ class MetadataArtifactRegistry:
         """Drop the entries of a model, whoever holds them."""
         return self._write(unregister.remove, Removal(slug, suffix, actor=ACTOR))
 
-    def unregister_for_owner(self, owner: Owner) -> Receipt:
+    def unregister_for_owner(self, owner: Owner | str) -> Receipt:
         """Release all that an owner holds and end it, in one transaction (S7)."""
-        return self._write(unregister.unregister, Unregistration(owner, actor=ACTOR))
+        return self._write(unregister.unregister, Unregistration(Owner.of(owner), actor=ACTOR))
 
     def __len__(self) -> int:
         """How many entries there are."""
@@ -201,7 +209,9 @@ class MetadataArtifactRegistry:
             found = hash_file(location.path, max_bytes=location.size, keep=True)
         except (FileUnreadable, TooLarge):
             return None
-        return found.content if found.checksum == location.checksum else None
+        if found.content is None or found.checksum != location.checksum:
+            return None
+        return bytes(found.content)
 
 
 def _matches(content: bytes | None, checksum: str) -> bool:

@@ -18,14 +18,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from registry.config import Settings
 from registry.content.cache import Body, ContentCache
-from registry.content.manifest import check_manifest_bytes, prepare
-from registry.content.sources import Holdings, Stream
+from registry.content.manifest import check_manifest_bytes, prepare_in
+from registry.content.places import Places
+from registry.content.sources import Holdings
+from registry.content.streams import Stream
 from registry.content.uploads import Uploads, spool_directory
-from registry.core.hashing import ArtifactRoots
 from registry.core.records import (
     Artifact,
     ArtifactKey,
@@ -110,8 +112,8 @@ class Registry:
     ) -> None:
         self.settings = settings
         self.database = database
-        self.roots = ArtifactRoots(settings.artifact_roots)
         self.writer = Writer(database, queue_max=settings.write_queue_max, on_batch=on_batch)
+        # Nothing of holders' files is looked at here: a file system that hangs would take them all.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
         self._costly = Lane(
             "costly",
@@ -120,13 +122,10 @@ class Registry:
             patience_s=COSTLY_PATIENCE_S,
         )
         self._probes = ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="registry-probes")
-        # Apart, so that a file system that hangs takes nothing with it that is not on it.
-        self._file_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="registry-files")
+        self._places = Places(settings.artifact_roots, settings.file_timeout_s)
         self._locator = Locator(database)
         self._cache = ContentCache(settings.content_cache_bytes)
-        self._holdings = Holdings(
-            database, self.roots, self._cache, self._run, self._run_on_files, self._note
-        )
+        self._holdings = Holdings(database, self._places, self._cache, self._run, self._note)
         self._observing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._latest: dict[tuple[int, int], Observation] = {}
         """What was observed of a ref while an observation of it was on its way."""
@@ -145,6 +144,7 @@ class Registry:
         Raises:
             RegistryError: the database cannot be used.
         """
+        self._places.start(partial(self._forget_proofs, asyncio.get_running_loop()))
         start_threads(self._threads, THREADS)
         start_threads(self._probes, PROBE_THREADS)
         self._costly.start()
@@ -169,7 +169,7 @@ class Registry:
         self._costly.close()
         self._probes.shutdown(wait=True)
         self._threads.shutdown(wait=True)
-        self._file_threads.shutdown(wait=False, cancel_futures=True)
+        self._places.close()
         self.database.close()
 
     # Serving
@@ -189,42 +189,46 @@ class Registry:
         """The located content if it can be had without waiting."""
         return self._holdings.ready(location)
 
-    async def open(self, key: tuple[str, ...], location: Location) -> Body | Stream:
+    async def open(
+        self, key: tuple[str, ...], location: Location, start: int = 0
+    ) -> Body | Stream | None:
         """The bytes of an entry: the located holder's, or those of another that has them (S5).
 
+        What is streamed was found right where it begins to be sent, at `start`. None: the key
+        stands for something else by now.
+
         Raises:
-            Unserveable: no holder has bytes that match the checksum (S12).
             NotRegistered: the entry went meanwhile.
+            Unserveable: no holder has bytes that match the checksum (S12).
             Busy: nobody has them who could be looked at, and somebody could not be.
         """
-        shortage: Busy | None = None
-        try:
-            opened = await self._holdings.open(location)
-            if opened is not None:
-                return opened
-        except Busy as error:
-            shortage = error
-        others = await self.read(locations_of, location.entry_id, location.checksum, HOLDERS_TRIED)
-        for other in others:
-            if (other.owner_id, other.path) == (location.owner_id, location.path):
-                continue
-            try:
-                opened = await self._holdings.open(other)
-            except Busy as error:
-                shortage = error
-                continue
-            if opened is not None:
-                if shortage is None:
-                    self._locator.prefer(key, location, other)
-                return opened
-        if not others and (now := self.find(key)) != location:
-            if now is None:
+        trouble: Busy | None = None
+        tried = {(location.owner_id, location.path)}
+        others = holders = [location]
+        while others:
+            for other in others:
+                try:
+                    opened = await self._holdings.open(other, start)
+                except Busy as error:
+                    trouble = error
+                    continue
+                if opened is not None:
+                    if other is not location and trouble is None:
+                        self._locator.prefer(key, location, other)
+                    return opened
+            holders = await self.read(
+                locations_of, location.entry_id, location.checksum, HOLDERS_TRIED
+            )
+            others = [each for each in holders if (each.owner_id, each.path) not in tried]
+            tried.update((each.owner_id, each.path) for each in others)
+        if not holders:
+            if self.find(key) is None:
                 raise NotRegistered(f"{'/'.join(key)} is not registered any more.")
-            return await self.open(key, now)
-        if shortage is not None:
-            raise shortage
+            return None
+        if trouble is not None:
+            raise trouble
         raise Unserveable(
-            f"{'/'.join(key)} is registered, but none of its {len(others)} holders has bytes with "
+            f"{'/'.join(key)} is registered, but none of its {len(holders)} holders has bytes with "
             f"{location.checksum}. They must put the file back, or register it again."
         )
 
@@ -263,13 +267,11 @@ class Registry:
         limits = self.settings
         if any(offer.path is not None for offer in offers):
             check_distinct([offer.key for offer in offers])
-            artifacts = await self._run_on_files(
-                lambda: prepare(
-                    offers,
-                    self.roots,
-                    max_blob_bytes=limits.max_blob_bytes,
-                    max_manifest_bytes=limits.max_manifest_bytes,
-                )
+            artifacts = await prepare_in(
+                self._places,
+                offers,
+                max_blob_bytes=limits.max_blob_bytes,
+                max_manifest_bytes=limits.max_manifest_bytes,
             )
         else:
             artifacts = tuple(
@@ -330,6 +332,7 @@ class Registry:
             is_new = await asyncio.shield(
                 self.writer.submit(blobs.store_blobs, item, size=spool.size)
             )
+            self._holdings.forget_copy(checksum)
             return spool.size, is_new
 
     async def _check_pending(self, size: int) -> None:
@@ -380,6 +383,11 @@ class Registry:
             await self.writer.submit(observe, observation)
 
     # Looking
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether who looks for something now has to wait for others."""
+        return self._costly.is_full
 
     async def audit(self, classes: Iterable[str] = ()) -> AuditReport:
         """What is wrong, by the `leaks` view, and a summary of how the registry is.
@@ -529,10 +537,6 @@ class Registry:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._probes, work, *arguments)
 
-    async def _run_on_files(self, work: Callable[..., T], *arguments: Any) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._file_threads, work, *arguments)
-
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, work, *arguments)
@@ -544,6 +548,11 @@ class Registry:
             await asyncio.sleep(WATCH_S)
             with suppress(RegistryError):
                 await self._run(self.database.ensure_current)
+
+    def _forget_proofs(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread, when mounts have come or gone."""
+        with suppress(RuntimeError):  # The loop is closed.
+            loop.call_soon_threadsafe(self._holdings.forget_proofs)
 
     def _note(self, observation: Observation) -> None:
         """Put down what a look at a file found, behind the answer that it was made for."""
@@ -570,9 +579,8 @@ class Registry:
         try:
             await self.writer.submit(observe, observation)
         except RegistryError as error:
-            log.warning(
-                "could not note that %s is %s: %s", observation.path, observation.status, error
-            )
+            what = observation.path or f"the copy of {observation.checksum}"
+            log.warning("could not note that %s is %s: %s", what, observation.status, error)
 
 
 class _PendingUploads:

@@ -58,7 +58,8 @@ class Flow(FlowControl):
             super().resume_reading()
 
 
-AtOnce = Callable[[bytes, Headers, Mapping[str, Any]], tuple[bytes, bytes] | None]
+Content = bytes | bytearray
+AtOnce = Callable[[bytes, Headers, Mapping[str, Any]], tuple[bytes, Content] | None]
 """What an application may have beside itself: for the target, the headers and the state of a GET,
 the headers and the bytes of a 200 that takes no waiting. None: the application is to be called."""
 

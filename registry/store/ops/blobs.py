@@ -47,6 +47,17 @@ _INSERT = Statement(
         content=bindparam("content"),
     )
 )
+_WRONG = Statement(
+    select(owner_refs.c.blob_checksum)
+    .join(_names, owner_refs.c.blob_checksum == _names.c.checksum)
+    .where(owner_refs.c.status == "drifted")
+    .distinct()
+)
+_REPLACE = Statement(
+    update(blobs)
+    .values(size=bindparam("new_size"), content=bindparam("new_content"))
+    .where(blobs.c.checksum == bindparam("name"))
+)
 _COLLECT = Statement(
     delete(blobs).where(
         blobs.c.checksum.in_(select(_names.c.checksum)),
@@ -64,17 +75,24 @@ def store_blobs(conn: Connection, now: int, items: Sequence[Upload]) -> list[boo
     """Keep uploaded content; True where it was not here before.
 
     Content that was here has its upload grace renewed, so that nobody's removal takes it before
-    its uploader has registered it.
+    its uploader has registered it. If its bytes were found to be wrong, they are put right.
     """
     here = sizes_of(conn, [item.checksum for item in items])
+    wrong = set()
     if here:
-        conn.run(_RENEW, now=now, rows=as_rows([[checksum] for checksum in here]))
+        names = as_rows([[checksum] for checksum in here])
+        conn.run(_RENEW, now=now, rows=names)
+        wrong = {row[0] for row in conn.run(_WRONG, rows=names)}
     outcomes = []
     for item in items:
         outcomes.append(item.checksum not in here)
         if item.checksum not in here:
             conn.run(_INSERT, checksum=item.checksum, size=item.size, now=now, content=item.read())
             here[item.checksum] = item.size
+        elif item.checksum in wrong:
+            wrong.discard(item.checksum)
+            new = {"new_size": item.size, "new_content": item.read()}
+            conn.run(_REPLACE, name=item.checksum, **new)
     return outcomes
 
 

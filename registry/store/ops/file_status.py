@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, case, func, null, select, update
 
 from registry.core.records import RefStatus
 from registry.store.engine import Connection
@@ -17,14 +17,15 @@ from registry.store.tables import entries, owner_refs
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """An in-place file as it was found beside the checksum that it should have.
+    """A holder's bytes as they were found beside the checksum that they should have: those of the
+    file at `path`, or of the copy if that is None.
 
     `file_identity` is None unless it is OK and trusted.
     """
 
     owner_id: int
     entry_id: int
-    path: str
+    path: str | None
     checksum: str
     status: RefStatus
     file_identity: str | None = None
@@ -40,7 +41,7 @@ _STATUS = Statement(
     .where(
         owner_refs.c.owner_id == bindparam("ref_owner_id"),
         owner_refs.c.entry_id == bindparam("ref_entry_id"),
-        owner_refs.c.path == bindparam("ref_path"),
+        owner_refs.c.path.is_not_distinct_from(bindparam("ref_path")),
         entries.c.checksum == bindparam("ref_checksum"),
     ),
     _Status,
@@ -49,7 +50,11 @@ _OBSERVE = Statement(
     update(owner_refs)
     .values(
         status=bindparam("new_status"),
-        file_identity=func.coalesce(bindparam("new_identity"), owner_refs.c.file_identity),
+        # A file that drifted is not believed for what it looks like, until it is hashed right.
+        file_identity=case(
+            (bindparam("new_status") == "drifted", null()),
+            else_=func.coalesce(bindparam("new_identity"), owner_refs.c.file_identity),
+        ),
         verified_at=bindparam("now"),
     )
     .where(

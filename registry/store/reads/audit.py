@@ -7,8 +7,8 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import bindparam, column, func, select, table
 
@@ -28,6 +28,8 @@ from registry.store.owner_columns import OWNER_COLUMNS, owner_of
 from registry.store.sql import Statement
 from registry.store.tables import entries, events, owner_refs, owners
 from registry.wire import messages as wire
+
+T = TypeVar("T")
 
 FINDINGS_MAX = 1000
 TOP_OWNERS = 10
@@ -90,9 +92,20 @@ def find_leaks(conn: Connection, classes: Iterable[str] = ()) -> list[Finding]:
         Invalid: there is no such class.
     """
     wanted = check_classes(classes)
-    rows = conn.run(_FINDINGS)
-    found = [Finding(**(row._asdict() | {"severity": Severity(row.severity)})) for row in rows]
+    rows = [row._asdict() for row in conn.run(_FINDINGS)]
+    found = [
+        Finding(
+            **row | {"severity": Severity(row["severity"]), "detail": row["detail"] or _WRONG_COPY}
+        )
+        for row in rows
+    ]
     return [each for each in found if not wanted or each.kind in wanted]
+
+
+_WRONG_COPY = (
+    "its copy in the database holds other bytes than were registered: upload it again, or restore "
+    "a backup"
+)
 
 
 def check_classes(classes: Iterable[str]) -> set[str]:
@@ -232,7 +245,23 @@ _STILL = Statement(
 )
 
 
-def check_files(database: Engine, roots: hashing.ArtifactRoots | None) -> Iterator[Finding]:
+class Roots(Protocol):
+    """The artifact roots: which resolved paths lie below them."""
+
+    def allow(self, resolved_path: str, /) -> bool: ...
+
+
+class Run(Protocol):
+    """Makes a call that looks at the file at a path; raises Busy if it takes too long."""
+
+    def __call__(self, path: str, work: Callable[..., T], /, *arguments: Any) -> T: ...
+
+
+def _run(path: str, work: Callable[..., T], /, *arguments: Any) -> T:
+    return work(*arguments)
+
+
+def check_files(database: Engine, roots: Roots | None, run: Run = _run) -> Iterator[Finding]:
     """Look at every file that is held in place: is it there, unchanged, and below a root?
 
     Without roots every path is taken as allowed. Reads each file whose identity is not the one
@@ -248,7 +277,7 @@ def check_files(database: Engine, roots: hashing.ArtifactRoots | None) -> Iterat
         for row in rows:
             owner_id, entry_id = row.owner_id, row.entry_id
             try:
-                finding = _look(row, roots)
+                finding = _look(row, roots, run)
             except Busy as error:
                 unchecked.append(error)
                 continue
@@ -276,10 +305,10 @@ def _is_still_held(database: Engine, row: _InPlaceRow) -> bool:
         )
 
 
-def _look(row: _InPlaceRow, roots: hashing.ArtifactRoots | None) -> Finding | None:
+def _look(row: _InPlaceRow, roots: Roots | None, run: Run) -> Finding | None:
     if roots is not None and not roots.allow(row.path):
         return _of_row(row, "path_outside_roots", f"{row.path} is below no artifact root")
-    wrong = _wrong_with(row.path, row.file_identity, row.checksum, row.size)
+    wrong = run(row.path, _wrong_with, row.path, row.file_identity, row.checksum, row.size)
     return None if wrong is None else _of_row(row, *wrong, row.verified_at)
 
 

@@ -31,6 +31,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 
+from registry.core.forks import Birthplace, hold_file, let_go
 from registry.core.stopping import SAID_AFTER_S
 from registry.errors import Busy, RegistryError, StorageUnavailable
 from registry.store.engine import DiskUse
@@ -166,6 +167,7 @@ class Database:
         read_only: bool = False,
     ) -> None:
         self.path = os.path.abspath(sqlite_path(url))
+        self._birthplace = Birthplace("registry")
         self.busy_timeout_s = busy_timeout_s
         self.clock = clock or system_clock
         self.dialect: Dialect = SQLiteDialect(paramstyle="named")
@@ -232,6 +234,8 @@ class Database:
 
         It has its log open: later, the log at this path might be another database's.
         """
+        self._birthplace.check()
+        hold_file(self, self.path)
         patience_s = self.busy_timeout_s if busy_timeout_s is None else busy_timeout_s
         connection = sqlite3.connect(
             f"file:{quote(self.path)}?mode={mode}",
@@ -314,6 +318,7 @@ class Database:
     @contextmanager
     def _borrowed(self, engine: Engine) -> Iterator[tuple[sqlite3.Connection, int]]:
         """A pooled connection to the files that are there now, with its generation."""
+        self._birthplace.check()
         generation = self.presence.enter()
         try:
             fairy = _checked_out(engine, generation)
@@ -407,7 +412,9 @@ class Database:
 
     def close(self) -> None:
         """Close every connection that is not in use."""
-        self.presence.close()
+        if self._birthplace.is_here:
+            self.presence.close()
+            let_go(self)
 
 
 def _damaged_pages(conn: Connection) -> Iterator[str]:
