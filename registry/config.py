@@ -85,6 +85,10 @@ class Settings:
     database_url: str = _text(
         "sqlite:///registry.db", "Where the registry is kept, as a SQLAlchemy URL."
     )
+    allow_unsafe_storage: bool = _switch(
+        "Use a database where SQLite cannot keep it safe: on a network file system, or mounted "
+        "into a container as a file alone."
+    )
     artifact_roots: tuple[str, ...] = _field(
         (),
         Rule(

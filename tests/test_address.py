@@ -45,7 +45,7 @@ REFUSED = {
 DOORS = [
     ("serve", "--port", "0"),
     ("db", "upgrade"),
-    ("db", "downgrade", "0001"),
+    ("db", "downgrade", "0001", "--yes"),
     ("db", "current"),
     ("db", "check"),
     ("db", "backup", "copy"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -417,3 +418,35 @@ def test_an_announcement_is_contradicted_by_other_files_of_the_same_name_or_inod
     alone.announce(Files((1, 1), (2, 2), (3, 3)))
     alone.close()
     alone.close()
+
+
+def test_what_a_process_announces_ends_with_it_though_a_forked_child_lives_on(
+    path: Path,
+) -> None:
+    """Nobody has to wait for a child that has nothing open."""
+    script = """
+import os, signal, sys, time
+from registry.store.sqlite.engine import Database
+database = Database(sys.argv[1])
+with database.write() as conn:
+    conn.run_text("INSERT INTO settings VALUES ('parent', 'x')")
+child = os.fork()
+if not child:
+    os.close(1)
+    time.sleep(60)
+print(child, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    url = f"sqlite:///{path}"
+    done = subprocess.run(
+        [sys.executable, "-c", script, url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    child = int(done.stdout)
+    try:
+        remove("-shm")(path)
+        with opened(path) as database:
+            write(database, "next")
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert {"parent", "next"} <= names(path)
+    assert_sound(path)

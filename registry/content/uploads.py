@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from blake3 import blake3
 
@@ -18,10 +19,11 @@ SPOOL_MEMORY_BYTES = 256 << 10
 
 
 class Spool:
-    """The bytes of an upload."""
+    """The bytes of an upload; what does not stay in memory is in a file in `directory`."""
 
-    def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(SPOOL_MEMORY_BYTES)  # noqa: SIM115
+    def __init__(self, directory: str | None) -> None:
+        self._directory = directory or "the system's"
+        self._file = tempfile.SpooledTemporaryFile(SPOOL_MEMORY_BYTES, dir=directory)  # noqa: SIM115
         self._hasher = blake3()
         self.size = 0
 
@@ -38,29 +40,53 @@ class Spool:
         """
         self._hasher.update(part)
         self.size += len(part)
-        try:
+        with self._working():
             self._file.write(part)
-        except OSError as error:
-            what = "is full" if error.errno == errno.ENOSPC else f"fails ({error.strerror})"
-            raise StorageUnavailable(
-                f"The disk of the temporary files, {tempfile.gettempdir()}, {what}; nothing was "
-                "written. Free some space, or set TMPDIR to another place."
-            ) from error
 
     def content(self) -> bytes:
-        """All of it. May be called again."""
-        self._file.seek(0)
-        return self._file.read()
+        """All of it. May be called again.
+
+        Raises:
+            StorageUnavailable: as `write`.
+        """
+        with self._working():
+            self._file.seek(0)
+            return self._file.read()
 
     def close(self) -> None:
         """Let go of the bytes."""
-        self._file.close()
+        with suppress(OSError):  # What was not written to a full disk is not missed.
+            self._file.close()
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            what = "is full" if error.errno == errno.ENOSPC else f"fails ({error.strerror})"
+            raise StorageUnavailable(
+                f"The disk of the temporary files, {self._directory}, {what}; nothing was written. "
+                "Free some space, or set TMPDIR to another place."
+            ) from error
+
+
+def spool_directory(beside: str | None) -> str | None:
+    """Where temporary files go: the place that TMPDIR names, else beside the database, which has to
+    be written anyway, else the system's. The first that can be written."""
+    for directory in (os.environ.get("TMPDIR"), beside):
+        if directory:
+            with suppress(OSError), tempfile.TemporaryFile(dir=directory):
+                return directory
+    return None
 
 
 class Uploads:
     """The uploads that are under way in this process: at most 256, and `max_bytes` of them all."""
 
-    def __init__(self, *, max_blob_bytes: int, max_bytes: int) -> None:
+    def __init__(
+        self, *, max_blob_bytes: int, max_bytes: int, directory: str | None = None
+    ) -> None:
+        self._directory = directory
         self._max_blob_bytes = max_blob_bytes
         self._room = Room(max_bytes, self._no_room)
         self._count = 0
@@ -78,7 +104,7 @@ class Uploads:
         if self._count >= UPLOADS_MAX:
             raise Busy(f"{UPLOADS_MAX} uploads are under way already. Try again shortly.")
         self._count += 1
-        spool = Spool()
+        spool = Spool(self._directory)
         try:
             with self._room.share() as share:
                 async for part in parts:

@@ -84,6 +84,8 @@ def run(settings: Settings) -> None:
     certificate = certificate_of(settings)
     check_secrets(settings)
     limits = limits_of(settings)
+    if settings.allow_unsafe_storage:
+        os.environ[opening.ALLOWED_BY] = "true"  # For the worker processes as well.
     with listen(settings.host, settings.port) as listener:
         opening.prepare(settings.database_url, notify=log.info)
         tell_start(settings, url_of(settings, listener))

@@ -27,7 +27,7 @@ from registry.content.manifest import check_manifest_bytes, prepare_in
 from registry.content.places import Places
 from registry.content.sources import Holdings
 from registry.content.streams import Stream
-from registry.content.uploads import Uploads
+from registry.content.uploads import Uploads, spool_directory
 from registry.core.records import (
     Artifact,
     ArtifactKey,
@@ -131,7 +131,9 @@ class Registry:
         """What was observed of a ref while an observation of it was on its way."""
         self._pending = _PendingUploads()
         self._uploads = Uploads(
-            max_blob_bytes=settings.max_blob_bytes, max_bytes=settings.pending_upload_bytes
+            max_blob_bytes=settings.max_blob_bytes,
+            max_bytes=settings.pending_upload_bytes,
+            directory=spool_directory(database.directory),
         )
         self._started_at = database.clock()
         self._watching: asyncio.Task[None] | None = None

@@ -89,6 +89,11 @@ class Engine(Protocol):
         """What people call the database in a message: a path, or an address without password."""
         ...
 
+    @property
+    def directory(self) -> str | None:
+        """Where the database is on this host, if it is: this user can write there."""
+        ...
+
     def write(self) -> AbstractContextManager[Connection]:
         """A write transaction: committed to disk when the block ends, rolled back if it raises.
 
@@ -112,6 +117,10 @@ class Engine(Protocol):
 
     def ensure_current(self) -> None:
         """Raises StorageUnavailable unless what is open is the database that is there."""
+        ...
+
+    def warnings(self) -> dict[str, str]:
+        """What somebody should look at although it works, by name."""
         ...
 
     def disk_use(self) -> DiskUse:

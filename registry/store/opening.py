@@ -11,6 +11,7 @@ from registry.store.sqlite.engine import Database
 from registry.store.sqlite.migrate import acceptor
 from registry.store.sqlite.migrate import find_problem as find_problem
 from registry.store.sqlite.migrate import prepare as prepare
+from registry.store.sqlite.place import ALLOWED_BY as ALLOWED_BY
 
 
 def open_database(

@@ -45,6 +45,7 @@ async def health_of(
         checks["sweeper"] = error.detail
     except TimeoutError:
         checks["sweeper"] = f"no answer within {HEALTH_PATIENCE_S:g} s"
+    warnings |= registry.database.warnings()
     warning = None if certificate is None else certificate.warning()
     if warning is not None:
         warnings["certificate"] = warning

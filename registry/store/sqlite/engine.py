@@ -12,6 +12,7 @@ random pauses until `busy_timeout_s` has passed.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import random
 import sqlite3
@@ -31,6 +32,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 
 from registry.core.forks import Birthplace, hold_file, let_go
+from registry.core.stopping import SAID_AFTER_S
 from registry.errors import Busy, RegistryError, StorageUnavailable
 from registry.store.engine import DiskUse
 from registry.store.sql import JsonItems, R, Row, Statement
@@ -44,9 +46,12 @@ from registry.store.sqlite.inspect import (
     reading_mode,
     state_of,
 )
+from registry.store.sqlite.place import find_danger
 from registry.store.sqlite.point_reader import PointReader
 
 T = TypeVar("T")
+
+log = logging.getLogger("registry.db")
 
 LOCK_PAUSE_S = (0.0002, 0.002)
 JOURNAL_SIZE_LIMIT_BYTES = 64 << 20
@@ -277,7 +282,7 @@ class Database:
             with self._borrowed(self._writes) as (dbapi, generation), _rolled_back(dbapi):
                 begin = functools.partial(dbapi.execute, "BEGIN IMMEDIATE")
                 self._patiently(begin, self.busy_timeout_s)
-                if self.presence.holds(generation):
+                if self.presence.holds(generation) and self._is_accepted(dbapi):
                     yield dbapi, generation
                     return
         raise Busy(f"The database {self.path} is just being replaced. Try again.")
@@ -289,17 +294,26 @@ class Database:
         Raises:
             StorageUnavailable: the database cannot be read.
         """
-        with (
-            _watched(self.reading),
-            translated(self.path),
-            self._borrowed(self._reads) as (dbapi, _),
-            _rolled_back(dbapi),
-        ):
+        with _watched(self.reading), translated(self.path), self._snapshot() as dbapi:
             before = state_of(Path(self.path)) if self._is_immutable else None
-            dbapi.execute("BEGIN")
             yield Connection(dbapi, self.dialect, self.clock())
             if before is not None and state_of(Path(self.path)) != before:
                 raise changed(Path(self.path))
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        for _ in range(REPLACEMENTS_MAX):
+            with self._borrowed(self._reads) as (dbapi, _), _rolled_back(dbapi):
+                dbapi.execute("BEGIN")
+                if self._is_accepted(dbapi):
+                    yield dbapi
+                    return
+        raise Busy(f"The database {self.path} is just being changed. Try again.")
+
+    def _is_accepted(self, dbapi: sqlite3.Connection) -> bool:
+        """Whether what the transaction sees has a schema that this program can use."""
+        ((version,),) = dbapi.execute("PRAGMA schema_version").fetchall()
+        return self.presence.accepts(version)
 
     @contextmanager
     def _borrowed(self, engine: Engine) -> Iterator[tuple[sqlite3.Connection, int]]:
@@ -330,6 +344,16 @@ class Database:
         """Raises StorageUnavailable unless what is open is the file that is there."""
         self.presence.require()
 
+    @property
+    def directory(self) -> str:
+        """Where the file is."""
+        return os.path.dirname(self.path)
+
+    def warnings(self) -> dict[str, str]:
+        """What is not as it should be about the place of the file, by name."""
+        danger = find_danger(self.path)
+        return {} if danger is None else {"storage": danger}
+
     def disk_use(self) -> DiskUse:
         """The sizes of the file and of its write-ahead log, and what this process may still write
         on their disk."""
@@ -357,13 +381,20 @@ class Database:
 
     def _patiently(self, step: Callable[[], T], patience_s: float) -> T:
         """Run a step that may find the database locked, until so much time has passed."""
-        deadline = time.monotonic() + patience_s
+        began = time.monotonic()
+        told = False
         while True:
             try:
                 return step()
             except sqlite3.OperationalError as error:
-                if primary_code(error) not in LOCKED or time.monotonic() > deadline:
+                waited_s = time.monotonic() - began
+                if primary_code(error) not in LOCKED or waited_s > patience_s:
                     raise
+                if waited_s > SAID_AFTER_S and not told:
+                    told = True
+                    log.warning(
+                        "Waiting for the lock of %s, which another process holds.", self.path
+                    )
                 time.sleep(random.uniform(*LOCK_PAUSE_S))
 
     def _close_idle(self) -> None:

@@ -30,6 +30,7 @@ from registry.store.sqlite.in_use import (
     SHM_SUFFIX,
     WAL_SUFFIX,
     Announcement,
+    FileId,
     Files,
     find_files,
     find_id,
@@ -53,6 +54,8 @@ class _Held:
     connection: sqlite3.Connection | None
     files: Files
     size: int
+    schema_version: int
+    """SQLite's count of changes of the schema when it was last accepted; -1: it is not any more."""
     announcement: Announcement
     descriptor: int | None
     """Tells whether the file still has a name. It cannot be read through, and so SQLite's locks
@@ -157,11 +160,31 @@ class Presence:
         held = self._held
         if held is None or held.connection is None or generation != self.generation:
             return False
+        if held.schema_version < 0:
+            return False
         files, size = self._look()
         if files != held.files or size < held.size:
             return False
         held.size = size
         return True
+
+    def accepts(self, schema_version: int) -> bool:
+        """Whether this program can use the schema of a generation's files, as SQLite counts its
+        changes. If it cannot, the files are opened anew before they are used again."""
+        held = self._held
+        if held is not None and schema_version == held.schema_version:
+            return True
+        with self._changed:
+            held = self._held
+            if held is None or held.connection is None or self._is_renewing:
+                return False
+            try:
+                self._accept(held.connection)
+            except DatabaseRefused:
+                held.schema_version = -1
+                return False
+            held.schema_version = schema_version
+            return True
 
     def close(self) -> None:
         """Let go of the database. What was acknowledged is where it can be found."""
@@ -236,7 +259,7 @@ class Presence:
         is_cut = held is not None and files.database == held.files.database and size < held.size
         self._real_path = os.path.realpath(self._path)
         try:
-            opened = self._opened(is_new=held is None, is_cut=is_cut)
+            opened = self._opened(before=held.files.database if held else None, is_cut=is_cut)
         except (StorageUnavailable, sqlite3.Error):
             if is_cut:  # Somebody may be writing another database to the same file.
                 self._set_aside(files)
@@ -260,7 +283,7 @@ class Presence:
         self._save(held)
         held.close()
 
-    def _opened(self, *, is_new: bool, is_cut: bool) -> _Held:
+    def _opened(self, *, before: FileId | None, is_cut: bool) -> _Held:
         announcement = Announcement(self._path)
         connection = descriptor = None
         try:
@@ -268,6 +291,7 @@ class Presence:
             files, _ = self._look()
             kept = frozenset(self._kept())
             connection = self._connect()
+            ((schema_version,),) = connection.execute("PRAGMA schema_version").fetchall()
             self._accept(connection)
             opened, size = self._look()
             if opened.database != files.database or (self._writes and not opened.is_whole):
@@ -278,7 +302,7 @@ class Presence:
                 self._check_pages(connection, opened, size)
             if hasattr(os, "O_PATH"):
                 descriptor = os.open(self._path, os.O_PATH | os.O_CLOEXEC)
-            held = _Held(connection, opened, size, announcement, descriptor, kept)
+            held = _Held(connection, opened, size, schema_version, announcement, descriptor, kept)
             if self._look()[0] != opened:
                 raise Busy(f"The database {self._path} is just being replaced. Try again.")
             return held
@@ -288,8 +312,11 @@ class Presence:
             if descriptor is not None:
                 os.close(descriptor)
             announcement.close()
-            if isinstance(error, DatabaseRefused) and not is_new:
-                raise StorageUnavailable(f"Another file is there now. {error.detail}") from error
+            if isinstance(error, DatabaseRefused) and before is not None:
+                what = "Another file is there now."
+                if find_id(self._path) == before:
+                    what = "The schema of the database was changed while it was in use."
+                raise StorageUnavailable(f"{what} {error.detail}") from error
             raise
 
     def _check_pages(self, connection: sqlite3.Connection, files: Files, size: int) -> None:

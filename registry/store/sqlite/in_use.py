@@ -17,6 +17,7 @@ import fcntl
 import os
 import struct
 import time
+import weakref
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -64,6 +65,9 @@ def find_id(path: str) -> FileId | None:
     return status.st_dev, status.st_ino
 
 
+_announcements: weakref.WeakSet[Announcement] = weakref.WeakSet()
+
+
 class Announcement:
     """What one user of a database says about the files that it has open, and what others say."""
 
@@ -78,6 +82,7 @@ class Announcement:
             except OSError as error:
                 if (used_up := shortage(error)) is not None:
                     raise used_up from error
+        _announcements.add(self)
 
     def wait_until_free(self, *, is_wal: bool = False, patience_s: float = GRACE_S) -> None:
         """Return once nobody has the database open with other files than those at its path.
@@ -121,10 +126,15 @@ class Announcement:
         """Take back what was said."""
         if self._descriptor is None:
             return
-        for byte in self._bytes:  # By name: a forked child has the same descriptor.
+        for byte in self._bytes:
             self._lock(fcntl.F_OFD_SETLK, fcntl.F_UNLCK, byte, 1)
-        os.close(self._descriptor)
-        self._descriptor = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the descriptor. Whoever has a copy of it goes on saying the same."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def _is_contradicted(self, files: Files) -> bool:
         if self._descriptor is None:
@@ -199,3 +209,12 @@ def _slot(files: Files) -> int:
 def _hashed(value: object) -> int:
     digest = blake2b(repr(value).encode("utf-8", "surrogateescape"), digest_size=4).digest()
     return int.from_bytes(digest) & ((1 << _SLOT_BITS) - 1)
+
+
+def _forked() -> None:
+    """In a child, which has nothing open: what its parent says ends with the parent."""
+    for announcement in list(_announcements):
+        announcement.forget()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from registry.core import stopping
 from registry.errors import Busy, DatabaseRefused, Refused, RegistryError, StorageUnavailable
+from registry.store.sqlite import place
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.errors import primary_code, translate
 from registry.store.sqlite.in_use import (
@@ -61,7 +62,8 @@ def locate(url: str) -> Path:
     """The absolute path of the file in a `sqlite:///` URL.
 
     Raises:
-        DatabaseRefused: it is another kind of URL, or SQLite itself is too old for us.
+        DatabaseRefused: it is another kind of URL, SQLite cannot keep a database there, or SQLite
+            itself is too old for us.
     """
     if sqlite3.sqlite_version_info < SQLITE_MIN_VERSION:
         raise DatabaseRefused(
@@ -69,7 +71,9 @@ def locate(url: str) -> Path:
             f"needs {'.'.join(map(str, SQLITE_MIN_VERSION))} or newer. Use a newer Python or "
             "system library."
         )
-    return Path(sqlite_path(url)).absolute()
+    path = Path(sqlite_path(url)).absolute()
+    place.check(path)
+    return path
 
 
 def look(path: Path, *, to_write: bool = True) -> Found:

@@ -7,6 +7,7 @@ time, and after a backup if there was one.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import threading
@@ -346,9 +347,24 @@ def _migrate(
     config.attributes["guard"] = stopping.interruptible
     config.attributes["on_wait"] = lambda: change.notify(_waiting_for_lock(path))
     config.attributes["before_commit"] = change.before_commit
-    with _alembic, _translated(path):
+    with _alembic, _translated(path), _temporary_files_in(path.parent):
         getattr(command, direction)(config, revision)
     change.after_commit()
+
+
+@contextmanager
+def _temporary_files_in(directory: Path) -> Iterator[None]:
+    """SQLite sorts in files when it makes an index: beside the database, which has to be written
+    anyway, unless the environment names another place."""
+    named = (os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"))
+    if any(each and os.access(each, os.W_OK | os.X_OK) for each in named):
+        yield
+        return
+    os.environ["SQLITE_TMPDIR"] = str(directory)
+    try:
+        yield
+    finally:
+        os.environ.pop("SQLITE_TMPDIR", None)
 
 
 class _Change:

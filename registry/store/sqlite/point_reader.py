@@ -67,11 +67,21 @@ class PointReader:
 
     def _look_again(self) -> None:
         """See to it that the connection is to the file that is there now."""
-        if self._connection is None or self._presence.require() != self._generation:
+        if (
+            self._connection is None
+            or self._presence.require() != self._generation
+            or not self._is_accepted()
+        ):
             self.close()
             self._open()
         self._look_again_at = monotonic() + LOOK_EVERY_S
         self._failures.worked()
+
+    def _is_accepted(self) -> bool:
+        """Whether the schema is still one that this program can use."""
+        with self._lock:
+            ((version,),) = self._held().execute("PRAGMA schema_version").fetchall()
+        return self._presence.accepts(version)
 
     def _open(self) -> None:
         generation = self._presence.enter()
