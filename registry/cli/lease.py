@@ -44,6 +44,7 @@ def renew(
             ("owner", str(renewed.owner)),
             ("lease ends", wire.format_time(lease.expires_at) if lease else "never: it has none"),
             ("files", str(renewed.refs)),
+            *([("not serveable", str(renewed.unserveable))] if renewed.unserveable else []),
         ]
     )
 

@@ -494,12 +494,27 @@ class Worker:
                 return
             except RegistryError as error:
                 outcome = error
+            if isinstance(outcome, Renewed):
+                self._note_unserveable(model, outcome.unserveable)
             if after_renewal(outcome, len(model.manifest.files)) is Next.REGISTER:
                 self._begin(model, self._register_again)
             elif isinstance(outcome, RegistryError):
                 raise outcome
         if model.trouble is not None:
             raise model.trouble
+
+    def _note_unserveable(self, model: _Model, count: int) -> None:
+        if count and not model.unserveable:
+            _say(
+                logging.WARNING,
+                "%d files of %s are not served from here: the registry did not find the bytes that "
+                "were registered. Put them back, or attach again",
+                count,
+                model.owner,
+            )
+        elif model.unserveable and not count:
+            _say(logging.INFO, "all files of %s are served from here again", model.owner)
+        model.unserveable = count
 
     def _note(self, error: BaseException | None) -> None:
         if error is None:
@@ -645,6 +660,7 @@ class _Model:
         self.refusal: RegistryError | None = None
         self.asked_at = 0.0
         self.failures = 0
+        self.unserveable = 0
         self.is_at_work = False
         self.trouble: Exception | None = None
         """What kept it from being put right the last time."""

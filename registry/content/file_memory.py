@@ -73,6 +73,10 @@ class FileMemory:
         """Remember that a file was found to hold a content, until it is hashed again."""
         self.proofs.keep(path, proof_of(checksum, status))
 
+    def forget(self, path: str) -> None:
+        """Believe nothing of a file before it is hashed again."""
+        self._keep(path, None, None)
+
     def note(self, found: FileContent) -> None:
         """Remember what a file held."""
         self._keep(found.path, found.identity, found.checksum)

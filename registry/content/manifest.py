@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from registry.content.places import Place, Places
-from registry.content.roots import ArtifactRoots
-from registry.core.hashing import hash_file
+from registry.content.roots import ArtifactRoots, Walk
+from registry.core.hashing import FileContent, hash_file
 from registry.core.records import Artifact, ArtifactKey, Offer
 from registry.core.steps import step
 from registry.errors import ChecksumMismatch, TooLarge
 
 
 async def prepare_in(
-    places: Places, offers: Sequence[Offer], *, max_blob_bytes: int, max_manifest_bytes: int
+    places: Places,
+    offers: Sequence[Offer],
+    learn: Callable[[str, FileContent], None],
+    *,
+    max_blob_bytes: int,
+    max_manifest_bytes: int,
 ) -> tuple[Artifact, ...]:
-    """As `prepare`, in the threads of the places where the files are.
+    """As `prepare`, in the threads of the places where the files are. `learn` is told of each path
+    that is kept, and of what it led to.
 
     Raises:
         Busy: a file cannot be looked at now, or its file system does not answer.
     """
     in_place = [offer for offer in offers if offer.path is not None]
-    walks = await places.resolve([offer.path or "" for offer in in_place])
-    check_manifest_bytes((walk.size for walk in walks), max_manifest_bytes)
-    found: dict[ArtifactKey, Artifact] = {}
+    resolved = await places.resolve([offer.path or "" for offer in in_place])
+    check_manifest_bytes((walk.size for walk in resolved), max_manifest_bytes)
+    found: dict[ArtifactKey, FileContent] = {}
 
-    def hash_some(some: list[tuple[Offer, str]], _: Place) -> None:
-        for offer, path in some:
-            found[offer.key] = _hashed(offer, path, max_blob_bytes)
+    def hash_some(some: list[tuple[Offer, Walk]], _: Place) -> None:
+        for offer, walk in some:
+            found[offer.key] = _hashed(offer, walk.at, max_blob_bytes)
 
-    located = [(walk.at, (offer, walk.at)) for offer, walk in zip(in_place, walks, strict=True)]
-    await places.in_each(located, hash_some)
-    return tuple(found.get(offer.key) or _copied(offer) for offer in offers)
+    pairs = list(zip(in_place, resolved, strict=True))
+    await places.in_each([(walk.at, (offer, walk)) for offer, walk in pairs], hash_some)
+    kept = {offer.key: places.roots.kept(walk) for offer, walk in pairs}
+    for key, path in kept.items():
+        learn(path, found[key])
+    return tuple(
+        _artifact(offer, found[offer.key], kept[offer.key]) if offer.key in kept else _copied(offer)
+        for offer in offers
+    )
 
 
 def prepare(
@@ -51,12 +62,17 @@ def prepare(
         ChecksumMismatch: a file is not what the offer says.
         TooLarge: a file, or all of them together, exceed the limits.
     """
-    paths = {offer.key: roots.resolve(offer.path) for offer in offers if offer.path is not None}
-    check_manifest_bytes(map(_size_on_disk, paths.values()), max_manifest_bytes)
-    return tuple(
-        _copied(offer) if offer.path is None else _hashed(offer, paths[offer.key], max_blob_bytes)
-        for offer in offers
-    )
+    walks = {offer.key: roots.follow(offer.path) for offer in offers if offer.path is not None}
+    check_manifest_bytes((walk.size for walk in walks.values()), max_manifest_bytes)
+    artifacts = []
+    for offer in offers:
+        walk = walks.get(offer.key)
+        if walk is None:
+            artifacts.append(_copied(offer))
+        else:
+            found = _hashed(offer, walk.at, max_blob_bytes)
+            artifacts.append(_artifact(offer, found, roots.kept(walk)))
+    return tuple(artifacts)
 
 
 def check_manifest_bytes(sizes: Iterable[int], max_manifest_bytes: int) -> None:
@@ -73,7 +89,7 @@ def _copied(offer: Offer) -> Artifact:
     return Artifact(offer.key, offer.checksum or "", offer.size)
 
 
-def _hashed(offer: Offer, path: str, max_blob_bytes: int) -> Artifact:
+def _hashed(offer: Offer, path: str, max_blob_bytes: int) -> FileContent:
     found = hash_file(path, max_bytes=max_blob_bytes)
     step()
     if offer.checksum not in (None, found.checksum) or offer.size not in (None, found.size):
@@ -81,11 +97,8 @@ def _hashed(offer: Offer, path: str, max_blob_bytes: int) -> Artifact:
             f"The file of {offer.key} has {found.size} bytes and {found.checksum}, which is not "
             "what was given. Hash it again and repeat the request."
         )
-    return Artifact(offer.key, found.checksum, found.size, path, found.identity)
+    return found
 
 
-def _size_on_disk(path: str) -> int:
-    try:
-        return os.lstat(path).st_size
-    except OSError:
-        return 0
+def _artifact(offer: Offer, found: FileContent, kept: str) -> Artifact:
+    return Artifact(offer.key, found.checksum, found.size, kept, found.identity)

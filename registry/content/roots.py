@@ -98,6 +98,8 @@ class ArtifactRoots:
             resolve_root = resolve_root or resolved_root
             self.roots = tuple(resolve_root(os.fspath(root)) for root in roots)
             self._prefixes = tuple(root.rstrip("/") + "/" for root in self.roots)
+            written = (os.path.abspath(os.fspath(root)).rstrip("/") + "/" for root in roots)
+            self._written = tuple(zip(written, self._prefixes, strict=True))
 
     def allow(self, resolved_path: str) -> bool:
         """Whether a resolved path lies below a root."""
@@ -127,24 +129,34 @@ class ArtifactRoots:
                 f"The path {shown_path(path)} is not absolute. Give the full path."
             )
 
-    def check_resolved(self, walk: Walk) -> str:
-        """The path that a walk led to, if a file there may be held in place.
+    def check_resolved(self, walk: Walk) -> None:
+        """Raise unless a file where a walk led to may be held in place.
 
         Raises:
             PathNotAllowed: it lies outside of every root.
             FileUnreadable: its name is not UTF-8.
         """
-        try:
-            walk.at.encode()  # It is kept as text.
-        except UnicodeEncodeError as error:
+        if not _is_text(walk.at):
             raise FileUnreadable(
                 f"The path {shown_path(walk.path)} leads to a name that is not UTF-8."
-            ) from error
+            )
         if not self.allow(walk.at):
             raise PathNotAllowed(
                 f"{shown_path(walk.path)} is not below an artifact root of this registry, symlinks "
                 "followed. Copy the content in, or start the service with another --artifact-root."
             )
+
+    def kept(self, walk: Walk) -> str:
+        """The path to keep of one that may be held: as it was given below its root, so that it can
+        be followed again; where it led, if it was not given below a root, or with `..`."""
+        if ".." in walk.path.split("/") or not _is_text(walk.path):
+            return walk.at
+        path = os.path.normpath(walk.path)
+        if self.roots is None or self.allow(path):
+            return path
+        for written, prefix in self._written:
+            if path.startswith(written):
+                return prefix + path.removeprefix(written)
         return walk.at
 
     def resolve(self, path: str) -> str:
@@ -155,10 +167,24 @@ class ArtifactRoots:
             FileUnreadable: the path is relative, or is none.
             Busy: it cannot be looked at now, which says nothing about the file.
         """
+        return self.follow(path).at
+
+    def follow(self, path: str) -> Walk:
+        """As `resolve`, the walk to its end."""
         self.check(path)
         walk = Walk(path)
         walk.go(lambda _: True)
-        return self.check_resolved(walk)
+        self.check_resolved(walk)
+        return walk
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be kept as text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def resolved_root(root: str) -> str:

@@ -293,11 +293,13 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """An owner that was heard of: its lease, if it has one, and how many refs it holds."""
+    """An owner that was heard of: its lease, if it has one, how many refs it holds, and of how many
+    of them the right bytes were not there at the last look."""
 
     owner: Owner
     lease: Lease | None
     refs: int
+    unserveable: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from registry.errors import (
     Busy,
     FileUnreadable,
     NotRegistered,
+    PathNotAllowed,
     RegistryError,
     TooLarge,
     Unserveable,
@@ -149,7 +150,9 @@ class MetadataArtifactRegistry:
         """An entry with its holders and its last events."""
         key = ArtifactKey(slug, suffix, filename)
         with self._database.read() as conn:
-            return queries.explain(conn, key)
+            explained = queries.explain(conn, key)
+        paths = {holder.path for holder in explained.holders if holder.path is not None}
+        return queries.with_ways(explained, {path: os.path.realpath(path) for path in paths})
 
     def unregister(self, slug: str, suffix: str) -> Receipt:
         """Drop the entries of a model, whoever holds them."""
@@ -203,11 +206,10 @@ class MetadataArtifactRegistry:
             with self._database.read() as conn:
                 content = find_content(conn, location.checksum)
             return content if _matches(content, location.checksum) else None
-        if not self._roots.allow(location.path):
-            return None
         try:
-            found = hash_file(location.path, max_bytes=location.size, keep=True)
-        except (FileUnreadable, TooLarge):
+            path = self._roots.resolve(location.path)
+            found = hash_file(path, max_bytes=location.size, keep=True)
+        except (FileUnreadable, PathNotAllowed, TooLarge):
             return None
         if found.content is None or found.checksum != location.checksum:
             return None

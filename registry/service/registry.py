@@ -270,6 +270,7 @@ class Registry:
             artifacts = await prepare_in(
                 self._places,
                 offers,
+                self._holdings.looks.learn,
                 max_blob_bytes=limits.max_blob_bytes,
                 max_manifest_bytes=limits.max_manifest_bytes,
             )
@@ -378,7 +379,7 @@ class Registry:
 
     async def scrub(self, location: Location) -> None:
         """Hash an in-place file again and note what was found, as long as it is below a root."""
-        observation = await self._holdings.look(location)
+        observation = await self._holdings.looks.look(location)
         if observation is not None:
             await self.writer.submit(observe, observation)
 
@@ -441,7 +442,9 @@ class Registry:
 
     async def explain(self, key: ArtifactKey) -> Explanation:
         """An entry with its holders and its last events."""
-        return await self._look(queries.explain, key)
+        explained = await self._look(queries.explain, key)
+        paths = {holder.path for holder in explained.holders if holder.path is not None}
+        return queries.with_ways(explained, await self._holdings.looks.find_ways(paths))
 
     async def health(self) -> dict[str, str]:
         """Each check with `ok`, or what is wrong and what to do. It answers in time, whatever
@@ -552,7 +555,7 @@ class Registry:
     def _forget_proofs(self, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread, when mounts have come or gone."""
         with suppress(RuntimeError):  # The loop is closed.
-            loop.call_soon_threadsafe(self._holdings.forget_proofs)
+            loop.call_soon_threadsafe(self._holdings.looks.forget_proofs)
 
     def _note(self, observation: Observation) -> None:
         """Put down what a look at a file found, behind the answer that it was made for."""

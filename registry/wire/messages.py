@@ -305,20 +305,26 @@ class RegisteredResponse(msgspec.Struct):
 
 
 class RenewedResponse(msgspec.Struct):
-    """A renewed lease. `refs` counts what the owner holds, for the worker to compare."""
+    """A renewed lease. `refs` counts what the owner holds, for the worker to compare, and
+    `unserveable` what of it had not the right bytes at the last look."""
 
     owner: OwnerIdentity
     lease: LeaseResponse | None
     refs: types.Count
+    unserveable: types.Count = 0
 
     @classmethod
     def of(cls, renewed: Renewed) -> RenewedResponse:
-        return cls(OwnerIdentity.of(renewed.owner), LeaseResponse.of(renewed.lease), renewed.refs)
+        return cls(
+            OwnerIdentity.of(renewed.owner),
+            LeaseResponse.of(renewed.lease),
+            renewed.refs,
+            renewed.unserveable,
+        )
 
     def record(self) -> Renewed:
-        return Renewed(
-            self.owner.record(), None if self.lease is None else self.lease.record(), self.refs
-        )
+        lease = None if self.lease is None else self.lease.record()
+        return Renewed(self.owner.record(), lease, self.refs, self.unserveable)
 
 
 class DrainedResponse(msgspec.Struct):

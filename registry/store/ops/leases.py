@@ -52,18 +52,17 @@ class _RenewedRow(NamedTuple):
     lease_ttl_ms: int | None
     lease_expires_at: int | None
     refs: int
+    unserveable: int
 
 
+_count_refs = select(func.count()).where(owner_refs.c.owner_id == owners.c.id).correlate(owners)
 _RENEWED = Statement(
     select(
         owners.c.id,
         owners.c.lease_ttl_ms,
         owners.c.lease_expires_at,
-        select(func.count())
-        .where(owner_refs.c.owner_id == owners.c.id)
-        .correlate(owners)
-        .scalar_subquery()
-        .label("refs"),
+        _count_refs.scalar_subquery().label("refs"),
+        _count_refs.where(owner_refs.c.status != "ok").scalar_subquery().label("unserveable"),
     ).where(owners.c.id.in_(select(_rows.c.id))),
     _RenewedRow,
 )
@@ -91,7 +90,10 @@ def renew(conn: Connection, now: int, items: Sequence[Owner]) -> list[Renewed | 
         for index, owner_id in live.items():
             row = renewed[owner_id]
             outcomes[index] = Renewed(
-                items[index], lease_of(row.lease_ttl_ms, row.lease_expires_at), row.refs
+                items[index],
+                lease_of(row.lease_ttl_ms, row.lease_expires_at),
+                row.refs,
+                row.unserveable,
             )
     return outcomes
 

@@ -7,6 +7,7 @@ anything.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -306,27 +307,30 @@ def _is_still_held(database: Engine, row: _InPlaceRow) -> bool:
 
 
 def _look(row: _InPlaceRow, roots: Roots | None, run: Run) -> Finding | None:
-    if roots is not None and not roots.allow(row.path):
-        return _of_row(row, "path_outside_roots", f"{row.path} is below no artifact root")
-    wrong = run(row.path, _wrong_with, row.path, row.file_identity, row.checksum, row.size)
-    return None if wrong is None else _of_row(row, *wrong, row.verified_at)
+    wrong = run(row.path, _wrong_with, row, roots)
+    if wrong is None:
+        return None
+    kind, detail = wrong
+    at = None if kind == "path_outside_roots" else row.verified_at
+    return _of_row(row, kind, detail, at)
 
 
-def _wrong_with(
-    path: str, identity: str | None, checksum: str, size: int
-) -> tuple[str, str] | None:
+def _wrong_with(row: _InPlaceRow, roots: Roots | None) -> tuple[str, str] | None:
+    path = os.path.realpath(row.path)
+    if roots is not None and not roots.allow(path):
+        return "path_outside_roots", f"{path} is below no artifact root"
     now = hashing.find_identity(path)
     if now is None:
         return "missing_file", f"{path} is gone or no regular file"
-    if now == identity:
+    if now == row.file_identity:
         return None
     try:
-        found = hashing.hash_file(path, max_bytes=size)
+        found = hashing.hash_file(path, max_bytes=row.size)
     except FileUnreadable as error:
         return "missing_file", error.detail
     except TooLarge:
         return "drifted_ref", f"{path} holds other bytes than were registered"
-    if found.checksum != checksum:
+    if found.checksum != row.checksum:
         return "drifted_ref", f"{path} holds other bytes than were registered"
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -266,6 +267,15 @@ def explain(conn: Connection, key: ArtifactKey) -> Explanation:
         holders_of(conn, entry.id, limit=EXPLAINED_HOLDERS) if entry else (),
         tuple(last_events(conn, key, entry)),
     )
+
+
+def with_ways(explained: Explanation, ways: Mapping[str, str]) -> Explanation:
+    """The same with where the paths of holders lead, as far as that is known."""
+    holders = tuple(
+        replace(holder, path=ways.get(holder.path, holder.path)) if holder.path else holder
+        for holder in explained.holders
+    )
+    return replace(explained, holders=holders)
 
 
 def holders_of(

@@ -1,0 +1,201 @@
+"""Looks at holders' files: where their paths lead, and what is there (S12, S13)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from registry.content.blocks import BlockDigests, BlockHasher
+from registry.content.cache import LARGE_BYTES
+from registry.content.file_memory import FileMemory, proof_of
+from registry.content.flights import Flights
+from registry.content.places import Places
+from registry.core import hashing, no_links
+from registry.core.memo import Memo
+from registry.core.records import RefStatus
+from registry.errors import Busy, FileUnreadable, PathNotAllowed, TooLarge
+from registry.store.ops.file_status import Observation
+from registry.store.reads.lookup import Location
+
+WAYS_BYTES = 16 << 20
+
+Tell = Callable[[Location, RefStatus, str | None], None]
+"""Is told what a look found: the status of a holder's bytes, and the identity of the file that has
+them, if it can be trusted."""
+
+
+class FileLooks:
+    """What is known of files in place, and the looks that find it out, for one event loop."""
+
+    def __init__(self, places: Places, digests: BlockDigests, flights: Flights, tell: Tell) -> None:
+        self._places = places
+        self._digests = digests
+        self._flights = flights
+        self._tell = tell
+        self._memory = FileMemory()
+        self._ways: Memo[str, str] = Memo(WAYS_BYTES)
+        """Where the paths that are kept led when that was last looked at."""
+
+    def forget_proofs(self) -> None:
+        """What could be looked at without waiting may be elsewhere by now."""
+        self._memory.proofs.clear()
+
+    def note(self, found: hashing.FileContent) -> None:
+        """A file was hashed, and this is what it held."""
+        self._memory.note(found)
+
+    def accuse(self, location: Location, way: str, identity: str | None) -> None:
+        """A file turned out to hold something else, though it looks as it did when it was hashed.
+        It must be hashed right again before it is believed."""
+        self._memory.note_wrong(way, identity)
+        self._tell(location, RefStatus.DRIFTED, None)
+
+    def learn(self, path: str, found: hashing.FileContent) -> None:
+        """A path that is kept was followed just now, and this is what it led to."""
+        self._ways.keep(path, found.path)
+        self._memory.note(found)
+
+    def is_there(self, location: Location, path: str) -> bool:
+        """Whether a local file is known to hold the located content, by one `lstat`."""
+        way = self._ways.get(path)
+        find_status = self._places.find_status
+        if way is None or find_status is None:
+            return False
+        proof = self._memory.proofs.get(way)
+        try:
+            return proof is not None and proof == proof_of(location.checksum, find_status(way))
+        except (OSError, ValueError):
+            return False
+
+    def _has(self, location: Location, path: str, identity: str) -> bool:
+        """Whether a file with this identity is known to hold the located content."""
+        was_drifted = location.status == RefStatus.DRIFTED
+        if self._memory.is_right(path, identity, location.checksum, was_drifted=was_drifted):
+            return True
+        return (
+            identity == location.file_identity
+            and not was_drifted
+            and self._memory.find(path, identity) is None
+        )
+
+    async def find_way(self, location: Location, path: str) -> str | None:
+        """Where the path of a holder leads to the located content, or None: it does not.
+
+        It is followed anew when what it led to before is not right any more (S13). What is not
+        known is hashed.
+        """
+        before = self._ways.get(path)
+        if before is not None and (
+            self.is_there(location, path) or await self._is_known(location, before)
+        ):
+            return before
+        way = await self._follow(path)
+        if way is not None and way != before and await self._is_known(location, way):
+            self._ways.keep(path, way)
+            return way
+        # Where it leads out of the roots by now, what it led to is still there to be looked at.
+        return await self.hashed(location, path, way or before)
+
+    async def _follow(self, path: str) -> str | None:
+        """Where a path leads now; None: to nothing that may be held in place."""
+        try:
+            [walk] = await self._places.resolve([path])
+        except (FileUnreadable, PathNotAllowed):
+            return None
+        return walk.at
+
+    async def _is_known(self, location: Location, way: str) -> bool:
+        """Whether a file is known to hold the located content, without a look at what is in it."""
+        status = await self._places.run(way, hashing.find_status, way)
+        if status is None or not self._has(location, way, hashing.identity_of(status)):
+            return False
+        if self._places.is_local(way):
+            self._memory.prove(way, location.checksum, status)
+        return True
+
+    async def hashed(self, location: Location, path: str, way: str | None) -> str | None:
+        """Where a path leads, if the located content is there now; once for all who ask."""
+        name = f"hash {location.checksum} {path}"
+        return await self._flights.alone(name, lambda: self._hash_and_tell(location, path, way))
+
+    async def _hash_and_tell(self, location: Location, path: str, way: str | None) -> str | None:
+        found = await self._look_at(location, path, way)
+        if found is None:
+            return None
+        self._tell(location, found.status, found.file_identity)
+        return way if found.status is RefStatus.OK else None
+
+    async def _look_at(self, location: Location, path: str, way: str | None) -> Observation | None:
+        """Hash what a path leads to, unless it was found wrong just now. None: it lies below none
+        of our roots, so that it is not for us to say anything of it."""
+        if way is None:
+            if not self._places.roots.allow(path):
+                return None
+            return await self._without_content(location, path)
+        status = await self._places.run(way, hashing.find_status, way)
+        if status is not None:
+            identity = hashing.identity_of(status)
+            if self._memory.is_wrong(way, identity, location.checksum):
+                return observation(location, RefStatus.DRIFTED)
+        hasher = BlockHasher() if location.size > LARGE_BYTES else None
+        try:
+            found = await self._places.run(way, _hash, way, location.size, hasher)
+        except (FileUnreadable, TooLarge):
+            return await self._without_content(location, way)
+        self.learn(path, found)
+        if found.checksum != location.checksum:
+            return observation(location, RefStatus.DRIFTED)
+        if hasher is not None:
+            self._digests.keep(location.checksum, hasher.digests())
+        return observation(location, RefStatus.OK, found.identity)
+
+    async def _without_content(self, location: Location, path: str) -> Observation:
+        missing = await self._places.run(path, _is_missing, path)
+        return observation(location, RefStatus.MISSING if missing else RefStatus.DRIFTED)
+
+    async def look(self, location: Location) -> Observation | None:
+        """Hash the located file, whatever is known of it. None: it is not ours to look at.
+
+        Raises:
+            Busy: it cannot be looked at now.
+        """
+        path = location.path
+        if path is None:
+            return None
+        way, before = await self._follow(path), self._ways.get(path)
+        if before is not None and before != way and await self._is_known(location, before):
+            way = before  # As `find_way` does.
+        way = way or before
+        if way is not None:
+            self._memory.forget(way)
+        return await self._look_at(location, path, way)
+
+    async def find_ways(self, paths: Iterable[str]) -> dict[str, str]:
+        """Where paths lead, as far as that is known or can be found out now."""
+        found = {}
+        for path in paths:
+            with suppress(Busy):
+                way = self._ways.get(path) or await self._follow(path)
+                if way is not None:
+                    found[path] = way
+        return found
+
+
+def _is_missing(path: str) -> bool:
+    # Where a directory of the path became a link, something may well be there.
+    return hashing.find_status(path) is None and not no_links.is_on_the_way(path)
+
+
+def _hash(path: str, size: int, hasher: BlockHasher | None) -> hashing.FileContent:
+    return hashing.hash_file(path, max_bytes=size, hasher=hasher)
+
+
+def observation(location: Location, status: RefStatus, identity: str | None = None) -> Observation:
+    return Observation(
+        location.owner_id,
+        location.entry_id,
+        location.path,
+        location.checksum,
+        status,
+        identity,
+    )
