@@ -108,7 +108,7 @@ CASES: dict[str, Case] = {
     "attach": Case(_attach, "register"),
     "detach": asking(f"{OURS}/backend/nobody/1/_base", kind="owner"),
     "renew": asking(HELD, kind="owner"),
-    "drain": asking(HELD, kind="owner"),
+    "drain": asking(HELD, "--deadline-s", 86_400, kind="owner"),
     "fetch": asking(KEY.slug),
     "ls": asking(),
     "owners": asking(),
