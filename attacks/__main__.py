@@ -8,6 +8,7 @@ anything is wrong, 2 if there is no attack of that name.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -91,6 +92,7 @@ def _in_a_process(name: str) -> int:
 def one(name: str) -> int:
     """Make one attack, within its time."""
     attack, seconds = ATTACKS[name]
+    logging.disable()  # Of the clients in this process.
     signal.signal(signal.SIGALRM, _late)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(WRONG))  # What was started is ended.
     signal.alarm(seconds)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -419,6 +420,11 @@ def heartbeat(folder: Path, findings: Findings) -> None:
                 findings.count("sick answers")
                 rng.choice(sick)(peer, request)
                 return
+            head, _, body = request.partition(b"\r\n\r\n")
+            length = re.search(rb"(?i)content-length: *(\d+)", head)
+            while length is not None and len(body) < int(length[1]):
+                more = peer.recv(1 << 20)
+                request, body = request + more, body + more
             with socket.create_connection(server.address, 10) as there:
                 there.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
                 while part := there.recv(1 << 20):

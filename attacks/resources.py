@@ -8,8 +8,6 @@ import random
 import resource
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -39,8 +37,7 @@ LARGE = b"GET /v1/metadata/m/_base/large.bin HTTP/1.1\r\nHost: localhost\r\n\r\n
 ROOM_MIB = (32, 96)
 """Beyond what the service has mapped once it serves."""
 MEMORY_S = 15
-NOBODY = 64999
-"""A user of whom there is no other process."""
+THREADS_S = 6
 
 
 def descriptors(folder: Path, findings: Findings) -> None:
@@ -171,37 +168,37 @@ def _in_the_end(server: Server, slug: str, name: str) -> bytes:
     return b""
 
 
-def _mapped_bytes(server: Server) -> int:
+def _mapped_bytes(server: Server, which: str = "VmPeak") -> int:
     """Virtual memory of a service, which is what `ulimit -v` bounds."""
     for each in Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
-        if each.startswith("VmPeak:"):
+        if each.startswith(which):
             return int(each.split()[1]) << 10
-    raise CannotTry("/proc tells no VmPeak")
+    raise CannotTry(f"/proc tells no {which}")
 
 
 def threads(folder: Path, findings: Findings) -> None:
-    """No thread and no process can be started any more, once the service serves."""
-    if os.geteuid():
-        raise CannotTry("it needs root, to serve as another user who has nothing else running")
-    if not _may_run(sys.executable):
-        raise CannotTry(f"another user may not run {sys.executable}")
-    os.chown(folder, NOBODY, NOBODY)
-    with service(folder, findings, before_start=lambda: os.setuid(NOBODY)) as server:
-        resource.prlimit(server.process.pid, resource.RLIMIT_NPROC, (1, 1))
-        load = Load(server, findings)
+    """No thread can be started any more once the service serves: there is no room for a stack."""
+    root = folder / "root"
+    root.mkdir()
+    (root / "a.json").write_bytes(b"{}")
+    with service(folder, findings, artifact_root=root) as server:
+        limit = _mapped_bytes(server, "VmSize") + 6 * MIB
+        resource.prlimit(server.process.pid, resource.RLIMIT_AS, (limit, limit))
+        load = Load(server, findings, content_bytes=100)
+        until = time.monotonic() + THREADS_S
+
+        def place(number: int) -> None:
+            caller = Caller(server)
+            while time.monotonic() < until:
+                made = line(f"p{number}", "a.json", path=root / "a.json")
+                status, said = register(caller, 10**9 + number, made)
+                findings.count(f"registrations in place {status}")
+                findings.check(status in (200, 503), f"{status}: {said[:200]!r}")
+
         with load.going_on():
-            time.sleep(5)
+            in_threads(4, place)
+        check_nobody_is_accused(Caller(server), findings)
     load.check(folder / "registry.db")
-
-
-def _may_run(program: str) -> bool:
-    """Whether a stranger may run a program, where its links lead."""
-    try:
-        command = [program, "-c", "pass"]
-        done = subprocess.run(command, preexec_fn=lambda: os.setuid(NOBODY), check=False)
-    except PermissionError:
-        return False
-    return done.returncode == 0
 
 
 def silent_handshakes(folder: Path, findings: Findings) -> None:
