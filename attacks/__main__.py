@@ -92,6 +92,7 @@ def one(name: str) -> int:
     """Make one attack, within its time."""
     attack, seconds = ATTACKS[name]
     signal.signal(signal.SIGALRM, _late)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(WRONG))  # What was started is ended.
     signal.alarm(seconds)
     findings, started = Findings(), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="registry-attack-"))

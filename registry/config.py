@@ -398,9 +398,9 @@ def _is_service_link(variable: str, text: str) -> bool:
     Every container gets REGISTRY_SERVICE_HOST, REGISTRY_PORT=tcp://... and the like for a Service
     in its namespace that is named `registry`, and REGISTRY_AUTH_PORT=... for `registry-auth`.
     """
-    if _names_port(variable):
-        return _is_address(text) is not None
-    return bool(_names_service(variable) or _names_part_of_port(variable))
+    if _names_service(variable) or _names_part_of_port(variable):
+        return True
+    return bool(_names_port(variable) and _is_address(text))
 
 
 def _is_slip(variable: str, own: str) -> bool:

@@ -167,6 +167,7 @@ class Forks:
             "HOME": str(self._folder / "home"),
             "PATH": os.environ["PATH"],
             "TERM": "xterm-256color",
+            "TMPDIR": str(self._folder),
             **surroundings.variables,
         }
         message = {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from registry.config import SETTINGS, Settings, load, resolve
+from registry.config import OTHER_VARIABLES, SETTINGS, Settings, find_strangers, load, resolve
 from registry.errors import SettingsError
 from tests.commands import run_here
 
@@ -112,14 +113,94 @@ def test_variables_are_read(variable: str, text: str, name: str, value: object) 
     assert getattr(load({}, {variable: text}, None), name) == value
 
 
-def test_what_kubernetes_sets_for_a_service_named_registry_is_left_alone() -> None:
-    environ = {
-        "REGISTRY_PORT": "tcp://10.0.0.7:8090",
-        "REGISTRY_PORT_8090_TCP_ADDR": "10.0.0.7",
-        "REGISTRY_SERVICE_HOST": "10.0.0.7",
-        "REGISTRY_SERVICE_PORT": "8090",
+def service_links(name: str, host: str, *ports: tuple[str, str, int]) -> dict[str, str]:
+    """What Kubernetes puts into the environment for a Service, as its documentation says it."""
+    prefix = name.upper().replace("-", "_")
+    (_, first_protocol, first), *_ = ports
+    links = {
+        f"{prefix}_SERVICE_HOST": host,
+        f"{prefix}_SERVICE_PORT": str(first),
+        f"{prefix}_PORT": f"{first_protocol}://{host}:{first}",
     }
-    assert load({}, environ, None) == Settings()
+    for port_name, protocol, port in ports:
+        if port_name:
+            links[f"{prefix}_SERVICE_PORT_{port_name.upper().replace('-', '_')}"] = str(port)
+        link = f"{prefix}_PORT_{port}_{protocol.upper()}"
+        links[link] = f"{protocol}://{host}:{port}"
+        links |= {f"{link}_PROTO": protocol, f"{link}_PORT": str(port), f"{link}_ADDR": host}
+    return links
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("registry", "registry-auth", "registry-port", "registry-service", "registry-token"),
+        *(
+            "registry-host",
+            "registry-workers",
+            "registry-database-url",
+            "registry-2",
+            "registry-ui",
+        ),
+        *("registry-port-80-tcp", "registry-service-port", "registry-log-level", "registry-config"),
+    ],
+)
+def test_what_kubernetes_sets_for_a_service_of_any_name_is_left_alone(name: str) -> None:
+    for host in ("10.0.0.7", "fd00::7"):
+        ports = ("", "tcp", 80), ("http-metrics", "tcp", 9090), ("dns", "udp", 53)
+        environ = service_links(name, host, *ports)
+        assert load({}, environ, None) == Settings()
+        assert find_strangers(environ) == []
+
+
+def test_no_setting_is_named_like_a_service_link_but_the_port() -> None:
+    names = [setting.variable for setting in SETTINGS] + sorted(OTHER_VARIABLES)
+    taken = [
+        name for name in names if re.search("_SERVICE_(HOST|PORT)|_PORT(_[0-9]+_(TCP|UDP))?", name)
+    ]
+    assert taken == ["REGISTRY_PORT"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "near"),
+    [
+        ("REGISTRY_PROT", "REGISTRY_PORT"),
+        ("REGISTRY_HOTS", "REGISTRY_HOST"),
+        ("REGISTRY_TOKN", "REGISTRY_TOKEN"),
+        ("REGISTRY_TOKENFILE", "REGISTRY_TOKEN_FILE"),
+        ("REGISTRY_LEASE_GRACE", "REGISTRY_LEASE_GRACE_S"),
+        ("REGISTRY_LEASE_GRACE_MS", "REGISTRY_LEASE_GRACE_S"),
+        ("REGISTRY_ARTIFACT_ROOT", "REGISTRY_ARTIFACT_ROOTS"),
+        ("REGISTRY_DATABSE_URL", "REGISTRY_DATABASE_URL"),
+        ("REGISTRY_log_level", "REGISTRY_LOG_LEVEL"),
+    ],
+)
+def test_a_slip_in_a_variable_is_refused_with_the_name_that_was_meant(
+    variable: str, near: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"Did you mean {near}\\?"):
+        load({}, {variable: "1"}, None)
+    assert load({}, {variable: ""}, None) == Settings()
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *("REGISTRY_AUTH_FILE", "REGISTRY_HTTP_ADDR", "REGISTRY_HTTP_TLS_KEY", "REGISTRY_USER"),
+        *("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", "REGISTRY_AUTH_HTPASSWD_PATH"),
+        *(
+            "REGISTRY_PASSWORD",
+            "REGISTRY_URI",
+            "REGISTRY_NAME",
+            "REGISTRY_IMAGE",
+            "REGISTRY_DOMAIN",
+        ),
+        *("REGISTRY_STORAGE_S3_BUCKET", "REGISTRY_AUTH", "REGISTRY_NAMESPACE", "REGISTRY_"),
+    ],
+)
+def test_a_variable_of_another_program_is_known_to_be_none_of_ours(variable: str) -> None:
+    assert load({}, {variable: "1"}, None) == Settings()
+    assert find_strangers({variable: "1"}) == [variable]
 
 
 def test_the_variables_of_the_commands_are_no_unknown_settings() -> None:

@@ -165,20 +165,32 @@ def test_who_is_refused_can_read_why_and_ask_in_vain(serve: Callable[..., Server
 # Memory
 
 
+def leave_memory(server: Server, size: int) -> None:
+    """From now on a service may map so many bytes more than it has mapped."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    mapped = next(int(line.split()[1]) for line in status.splitlines() if "VmSize" in line) << 10
+    resource.prlimit(server.process.pid, resource.RLIMIT_AS, (mapped + size, mapped + size))
+
+
+def test_sigterm_ends_a_service_that_cannot_start_a_thread(serve: Callable[..., Server]) -> None:
+    """A thread takes 8 MiB of stack."""
+    server = serve()
+    leave_memory(server, 1 << 20)
+    assert server.client.get("/live").status_code == 200
+    assert server.stop() == 0
+
+
 def test_what_does_not_fit_into_memory_is_streamed_whatever_the_budget_says(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
     """`ulimit -v`, as a container has it: the cache may not take more than there is."""
     (tmp_path / "models").mkdir()
-    contents = {f"{number}.bin": os.urandom(48 << 20) for number in range(3)}
+    contents = {f"{number}.bin": os.urandom(32 << 20) for number in range(3)}
     for name, content in contents.items():
         (tmp_path / "models" / name).write_bytes(content)
     flags = {"artifact_root": tmp_path / "models", "content_cache_bytes": 1 << 30}
     server = serve(**flags)
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    mapped = next(int(line.split()[1]) for line in status.splitlines() if "VmSize" in line) << 10
-    limit = mapped + (80 << 20)
-    resource.prlimit(server.process.pid, resource.RLIMIT_AS, (limit, limit))
+    leave_memory(server, 56 << 20)
     keys = [ArtifactKey("memory", "_base", name) for name in contents]
     lines = [in_place(key, tmp_path / "models" / key.filename) for key in keys]
     assert server.register(OWNER, lines).status_code == 200

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from registry.cli import main
 from registry.client import AsyncRegistryClient, RegistryClient, Resolver, Worker
 from registry.client.cache import BlobCache
 from registry.client.environment import find_proxy, is_loopback
@@ -364,6 +365,9 @@ def test_a_secure_service_behind_a_secure_proxy_is_reached(
 # Passwords
 
 
+DATABASE_COMMANDS = (["db", "current"], ["audit"], ["sql", "SELECT 1"], ["config", "show"])
+
+
 def authorization(url: str, call: Call) -> str:
     asked: list[bytes] = []
 
@@ -509,6 +513,37 @@ def test_a_password_in_a_card_is_used_and_not_shown(
     assert b"Basic " in asked[0]
 
 
+DATABASES = [
+    f"postgresql://user:{SECRET}@h/db",
+    f"postgresql://user:{SECRET}@h:port/db",
+    f"sqlite://user:{SECRET}@h/db",
+    f"user:{SECRET}@h",
+]
+STORES = [f"http://user:{SECRET}@h", f"file://user:{SECRET}@h/x", f"user:{SECRET}@h"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *([*words, "--database-url", url] for url in DATABASES for words in DATABASE_COMMANDS),
+        *(
+            ["attach", ".", "--name", "x", "--endpoint", "a/b/c", "--hold", "--discovery", url]
+            for url in STORES
+        ),
+    ],
+    ids=" ".join,
+)
+def test_no_command_shows_the_password_of_a_database_or_a_store(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["metadata-registry", *command])
+    with pytest.raises(SystemExit):
+        main()
+    out, err = capsys.readouterr()
+    assert out + err
+    assert SECRET not in out + err
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -519,6 +554,7 @@ def test_a_password_in_a_card_is_used_and_not_shown(
         ("u:p@h", "h"),
         ("sqlite:////srv/a@b.db", "sqlite:////srv/a@b.db"),
         ("file:/srv/a@b", "file:/srv/a@b"),
+        ("file://u:p@h/x", "file://h/x"),
         ("postgresql://u:p@h/db", "postgresql://h/db"),
     ],
 )

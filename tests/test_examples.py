@@ -74,6 +74,7 @@ def test_a_worker_and_a_frontend_find_each_other(server: Server, tmp_path: Path)
             "worker.py", str(model), "Org/Tiny", *where, "--lora", "law", home=tmp_path
         ) as worker,
     ):
+        assert worker.line().startswith("cards will say that the files are at http://127.0.0.1:")
         assert worker.line() == "serving Org/Tiny: 9 files"
         assert worker.line() == "serving law on it"
         # The base model is published first.

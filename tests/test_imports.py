@@ -35,6 +35,7 @@ ROOMS: dict[str, set[str]] = {
         *("registry", "registry.errors", "registry.core", "registry.wire", "registry.discovery"),
     },
 }
+ROOMS["registry.records"] = {"registry.core"}
 MAY_IMPORT_ALL = {"registry.cli", "registry.__main__"}
 LAZY = {"registry"}
 """Names its public modules, and loads them when they are used."""

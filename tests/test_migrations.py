@@ -717,7 +717,9 @@ def test_a_newer_program_may_be_faster_to_make_the_file(
 def first_sees(monkeypatch: pytest.MonkeyPatch, found: inspect.Found) -> None:
     """The first look answers this: the file changes between it and what follows."""
     looks = iter([found])
-    monkeypatch.setattr(migrate, "look", lambda path: next(looks, None) or inspect.look(path))
+    monkeypatch.setattr(
+        migrate, "look", lambda path, **how: next(looks, None) or inspect.look(path, **how)
+    )
 
 
 def test_a_revision_that_nobody_made_is_refused(migrated: Path) -> None:

@@ -34,7 +34,7 @@ COMMANDS: list[tuple[str, ...]] = [
 WRITING: list[tuple[str, ...]] = [
     ("sweep",),
     ("db", "upgrade", "head"),
-    ("db", "downgrade", "0002"),
+    ("db", "downgrade", "0002", "--yes"),
 ]
 KEY = ArtifactKey("m", "_base", "config.json")
 OWNER = Owner("ns", "c", "e", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from registry.core.records import is_plain
+from registry.core.records import is_plain, shown_url
 
 
 def json_line(answer: object) -> str:
@@ -36,7 +36,9 @@ def _escaped(line: str) -> str:
 
 def without_password(url: str) -> str:
     """A URL with the password in it blotted out: what is shown may be passed on."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
+    if shown_url(url) == url:
+        return url
+    return re.sub(r"^((?:[\w+.-]+://)?[^:/@]*):.*@", r"\1:***@", url, flags=re.DOTALL)
 
 
 def short_checksum(checksum: str) -> str:

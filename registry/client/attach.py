@@ -83,7 +83,7 @@ class Manifest:
 def read_manifest(
     owner: Owner,
     slug: str,
-    directory: Path,
+    directory: str | os.PathLike[str],
     *,
     in_place: bool = False,
     exclude: Sequence[str] = (),
@@ -102,6 +102,7 @@ def read_manifest(
         TooLarge: a file with a typed place has more than a gigabyte.
         Busy: a file cannot be looked at now.
     """
+    directory = Path(directory)
     found = harvest(directory, exclude=exclude)
     hashed, unread = hash_files(found.files, on_progress)
     if not hashed:
@@ -116,7 +117,7 @@ def attach(
     client: RegistryClient,
     owner: Owner,
     slug: str,
-    directory: Path,
+    directory: str | os.PathLike[str],
     *,
     in_place: bool = False,
     lease_ttl_s: float | None = None,

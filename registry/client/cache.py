@@ -130,10 +130,12 @@ class BlobCache:
         max_bytes: how much is kept; linked blobs and those used lately may exceed it.
     """
 
-    def __init__(self, directory: Path, *, max_bytes: int = CACHE_MAX_BYTES) -> None:
-        self.directory = directory
-        self.blobs = directory / "blobs"
-        self._partial = directory / "partial"
+    def __init__(
+        self, directory: str | os.PathLike[str], *, max_bytes: int = CACHE_MAX_BYTES
+    ) -> None:
+        self.directory = Path(directory)
+        self.blobs = self.directory / "blobs"
+        self._partial = self.directory / "partial"
         self._max_bytes = max_bytes
 
     def path_of(self, checksum: str) -> Path:

@@ -13,13 +13,16 @@ import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx2
 
 from registry.core.records import shown_url
+from registry.core.settings_files import read_file
 from registry.errors import SettingsError
 
+AUTHORITIES_MAX_BYTES = 16 << 20
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
@@ -155,9 +158,9 @@ def trust(ca_file: str | None, environ: Mapping[str, str] = os.environ) -> ssl.S
     """
     file, directory = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
     if ca_file is not None:
-        return _from_file("The file of authorities (ca_file, --ca-file)", ca_file)
+        return _from_file("file of authorities (ca_file, --ca-file)", ca_file)
     if file:
-        return _from_file("SSL_CERT_FILE", file)
+        return _from_file("file of SSL_CERT_FILE", file)
     if directory:
         if not os.path.isdir(directory):
             raise SettingsError(
@@ -172,12 +175,12 @@ def trust(ca_file: str | None, environ: Mapping[str, str] = os.environ) -> ssl.S
 
 def _from_file(name: str, path: str) -> ssl.SSLContext:
     try:
-        return _read_authorities(path, os.stat(path).st_mtime_ns)
+        return _read_authorities(name, path, os.stat(path).st_mtime_ns)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise SettingsError(
-            f"{name} is {path!r}, which cannot be used: {reason}. It must be a readable file of "
-            "certificates in PEM form."
+            f"The {name} is {path!r}, which cannot be used: {reason}. It must be a readable file "
+            "of certificates in PEM form."
         ) from None
 
 
@@ -185,9 +188,11 @@ def _from_file(name: str, path: str) -> ssl.SSLContext:
 
 
 @functools.lru_cache(maxsize=8)
-def _read_authorities(path: str, changed_ns: int) -> ssl.SSLContext:
+def _read_authorities(name: str, path: str, changed_ns: int) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cafile=path)
+    # OpenSSL itself would wait for a FIFO, and read a device without end.
+    content, _ = read_file(Path(path), name, max_bytes=AUTHORITIES_MAX_BYTES)
+    context.load_verify_locations(cadata=content.decode("ascii", "ignore"))
     return context
 
 

@@ -35,6 +35,7 @@ from registry.core.records import (
     Receipt,
     Registered,
     Renewed,
+    check_slug,
     milliseconds,
     shown,
     shown_url,
@@ -206,7 +207,13 @@ def owners_page(after: str | None) -> Call[Page[OwnerRecord]]:
 
 
 def artifacts_page(filters: Mapping[str, str | None], after: str | None) -> Call[Page[Entry]]:
-    """A page of the entries that match every filter that is not None."""
+    """A page of the entries that match every filter that is not None.
+
+    Raises:
+        Invalid: the slug is none, so that nothing could match.
+    """
+    if filters.get("slug") is not None:
+        check_slug("slug", str(filters["slug"]))
     given = {name: value for name, value in filters.items() if value is not None}
     return Call(
         "GET",

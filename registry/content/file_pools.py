@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from registry.core.regular import shown_path
@@ -31,6 +30,7 @@ IDLE_S = 10.0
 """How long a thread waits for more to do before it ends."""
 POOLS_KEPT = 64
 RETRY_AFTER_S = 5
+SHORTAGE_PAUSE_S = 0.05
 
 
 class _Job:
@@ -64,8 +64,15 @@ class _Job:
                 result = self._work(*self._arguments)
         except BaseException as caught:
             error = caught
-        with suppress(RuntimeError):  # The loop is closed, and the process about to end.
-            self._loop.call_soon_threadsafe(self._settle, result, error)
+        while True:
+            try:
+                self._loop.call_soon_threadsafe(self._settle, result, error)
+            except MemoryError:
+                time.sleep(SHORTAGE_PAUSE_S)  # Nobody is to wait for what was done already.
+            except RuntimeError:
+                return  # The loop is closed, and the process about to end.
+            else:
+                return
 
     def _move(self) -> None:
         self.moved_at = time.monotonic()

@@ -696,7 +696,7 @@ def shown_url(text: str) -> str:
     scheme, marker, rest = text.partition("://")
     if not marker or "@" in scheme:
         scheme, marker, rest = "", "", text
-    has_authority = not rest.startswith("/") and not text.startswith("file:")
+    has_authority = not rest.startswith("/") and (marker or not text.startswith("file:"))
     return scheme + marker + (rest.rpartition("@")[2] if has_authority else rest)
 
 

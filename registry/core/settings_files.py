@@ -14,27 +14,30 @@ MAX_BYTES = 1 << 20
 
 _REASONS = {
     errno.ENXIO: "it is not a regular file",
-    errno.EFBIG: f"it has more than {MAX_BYTES} bytes",
     errno.EMFILE: "too many files are open; raise the limit of this process (ulimit -n)",
 }
 
 
-def read_file(path: Path, what: str, *, hint: str = "") -> tuple[bytes, os.stat_result]:
+def read_file(
+    path: Path, what: str, *, hint: str = "", max_bytes: int = MAX_BYTES
+) -> tuple[bytes, os.stat_result]:
     """The content of a file, symlinks followed, and its status. `what` names it in messages;
     `hint` says how to make one.
 
     Raises:
-        SettingsError: it is not there, no regular file, larger than 1 MiB, or cannot be read.
+        SettingsError: it is not there, no regular file, larger than `max_bytes`, or cannot be read.
     """
     try:
         descriptor = open_regular(path, follow=True)
         try:
-            return read_at_most(descriptor, MAX_BYTES), os.fstat(descriptor)
+            return read_at_most(descriptor, max_bytes), os.fstat(descriptor)
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
         code = error.errno if isinstance(error, OSError) else None
         reason = _REASONS.get(code or 0) or (os.strerror(code) if code else str(error))
+        if code == errno.EFBIG:
+            reason = f"it has more than {max_bytes} bytes"
         if hint and code == errno.ENOENT:
             reason += f". {hint.removesuffix('.')}"
         raise SettingsError(f"The {what} {path} cannot be read: {reason}.") from error

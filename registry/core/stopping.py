@@ -123,14 +123,18 @@ def end_within(seconds: float, code: int, sentence: str) -> None:
 
     def end() -> None:
         # A pipe that nobody reads is not waited for.
-        saying = threading.Thread(target=say, daemon=True)
-        saying.start()
-        saying.join(SAYING_S)
+        with suppress(RuntimeError, MemoryError):
+            saying = threading.Thread(target=say, daemon=True)
+            saying.start()
+            saying.join(SAYING_S)
         os._exit(code)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
-    timer.start()
+    try:
+        timer.start()
+    except RuntimeError:  # No thread is to be had. The kernel ends it then, without a word.
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def exit_code_of(number: int) -> int:

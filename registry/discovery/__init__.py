@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from registry.core.records import Owner, shown
+from registry.core.records import Owner, shown, shown_url
 from registry.discovery.cards import Card
 from registry.errors import Invalid, SettingsError
 
@@ -212,5 +212,6 @@ def _directory_of(url: str) -> Path:
     except ValueError:
         pass
     raise SettingsError(
-        f"{shown(url)} is not the URL of a discovery store; it must look like file:/DIRECTORY."
+        f"{shown(shown_url(url))} is not the URL of a discovery store; it must look like "
+        "file:/DIRECTORY."
     )

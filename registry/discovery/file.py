@@ -83,8 +83,8 @@ class FileDiscovery:
     `Discovery`.
     """
 
-    def __init__(self, root: Path, *, ttl_s: float = TTL_S) -> None:
-        self._root = root
+    def __init__(self, root: str | os.PathLike[str], *, ttl_s: float = TTL_S) -> None:
+        self._root = Path(root)
         self._ttl_s = ttl_s
         self._published: dict[Path, bytes] = {}
         self._keeper = Keeper(f"The discovery directory {root}", self._touch, ttl_s / 3)

@@ -171,11 +171,14 @@ async def body_parts(request: Request, limit: int, setting: str) -> AsyncIterato
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What the work comes to. It is given up when the client hangs up.
+    """What a look at the registry comes to. Where it has to wait for others, it is given up when
+    the client hangs up.
 
     Raises:
         ClientGone: it did.
     """
+    if not registry_of(request).must_wait:
+        return await work
     asked = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_until_gone(request))
     try:

@@ -55,11 +55,24 @@ class Lane:
         except BaseException:
             self._free.release()
             raise
-        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
-        return await asyncio.wrap_future(running)
+        try:
+            return await asyncio.wrap_future(running)
+        finally:
+            if running.done():
+                self._free.release()
+            else:  # Whoever waited is gone; the thread is not free before its work is done.
+                running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether who comes now has to wait."""
+        return self._free.locked()
 
     async def _take_place(self) -> None:
-        if self.waiting >= self._waiting_max and self._free.locked():
+        if not self.is_full:
+            await self._free.acquire()
+            return
+        if self.waiting >= self._waiting_max:
             raise Busy(f"{self.waiting} others wait for the same already. Try again shortly.")
         self.waiting += 1
         try:

@@ -382,6 +382,11 @@ class Registry:
 
     # Looking
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether who looks for something now has to wait for others."""
+        return self._costly.is_full
+
     async def audit(self, classes: Iterable[str] = ()) -> AuditReport:
         """What is wrong, by the `leaks` view, and a summary of how the registry is.
 
