@@ -21,6 +21,7 @@ from registry.client.retries import RetryPolicy
 from registry.core.hashing import checksum_of
 from registry.core.records import Owner
 from registry.discovery import Change, Kind, Record, RecordKey
+from registry.discovery.cards import Card
 from registry.errors import DiscoveryUnavailable, RegistryError
 from tests.exchanges import running
 from tests.peers import elapsed
@@ -299,7 +300,7 @@ def test_no_thread_to_be_had_stops_nothing(
     stage = make_stage()
 
     def begin(*args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError("can't start new thread")
+        raise aside_module.NoThread("can't start new thread")
 
     with monkeypatch.context() as patch:
         patch.setattr(aside_module, "begin", begin)
@@ -406,3 +407,22 @@ def test_a_failure_that_says_nothing_of_the_files_withdraws_no_card(
     assert stage.told == []
     stage.proxy.rules.clear()
     wait_for(lambda: stage.server.client.get(f"/v1/owners/{stage.lora}").json()["refs"] == 3)
+
+
+def test_what_was_given_up_before_it_was_begun_does_not_happen_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publishing, "LONGEST_S", 0.2)
+    store = Store()
+    publisher = publishing.CardPublisher(store, None)
+    go_on = threading.Event()
+    store.before["withdraw"] = lambda: go_on.wait(30)
+    owner = Owner("n", "c", "e", 1)
+    with pytest.raises(DiscoveryUnavailable, match="may still happen"):
+        publisher.withdraw(owner, and_instance=False)
+    with pytest.raises(DiscoveryUnavailable, match="cannot be published"):
+        publisher.publish(owner, Card({}), lambda: True)
+    go_on.set()
+    monkeypatch.setattr(publishing, "LONGEST_S", 30)
+    assert publisher.find_name(owner) is None
+    assert store.live == set()

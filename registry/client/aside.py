@@ -11,11 +11,15 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+class NoThread(RuntimeError):
+    """No thread can be started."""
+
+
 def begin(work: Callable[[], T], name: str = "registry-aside") -> Future[T]:
     """Begin work; its result is waited for as long as the caller likes, and the work goes on.
 
     Raises:
-        RuntimeError: no thread can be started.
+        NoThread: none can be started now.
     """
     future: Future[T] = Future()
 
@@ -29,7 +33,10 @@ def begin(work: Callable[[], T], name: str = "registry-aside") -> Future[T]:
             if future.set_running_or_notify_cancel():
                 future.set_result(result)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError as error:
+        raise NoThread(f"no thread can be started: {error}") from None
     return future
 
 

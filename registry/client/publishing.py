@@ -110,34 +110,32 @@ class CardPublisher:
             return None
 
     def _ask(self, what: str, work: Callable[[], T]) -> T:
-        """Let a store do something. The lock is free again when it has, however late."""
-        if not self._free.acquire(timeout=LONGEST_S):
-            raise DiscoveryUnavailable(
-                f"{what}: the discovery store is still busy with what it was asked before."
-            )
+        """Let the store do something. What is given up before it was begun is not done any more, so
+        that it cannot come behind what is asked for next."""
+        given_up = threading.Event()
 
         def run() -> T:
-            try:
+            with self._free:
+                if given_up.is_set():
+                    raise DiscoveryUnavailable(f"{what}: it was given up.")
                 return work()
-            finally:
-                self._free.release()
 
         try:
             asked = aside.begin(run, "registry-publisher")
-        except BaseException as error:
-            self._free.release()
-            if isinstance(error, RuntimeError):
-                raise DiscoveryUnavailable(f"{what}: no thread can be started.") from None
-            raise
-        try:
             return asked.result(LONGEST_S)
-        except TimeoutError:
+        except TimeoutError as error:
             if asked.done():
                 raise
+            given_up.set()
             raise DiscoveryUnavailable(
                 f"{what}: the discovery store did not answer within {LONGEST_S:g} s. What was "
                 "asked of it may still happen."
-            ) from None
+            ) from error
+        except aside.NoThread as error:
+            raise DiscoveryUnavailable(f"{what}: {error}.") from None
+        except BaseException:
+            given_up.set()
+            raise
 
 
 def reaches_only_this_host(url: str) -> bool:
