@@ -89,6 +89,7 @@ def test_a_service_whose_workers_die_before_they_serve_gives_up_and_says_why(
         check=False,
     )
     assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
     ends = [line for line in done.stderr.splitlines() if cause in line]
     assert len(ends) >= 2 * STARTS_MAX - 1
     assert "No worker can start, so the service ends" in done.stderr.splitlines()[-1]

@@ -115,16 +115,21 @@ class CardPublisher:
         given_up = threading.Event()
 
         def run() -> T:
-            with self._free:
+            if not self._free.acquire(timeout=LONGEST_S):
+                raise DiscoveryUnavailable(f"{what}: the store is busy.")
+            try:
                 if given_up.is_set():
                     raise DiscoveryUnavailable(f"{what}: it was given up.")
                 return work()
+            finally:
+                self._free.release()
 
+        asked = None
         try:
             asked = aside.begin(run, "registry-publisher")
             return asked.result(LONGEST_S)
         except TimeoutError as error:
-            if asked.done():
+            if asked is None or asked.done():
                 raise
             given_up.set()
             raise DiscoveryUnavailable(

@@ -10,7 +10,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -88,15 +88,23 @@ def run(settings: Settings) -> None:
         os.environ[opening.ALLOWED_BY] = "true"  # For the worker processes as well.
     with listen(settings.host, settings.port) as listener:
         opening.prepare(settings.database_url, notify=log.info)
-        tell_start(settings, url_of(settings, listener))
+        address = url_of(settings, listener)
+
+        def tell() -> None:
+            tell_start(settings, address)
+
         if settings.workers == 1:
-            _serve_alone(settings, limits, listener, certificate)
+            _serve_alone(settings, limits, listener, certificate, tell)
         else:
-            _serve_with_workers(settings, limits, listener)
+            _serve_with_workers(settings, limits, listener, tell)
 
 
 def _serve_alone(
-    settings: Settings, limits: Limits, listener: socket.socket, certificate: Certificate | None
+    settings: Settings,
+    limits: Limits,
+    listener: socket.socket,
+    certificate: Certificate | None,
+    tell: Callable[[], None],
 ) -> None:
     from registry.server.app import create_app  # Not before: a parent of workers needs none of it.
 
@@ -104,7 +112,8 @@ def _serve_alone(
     _settle()
     stopping.release()
     try:
-        BoundedServer(Config(app, limits, **uvicorn_options(certificate))).run(sockets=[listener])
+        config = Config(app, limits, **uvicorn_options(certificate))
+        BoundedServer(config, tell).run(sockets=[listener])
     except stopping.Stopped:
         return  # uvicorn raises the signal again when it has stopped.
     except SystemExit as end:
@@ -113,6 +122,15 @@ def _serve_alone(
 
 class BoundedServer(Server):
     """Ends in time after a signal, whatever hangs, and hears those that come before it listens."""
+
+    def __init__(self, config: Config, when_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._when_ready = when_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._when_ready()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal comes; what was its handler before is called at the end."""
@@ -154,8 +172,17 @@ def _hung_up(_signal: int, _frame: object) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def _serve_with_workers(settings: Settings, limits: Limits, listener: socket.socket) -> None:
-    workers = Workers(settings, limits, listener, stop_s=GONE_S + 1, reload=reloads(settings))
+def _serve_with_workers(
+    settings: Settings, limits: Limits, listener: socket.socket, tell: Callable[[], None]
+) -> None:
+    workers = Workers(
+        settings,
+        limits,
+        listener,
+        stop_s=GONE_S + 1,
+        reload=reloads(settings),
+        when_ready=tell,
+    )
     workers.run()
     if workers.failed:
         sys.exit(COULD_NOT_RUN)
@@ -177,9 +204,8 @@ def serve_as_worker(
         log.error("the worker cannot serve: %s", error)
         sys.exit(COULD_NOT_START)
     _settle()
-    server = BoundedServer(Config(app, limits, **uvicorn_options(certificate)))
-    parent.is_ready = lambda: server.started
-    server.run(sockets=[listener])
+    config = Config(app, limits, **uvicorn_options(certificate))
+    BoundedServer(config, parent.be_ready).run(sockets=[listener])
 
 
 def _settle() -> None:
@@ -224,7 +250,7 @@ def url_of(settings: Settings, listener: socket.socket) -> str:
 
 
 def tell_start(settings: Settings, address: str) -> None:
-    """Say what is about to be served, in the log, and where, on standard output as well."""
+    """Say what is served, in the log, and where, on standard output as well."""
     log.info(
         "serving",
         extra=logs.fields(

@@ -78,12 +78,17 @@ class Parent:
         self._answered = threading.Condition()
         self._answers = 0
         self._others = Others()
-        self.is_ready: Callable[[], bool] = lambda: False
+        self.is_ready = False
         self.counts: Callable[[], Counts] = Counts
 
     def start(self) -> None:
         """Speak with it from now on."""
         threading.Thread(target=self._speak, name="registry-parent", daemon=True).start()
+
+    def be_ready(self) -> None:
+        """Say at once that this worker serves."""
+        self.is_ready = True
+        self._asked.put(None)
 
     def others(self) -> Others:
         """What the other processes have counted until about a second ago; what is known, if the
@@ -98,7 +103,7 @@ class Parent:
         try:
             while True:
                 asks = self._is_asked()
-                self._pipe.send_bytes(Beat(self.is_ready(), self.counts(), asks).encoded())
+                self._pipe.send_bytes(Beat(self.is_ready, self.counts(), asks).encoded())
                 others = Others.decoded(self._pipe.recv_bytes())
                 if asks:
                     with self._answered:

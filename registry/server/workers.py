@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -128,7 +128,10 @@ class _Place:
                         return
                     self.counts = beat.counts
                     self.silent_looks, self.is_silent = 0, False
-                    self.is_ready = self.is_ready or beat.is_ready
+                    became_ready = beat.is_ready and not self.is_ready
+                    self.is_ready = beat.is_ready
+                if became_ready:
+                    self._workers.note_ready()
                 pipe.send_bytes(self._workers.told(self, beat.asks).encoded())
 
     def hang_up(self) -> None:
@@ -177,6 +180,8 @@ class Workers:
     SIGHUP is passed on if the workers can `reload`, and ends the service otherwise. When it ends,
     nobody can connect any more, workers answer what they have accepted, and those that do not end
     within `stop_s` are killed.
+
+    `when_ready` is called once, when the first of them serves.
     """
 
     def __init__(
@@ -187,6 +192,7 @@ class Workers:
         *,
         stop_s: float,
         reload: bool,
+        when_ready: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.limits = limits
@@ -198,8 +204,12 @@ class Workers:
         self.restarts = 0
         self._stop_s = stop_s
         self._reload = reload
+        self._when_ready = when_ready
         self._places = [_Place(self) for _ in range(settings.workers)]
         self._have_served = False
+        self._has_told = False
+        self._waker: int | None = None
+        """What is written to wakes `run`."""
         self._gone = Counts()
         self.counting = threading.Lock()
         """Held where it matters which process counts."""
@@ -216,6 +226,9 @@ class Workers:
                 ends = [each.process.sentinel for each in self._places if each.process is not None]
                 wait([woken, *ends], LOOK_S)
                 self._handle_signals(woken)
+                if self._have_served and not self._has_told:
+                    self._has_told = True
+                    self._when_ready()
                 is_time = time.monotonic() - looked_at >= LOOK_S
                 looked_at = time.monotonic() if is_time else looked_at
                 for place in self._places:
@@ -231,6 +244,14 @@ class Workers:
             found = [each.counts for each in self._places if each is not place]
             return Others(self.restarts, [self._gone, *found])
 
+    def note_ready(self) -> None:
+        """A worker serves. For any thread."""
+        with self.counting:
+            self._have_served = True
+            if self._waker is not None:
+                with suppress(BlockingIOError):
+                    os.write(self._waker, b"\0")
+
     def _fill(self, place: _Place) -> None:
         if place.process is not None or self._is_ending or time.monotonic() < place.due_at:
             return
@@ -244,7 +265,6 @@ class Workers:
         process = place.process
         if process is None or self._is_ending:
             return
-        self._have_served = self._have_served or place.is_ready
         if place.hung_up and place.is_ready:
             place.hang_up()
         cause = place.kill_if_silent() if is_time else None
@@ -286,12 +306,15 @@ class Workers:
         heard, told = os.pipe()
         os.set_blocking(told, False)
         signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        self._waker = told
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _frame: self._signals.put(number))
         try:
             yield heard
         finally:
             signal.set_wakeup_fd(-1)
+            with self.counting:
+                self._waker = None
             os.close(told)
             os.close(heard)
 
