@@ -12,7 +12,8 @@ from urllib.parse import unquote
 
 from registry.core.hashing import checksum_of
 from registry.core.records import ArtifactKey, Entry
-from registry.wire import messages as wire
+from registry.wire.encoding import encode
+from registry.wire.listings import ArtifactsResponse, EntryResponse
 
 SLUG = "tiny"
 
@@ -135,8 +136,8 @@ class FileServer:
             )
             for number, (name, content) in enumerate(contents.items())
         ]
-        answer = wire.ArtifactsResponse([wire.EntryResponse.of(entry) for entry in entries], None)
-        body = wire.encode(answer)
+        answer = ArtifactsResponse([EntryResponse.of(entry) for entry in entries], None)
+        body = encode(answer)
         handler.send_response_only(200)
         handler.send_header("content-length", str(len(body)))
         handler.end_headers()

@@ -22,12 +22,12 @@ from registry.core.records import (
     Registration,
     Severity,
 )
+from registry.core.times import format_time
 from registry.errors import Conflict
 from registry.store.journal import CONFLICT_MS
 from registry.store.ops import register
 from registry.store.reads.audit import CLASSES, FINDINGS_MAX
 from registry.store.sqlite.engine import system_clock
-from registry.wire.messages import format_time
 from tests.fleet import DAY, MINUTE, SECOND, Clock, World, key, run_cli, worker
 from tests.support import TABLES, Server, assert_sound, checksum, dump_of, sql, wait_for
 

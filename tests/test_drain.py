@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from registry.core.records import Drained, Lease, OwnerState, Renewed
+from registry.core.times import parse_time
 from registry.errors import LeaseGone
-from registry.wire import messages as wire
 from tests.fleet import DAY, GRACE, HOUR, INTERVAL, LEASE, MINUTE, SECOND, World, key, worker
 from tests.support import Server
 
@@ -143,7 +143,7 @@ def test_drain_over_http(shared_server: Server) -> None:
             "/v1/events", params={"owner": str(mine), "kind": "drained", "order": "newest"}
         ).json()["events"][0]
         until, at = answer.json()["drain_deadline_at"], event["at"]
-        assert wire.parse_time(until) - wire.parse_time(at) == expected * SECOND
+        assert parse_time(until) - parse_time(at) == expected * SECOND
         assert event["reason"] == f"within {expected:g} s"
     shown = shared_server.client.get(f"/v1/owners/{mine}").json()
     assert (shown["state"], shown["drain_deadline_at"]) == ("draining", until)

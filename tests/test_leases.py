@@ -14,11 +14,12 @@ import pytest
 
 from registry.client.client import RegistryClient
 from registry.core.records import Drained, Lease, Owner, Registration, Renewed
+from registry.core.times import parse_time
 from registry.errors import Invalid, LeaseGone, Superseded
 from registry.store.group_commit import BATCH_ITEMS, Writer
 from registry.store.ops import leases, register
 from registry.store.sqlite.engine import Database
-from registry.wire import messages as wire
+from registry.wire.requests import DRAIN_DEFAULT_S
 from tests.fleet import DAY, GRACE, LEASE, SECOND, START, World, count_statements, run_cli, worker
 from tests.support import Server
 
@@ -259,8 +260,8 @@ def test_the_command_line_renews_and_drains(shared_server: Server) -> None:
     answer = json.loads(out)
     assert (code, answer["state"]) == (0, "draining")
     renewed_at = shared_server.client.get(f"/v1/owners/{mine}").json()["renewed_at"]
-    later = wire.parse_time(answer["drain_deadline_at"]) - wire.parse_time(renewed_at)
-    assert later >= wire.DRAIN_DEFAULT_S * SECOND
+    later = parse_time(answer["drain_deadline_at"]) - parse_time(renewed_at)
+    assert later >= DRAIN_DEFAULT_S * SECOND
 
     assert shared_server.register(mine, [], lease_ttl_s=None).status_code == 200
     code, out, _ = run_cli("renew", mine, "--url", shared_server.url)

@@ -15,7 +15,9 @@ from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
 from registry.core.records import Owner, Receipt, parse_instance_id
 from registry.core.slugs import slugify
-from registry.wire import messages as wire
+from registry.wire.paths import metadata_path
+from registry.wire.requests import LEASE_DEFAULT_S, OwnerIdentity
+from registry.wire.responses import ReceiptResponse, RegisteredResponse
 
 if TYPE_CHECKING:
     from registry.client.attach import Attached
@@ -61,7 +63,7 @@ def attach(
     ] = False,
     lease_ttl_s: Annotated[
         float, typer.Option(metavar="S", help="With --hold: the lease, 1 s to 7 days.")
-    ] = wire.LEASE_DEFAULT_S,
+    ] = LEASE_DEFAULT_S,
     discovery: Annotated[
         str | None,
         typer.Option(
@@ -96,7 +98,7 @@ def attach(
     The files stay registered until the owner is detached. With --hold the command stays and does
     that at its end; if it is killed, the registry does it when the lease and its grace are over.
     """
-    if not hold and (discovery is not None or lease_ttl_s != wire.LEASE_DEFAULT_S):
+    if not hold and (discovery is not None or lease_ttl_s != LEASE_DEFAULT_S):
         raise typer.BadParameter("--lease-ttl-s and --discovery need --hold.")
     if discovery is None and (address is not None or public_url is not None):
         raise typer.BadParameter("--address and --public-url need --discovery.")
@@ -152,7 +154,7 @@ def attach(
             on_progress=progress,
         )
     if as_json:
-        print_json(wire.RegisteredResponse.of(attached.registered))
+        print_json(RegisteredResponse.of(attached.registered))
     else:
         _print_attached(client.url, attached, in_place)
 
@@ -177,7 +179,7 @@ def detach(
     with RegistryClient(url, token=token, ca_file=ca_file) as client:
         receipt = client.unregister_for_owner(identity)
     if as_json:
-        print_json(wire.ReceiptResponse.of(receipt))
+        print_json(ReceiptResponse.of(receipt))
     else:
         _print_receipt(receipt)
 
@@ -194,7 +196,7 @@ def _print_attached(url: str, attached: Attached, in_place: bool) -> None:
     print_table(
         [Column("OUTCOME"), Column("SIZE", right=True), Column("URL", runs_on=True)],
         [
-            (each.outcome, shown_size(each.size), url + wire.metadata_path(each.key))
+            (each.outcome, shown_size(each.size), url + metadata_path(each.key))
             for each in artifacts
         ],
     )
@@ -206,7 +208,7 @@ def _print_attached(url: str, attached: Attached, in_place: bool) -> None:
 
 def _print_held(owner: Owner, card: Card, as_json: bool) -> None:
     if as_json:
-        print_json({"owner": wire.OwnerIdentity.of(owner), "card": dict(card.content)})
+        print_json({"owner": OwnerIdentity.of(owner), "card": dict(card.content)})
     else:
         columns = [Column("SIZE", right=True), Column("URL", runs_on=True)]
         print_table(columns, [(shown_size(file.size), file.url) for file in card.files])

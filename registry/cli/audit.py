@@ -16,7 +16,10 @@ from registry.cli.options import AsJson, Wide
 from registry.cli.output import print_json
 from registry.cli.tables import Column, print_facts, print_table
 from registry.cli.text import counted, shown_size
-from registry.wire import messages as wire
+from registry.core.times import format_time
+from registry.wire.listings import RemovedResponse
+from registry.wire.reports import AuditResponse, EndedResponse, SweptResponse
+from registry.wire.requests import OwnerIdentity
 
 if TYPE_CHECKING:
     from registry.core.records import AuditReport, AuditSummary
@@ -129,7 +132,7 @@ def _rehearse(database: Database, release_brake: bool) -> Swept:
         return sweep_once(conn, conn.now, [item])[0]
 
 
-def _sweep_all(database: Database, release_brake: bool) -> tuple[Swept, wire.RemovedResponse]:
+def _sweep_all(database: Database, release_brake: bool) -> tuple[Swept, RemovedResponse]:
     """End everybody who is due and prune all that is old, in batches with a breather between
     them, in which others get the write lock. What was done, and what went besides."""
     from registry.store.ops.expire import Sweep, Swept
@@ -138,7 +141,7 @@ def _sweep_all(database: Database, release_brake: bool) -> tuple[Swept, wire.Rem
 
     released = 0
     ended: list[Ending] = []
-    removed = wire.RemovedResponse()
+    removed = RemovedResponse()
     item = Sweep(force=True, release_brake=release_brake)
     while True:
         with database.write() as conn, _counting(conn, removed):
@@ -163,7 +166,7 @@ def _sweep_all(database: Database, release_brake: bool) -> tuple[Swept, wire.Rem
 
 
 @contextmanager
-def _counting(conn: Connection, removed: wire.RemovedResponse) -> Iterator[None]:
+def _counting(conn: Connection, removed: RemovedResponse) -> Iterator[None]:
     """Add the entries and copies that go while the block runs, in which nobody else writes."""
     query = "SELECT (SELECT COUNT(*) FROM entries), (SELECT COUNT(*) FROM blobs)"
     ((entries, copies),) = conn.run_text(query)
@@ -191,7 +194,7 @@ def _print_report(report: AuditReport, as_json: bool, *, wide: bool = False) -> 
     from registry.core.records import Severity
 
     if as_json:
-        print_json(wire.AuditResponse.of(report))
+        print_json(AuditResponse.of(report))
     else:
         _print_findings(report, wide)
         if report.summary is not None:
@@ -232,7 +235,7 @@ def _print_findings(report: AuditReport, wide: bool) -> None:
 
 def _print_summary(summary: AuditSummary) -> None:
     def when(at: int | None, otherwise: str) -> str:
-        return otherwise if at is None else wire.format_time(at)
+        return otherwise if at is None else format_time(at)
 
     shared = ", ".join(f"{n} by {holders}" for holders, n in summary.entries_by_holders.items())
     print_facts(
@@ -254,14 +257,14 @@ def _print_summary(summary: AuditSummary) -> None:
         )
 
 
-def _print_swept(swept: Swept, removed: wire.RemovedResponse | None, as_json: bool) -> None:
+def _print_swept(swept: Swept, removed: RemovedResponse | None, as_json: bool) -> None:
     """What a sweep did; or, where nothing is said of what it removed, what it would do."""
     if as_json:
         ended = [
-            wire.EndedResponse(wire.OwnerIdentity.of(each.owner), each.state, each.reason)
+            EndedResponse(OwnerIdentity.of(each.owner), each.state, each.reason)
             for each in swept.ended
         ]
-        print_json(wire.SweptResponse(ended, swept.released, swept.waiting, swept.paused, removed))
+        print_json(SweptResponse(ended, swept.released, swept.waiting, swept.paused, removed))
         return
     if swept.ended:
         print_table(
@@ -279,7 +282,7 @@ def _print_swept(swept: Swept, removed: wire.RemovedResponse | None, as_json: bo
         print(f"{counted(swept.waiting, 'lapsed owner')} left alone: {swept.paused}.")
 
 
-def _removed(removed: wire.RemovedResponse) -> str:
+def _removed(removed: RemovedResponse) -> str:
     counts = {
         "entry": removed.entries,
         "copy": removed.copies,

@@ -23,8 +23,9 @@ from registry.core.records import (
     Owner,
     printable,
 )
+from registry.core.times import format_time
 from registry.errors import Busy, ServiceUnreachable, StorageUnavailable
-from registry.wire import messages as wire
+from registry.wire.listings import EventResponse, EventsResponse
 
 if TYPE_CHECKING:
     from registry.client.client import RegistryClient
@@ -121,13 +122,13 @@ def _behind(client: RegistryClient, wanted: EventFilter, after: int) -> Iterator
     return bounded(pages())
 
 
-def _joined(pages: Iterable[EventPage]) -> wire.EventsResponse:
+def _joined(pages: Iterable[EventPage]) -> EventsResponse:
     found: list[Event] = []
     last = 0
     for page in pages:
         found += page.events
         last = page.last
-    return wire.EventsResponse.of(EventPage(tuple(found), None, last))
+    return EventsResponse.of(EventPage(tuple(found), None, last))
 
 
 def _print_following(
@@ -174,7 +175,7 @@ def _wait_for_reader(pause_s: float) -> None:
 
 def _print_json_lines(found: Iterable[Event]) -> None:
     for event in found:
-        print(json_line(wire.EventResponse.of(event)))
+        print(json_line(EventResponse.of(event)))
 
 
 def print_lines(found: Iterable[Event]) -> None:
@@ -187,7 +188,7 @@ def _line(event: Event) -> str:
     key = [part for part in (event.slug, event.suffix, event.filename) if part is not None]
     fields = (
         f"{event.id:>8}",
-        wire.format_time(event.at),
+        format_time(event.at),
         event.kind.ljust(KIND_WIDTH),
         "-" if event.owner is None else str(event.owner),
         "/".join(key) or "-",

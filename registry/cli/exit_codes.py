@@ -93,9 +93,9 @@ def _as_problem(error: RegistryError) -> dict[str, object]:
     """The parts of an error that are not HTTP's."""
     import msgspec
 
-    from registry.wire import messages as wire
+    from registry.wire.problems import problem_of
 
-    problem: dict[str, object] = msgspec.to_builtins(wire.problem(error, 0))
+    problem: dict[str, object] = msgspec.to_builtins(problem_of(error, 0))
     problem["detail"] = error.detail + _about_directory(error)
     del problem["type"], problem["status"]
     return {"code": error.code, **problem}

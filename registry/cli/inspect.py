@@ -24,8 +24,19 @@ from registry.core.records import (
     OwnerState,
     printable,
 )
+from registry.core.times import format_time
 from registry.errors import NotRegistered
-from registry.wire import messages as wire
+from registry.wire.listings import (
+    ArtifactsResponse,
+    EntryResponse,
+    EventResponse,
+    ExplainResponse,
+    ModelResponse,
+    ModelsResponse,
+    OwnersResponse,
+    owner_response,
+    owner_summary,
+)
 
 if TYPE_CHECKING:
     from registry.client.protocol import OwnerDetails
@@ -92,9 +103,7 @@ def ls(
     if quiet:
         _print_names(str(each.key) for each in entries)
     elif as_json:
-        print_json(
-            wire.ArtifactsResponse([wire.EntryResponse.of(entry) for entry in entries], None)
-        )
+        print_json(ArtifactsResponse([EntryResponse.of(entry) for entry in entries], None))
     else:
         _print_entries(entries, wide)
 
@@ -139,7 +148,7 @@ def owners(
     if quiet:
         _print_names(str(each.owner) for each in records)
     elif as_json:
-        print_json(wire.OwnersResponse([wire.owner_summary(each) for each in records], None))
+        print_json(OwnersResponse([owner_summary(each) for each in records], None))
     else:
         _print_owners(records, wide)
 
@@ -174,7 +183,7 @@ def models(
     if quiet:
         _print_names(f"{each.slug}/{each.suffix}" for each in found)
     elif as_json:
-        print_json(wire.ModelsResponse([wire.ModelResponse.of(each) for each in found], None))
+        print_json(ModelsResponse([ModelResponse.of(each) for each in found], None))
     else:
         _print_models(found, wide)
 
@@ -283,9 +292,9 @@ def _print_owners(records: Iterable[OwnerRecord], wide: bool) -> None:
                 str(each.owner),
                 each.state,
                 str(each.refs),
-                wire.format_time(each.lease.expires_at) if each.lease else "-",
+                format_time(each.lease.expires_at) if each.lease else "-",
                 each.worker_name or "-",
-                wire.format_time(each.registered_at),
+                format_time(each.registered_at),
             )
             for each in records
         ],
@@ -296,7 +305,7 @@ def _print_owners(records: Iterable[OwnerRecord], wide: bool) -> None:
 def _show_owner(details: OwnerDetails, as_json: bool) -> None:
     record = details.record
     if as_json:
-        print_json(wire.owner_answer(record, details.entries))
+        print_json(owner_response(record, details.entries))
         return
     print_facts(_owner_facts(record))
     if details.entries:
@@ -320,16 +329,16 @@ def _owner_facts(record: OwnerRecord) -> list[tuple[str, str]]:
     }
     facts = [("owner", str(record.owner)), ("state", str(record.state))]
     facts += [("worker", record.worker_name)] if record.worker_name else []
-    facts += [(name, wire.format_time(at)) for name, at in times.items() if at is not None]
+    facts += [(name, format_time(at)) for name, at in times.items() if at is not None]
     facts += [("end reason", record.end_reason)] if record.end_reason else []
     return facts
 
 
 def _print_explanation_json(explanation: Explanation) -> None:
     if explanation.entry is not None:
-        print_json(wire.ExplainResponse.of(explanation.entry, explanation))
+        print_json(ExplainResponse.of(explanation.entry, explanation))
         return
-    events = [wire.EventResponse.of(event) for event in explanation.events]
+    events = [EventResponse.of(event) for event in explanation.events]
     print_json({"entry": None, "holders": [], "events": events})
 
 
@@ -351,8 +360,8 @@ def _entry_facts(entry: Entry) -> list[tuple[str, str]]:
         ("checksum", entry.checksum),
         ("size", str(entry.size)),
         ("generation", str(entry.generation)),
-        ("created", wire.format_time(entry.created_at)),
-        ("updated", wire.format_time(entry.updated_at)),
+        ("created", format_time(entry.created_at)),
+        ("updated", format_time(entry.updated_at)),
     ]
 
 
@@ -371,7 +380,7 @@ def _print_holders(holders: Iterable[Holder], wide: bool) -> None:
                 each.state,
                 each.path or each.source,
                 each.status,
-                wire.format_time(each.since),
+                format_time(each.since),
             )
             for each in holders
         ],

@@ -10,7 +10,9 @@ from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
 from registry.cli.output import print_json
 from registry.cli.tables import print_facts
 from registry.core.records import Owner
-from registry.wire import messages as wire
+from registry.core.times import format_time
+from registry.wire.requests import DRAIN_DEFAULT_S
+from registry.wire.responses import DrainedResponse, RenewedResponse
 
 OwnerName = Annotated[
     str,
@@ -36,13 +38,13 @@ def renew(
     with RegistryClient(url, token=token, ca_file=ca_file) as client:
         renewed = client.renew(identity)
     if as_json:
-        print_json(wire.RenewedResponse.of(renewed))
+        print_json(RenewedResponse.of(renewed))
         return
     lease = renewed.lease
     print_facts(
         [
             ("owner", str(renewed.owner)),
-            ("lease ends", wire.format_time(lease.expires_at) if lease else "never: it has none"),
+            ("lease ends", format_time(lease.expires_at) if lease else "never: it has none"),
             ("files", str(renewed.refs)),
             *([("not serveable", str(renewed.unserveable))] if renewed.unserveable else []),
         ]
@@ -54,7 +56,7 @@ def drain(
     deadline_s: Annotated[
         float,
         typer.Option("--deadline-s", metavar="N", help="How long the detach may take."),
-    ] = wire.DRAIN_DEFAULT_S,
+    ] = DRAIN_DEFAULT_S,
     url: Url = DEFAULT_URL,
     token: Token = None,
     ca_file: CaFile = None,
@@ -71,7 +73,7 @@ def drain(
     with RegistryClient(url, token=token, ca_file=ca_file) as client:
         drained = client.drain(identity, deadline_s=deadline_s)
     if as_json:
-        print_json(wire.DrainedResponse.of(drained))
+        print_json(DrainedResponse.of(drained))
         return
-    until = wire.format_time(drained.deadline_at)
+    until = format_time(drained.deadline_at)
     print_facts([("owner", str(drained.owner)), ("drained until", until)])

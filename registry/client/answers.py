@@ -26,7 +26,7 @@ from registry.core.records import (
     shown_url,
 )
 from registry.errors import Invalid
-from registry.wire import messages as wire
+from registry.wire.problems import read_problem
 
 T = TypeVar("T")
 
@@ -142,7 +142,7 @@ def _location(answer: Answer) -> str:
 def _problem_of(answer: Answer) -> errors.RegistryError:
     """The error that a body says, as far as its status lets it be believed."""
     try:
-        error = wire.error_of(answer.body, answer.status)
+        error = read_problem(answer.body, answer.status)
         if isinstance(error, errors.Conflict):
             checked(error.conflicts)
         if isinstance(error, errors.ContentMissing):

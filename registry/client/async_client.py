@@ -51,7 +51,7 @@ from registry.core.records import (
     Renewed,
 )
 from registry.errors import RegistryError
-from registry.wire.messages import DRAIN_DEFAULT_S
+from registry.wire.requests import DRAIN_DEFAULT_S
 
 T = TypeVar("T")
 

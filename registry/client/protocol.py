@@ -40,7 +40,24 @@ from registry.core.records import (
     shown,
     shown_url,
 )
-from registry.wire import messages as wire
+from registry.wire.encoding import encode
+from registry.wire.listings import (
+    ArtifactsResponse,
+    EventsResponse,
+    ExplainResponse,
+    ModelsResponse,
+    OwnerResponse,
+    OwnersResponse,
+)
+from registry.wire.paths import metadata_path
+from registry.wire.problems import Problem
+from registry.wire.requests import ArtifactOffer, DrainRequest, OwnerIdentity, RegisterRequest
+from registry.wire.responses import (
+    DrainedResponse,
+    ReceiptResponse,
+    RegisteredResponse,
+    RenewedResponse,
+)
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -137,18 +154,18 @@ def register(
     if lease_ttl_s is not None:
         # As JSON, what has no end would be null: no lease.
         milliseconds("lease_ttl_s", lease_ttl_s)
-    body = wire.RegisterRequest(
-        wire.OwnerIdentity.of(Owner.of(owner)),
-        [wire.ArtifactOffer.of(offer) for offer in offers],
+    body = RegisterRequest(
+        OwnerIdentity.of(Owner.of(owner)),
+        [ArtifactOffer.of(offer) for offer in offers],
         lease_ttl_s,
         worker_name,
     )
     return Call(
         "POST",
         "/v1/registrations",
-        _reader(wire.RegisteredResponse, wire.RegisteredResponse.record),
+        _reader(RegisteredResponse, RegisteredResponse.record),
         headers={"content-type": "application/json"},
-        body=wire.encode(body),
+        body=encode(body),
     )
 
 
@@ -169,13 +186,13 @@ def has_blob(checksum: str) -> Call[bool]:
 
 def unregister_for_owner(owner: Owner | str) -> Call[Receipt]:
     """End an owner and release all that it holds."""
-    read = _reader(wire.ReceiptResponse, wire.ReceiptResponse.record)
+    read = _reader(ReceiptResponse, ReceiptResponse.record)
     return Call("DELETE", f"/v1/owners/{Owner.of(owner)}", read)
 
 
 def renew(owner: Owner | str) -> Call[Renewed]:
     """Renew an owner's lease."""
-    read = _reader(wire.RenewedResponse, wire.RenewedResponse.record)
+    read = _reader(RenewedResponse, RenewedResponse.record)
     return Call("POST", f"/v1/owners/{Owner.of(owner)}/renew", read)
 
 
@@ -185,15 +202,15 @@ def drain(owner: Owner | str, deadline_s: float) -> Call[Drained]:
     return Call(
         "POST",
         f"/v1/owners/{Owner.of(owner)}/drain",
-        _reader(wire.DrainedResponse, wire.DrainedResponse.record),
+        _reader(DrainedResponse, DrainedResponse.record),
         headers={"content-type": "application/json"},
-        body=wire.encode(wire.DrainRequest(deadline_s)),
+        body=encode(DrainRequest(deadline_s)),
     )
 
 
 def owner(owner: Owner | str) -> Call[OwnerDetails]:
     """An owner and what it holds."""
-    return Call("GET", f"/v1/owners/{Owner.of(owner)}", _reader(wire.OwnerResponse, _owner_details))
+    return Call("GET", f"/v1/owners/{Owner.of(owner)}", _reader(OwnerResponse, _owner_details))
 
 
 def owners_page(after: str | None) -> Call[Page[OwnerRecord]]:
@@ -201,7 +218,7 @@ def owners_page(after: str | None) -> Call[Page[OwnerRecord]]:
     return Call(
         "GET",
         "/v1/owners",
-        _reader(wire.OwnersResponse, _owners_page),
+        _reader(OwnersResponse, _owners_page),
         params=_page_params(after),
     )
 
@@ -218,7 +235,7 @@ def artifacts_page(filters: Mapping[str, str | None], after: str | None) -> Call
     return Call(
         "GET",
         "/v1/artifacts",
-        _reader(wire.ArtifactsResponse, _artifacts_page),
+        _reader(ArtifactsResponse, _artifacts_page),
         params=given | _page_params(after),
     )
 
@@ -228,7 +245,7 @@ def models_page(after: str | None) -> Call[Page[Model]]:
     return Call(
         "GET",
         "/v1/models",
-        _reader(wire.ModelsResponse, _models_page),
+        _reader(ModelsResponse, _models_page),
         params=_page_params(after),
     )
 
@@ -241,7 +258,7 @@ def events_page(
     owner = None if wanted.owner is None else Owner.of(wanted.owner)
     given = {"owner": owner, "slug": wanted.slug, "kind": wanted.kind, "after": after}
     params |= {name: str(value) for name, value in given.items() if value is not None}
-    read = _reader(wire.EventsResponse, wire.EventsResponse.record)
+    read = _reader(EventsResponse, EventsResponse.record)
     return Call(
         "GET", "/v1/events", lambda answer: _advanced(read(answer), order, after), params=params
     )
@@ -271,7 +288,7 @@ def content_path(key: ArtifactKey | str, endpoint: Endpoint | str | None = None)
     """Where the service serves a key's bytes."""
     key = ArtifactKey.of(key)
     if endpoint is None:
-        return wire.metadata_path(key)
+        return metadata_path(key)
     return f"/v1/metadata/{Endpoint.of(endpoint)}/{_key_path(key)}"
 
 
@@ -340,27 +357,27 @@ def _read_explanation(answer: Answer) -> Explanation:
     return _read_explained(answer)
 
 
-_read_explained = _reader(wire.ExplainResponse, wire.ExplainResponse.record)
+_read_explained = _reader(ExplainResponse, ExplainResponse.record)
 
 
 def _events_in(body: bytes) -> tuple[Event, ...]:
-    problem = msgspec.json.decode(body, type=wire.Problem)
+    problem = msgspec.json.decode(body, type=Problem)
     return tuple(event.record() for event in problem.events or ())
 
 
-def _owner_details(answer: wire.OwnerResponse) -> OwnerDetails:
+def _owner_details(answer: OwnerResponse) -> OwnerDetails:
     return OwnerDetails(answer.record(), tuple(held.record() for held in answer.entries))
 
 
-def _owners_page(answer: wire.OwnersResponse) -> Page[OwnerRecord]:
+def _owners_page(answer: OwnersResponse) -> Page[OwnerRecord]:
     return Page(tuple(each.record() for each in answer.owners), answer.next)
 
 
-def _artifacts_page(answer: wire.ArtifactsResponse) -> Page[Entry]:
+def _artifacts_page(answer: ArtifactsResponse) -> Page[Entry]:
     return Page(tuple(each.record() for each in answer.artifacts), answer.next)
 
 
-def _models_page(answer: wire.ModelsResponse) -> Page[Model]:
+def _models_page(answer: ModelsResponse) -> Page[Model]:
     return Page(tuple(each.record() for each in answer.models), answer.next)
 
 

@@ -58,7 +58,7 @@ from registry.core.slugs import slugify
 from registry.discovery import Discovery
 from registry.discovery.cards import Card, CardFile, LoraInfo, find_context_length, make_card
 from registry.errors import Busy, DiscoveryUnavailable, Invalid, RegistryError, Superseded
-from registry.wire.messages import LEASE_DEFAULT_S
+from registry.wire.requests import LEASE_DEFAULT_S
 
 CONFIG_MAX_BYTES = 4 << 20
 

@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from registry import errors
 from registry.content.budget import Room
 from registry.core.records import shown
-from registry.wire import messages as wire
+from registry.wire.encoding import encode
+from registry.wire.problems import problem_of
 
 if TYPE_CHECKING:
     from registry.core.records import Event
@@ -84,7 +85,7 @@ def request_id_of(request: Request) -> str | None:
 
 def answer(body: msgspec.Struct, status: int = 200) -> Response:
     """A JSON answer."""
-    return Response(wire.encode(body), status, media_type="application/json")
+    return Response(encode(body), status, media_type="application/json")
 
 
 def problem(
@@ -104,7 +105,7 @@ def problem(
         headers["WWW-Authenticate"] = CHALLENGE + (INVALID_TOKEN if error.was_given else "")
     if isinstance(error, errors.RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
-    body = wire.encode(wire.problem(error, status, request_id, events))
+    body = encode(problem_of(error, status, request_id, events))
     return Response(body, status, headers, media_type="application/problem+json")
 
 

@@ -53,6 +53,7 @@ from registry.core.records import (
     check_drain,
     check_lease,
 )
+from registry.core.times import format_time
 from registry.errors import (
     Busy,
     NotRegistered,
@@ -73,7 +74,6 @@ from registry.store.ops.settings_table import policy_of, read_variables, write_v
 from registry.store.reads import events, queries
 from registry.store.reads.audit import audit, check_classes
 from registry.store.reads.lookup import Location, Locator, locations_of
-from registry.wire import messages as wire
 
 T = TypeVar("T")
 
@@ -508,7 +508,7 @@ class Registry:
         warnings = {}
         if "brake_engaged_at" in variables:
             warnings["brake"] = (
-                f"expiry is paused since {wire.format_time(int(variables['brake_engaged_at']))}: "
+                f"expiry is paused since {format_time(int(variables['brake_engaged_at']))}: "
                 "many leased owners lapsed together. Find out why; to let them expire at once, "
                 "run `metadata-registry sweep --release-brake`"
             )

@@ -15,7 +15,7 @@ from registry.server.auth import role_needed
 from registry.server.http import RETRY_AFTER_S, STATUS
 from registry.server.openapi.spec import HEADERS, PATH_PARAMETERS, Answer, Call, Parameter, Problems
 from registry.server.tokens import Role
-from registry.wire import messages as wire
+from registry.wire.problems import Problem
 
 TITLE = "metadata-registry"
 INTRODUCTION = (
@@ -84,7 +84,7 @@ class _Schemas:
 
 
 def _types_of(calls: Iterable[Call]) -> Iterable[Any]:
-    yield wire.Problem
+    yield Problem
     yield from PATH_PARAMETERS.values()
     for call in calls:
         yield from (parameter.type for parameter in call.parameters)
@@ -192,7 +192,7 @@ def _refusal(
         "headers": _headers(headers),
     }
     if call.method != "HEAD":
-        schema = schemas.of(wire.Problem)
+        schema = schemas.of(Problem)
         schema["properties"] = {"status": {"const": status}, "code": {"enum": codes}}
         found["content"] = {PROBLEM_TYPE: {"schema": schema}}
     return found

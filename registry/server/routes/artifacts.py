@@ -18,7 +18,8 @@ from registry.server.http import (
     request_id_of,
     while_there,
 )
-from registry.wire import messages as wire
+from registry.wire.listings import ArtifactsResponse, EntryResponse, ExplainResponse
+from registry.wire.responses import ReceiptResponse
 
 FILTERS = ("slug", "suffix", "filename", "checksum")
 _is_cursor = re.compile(r"[0-9]{1,18}").fullmatch
@@ -43,9 +44,7 @@ async def list_artifacts(request: Request) -> Response:
     page = registry_of(request).artifacts(cursor(request), limit, filters)
     entries = await while_there(request, page)
     following = str(entries[-1].id) if len(entries) == limit else None
-    return answer(
-        wire.ArtifactsResponse([wire.EntryResponse.of(entry) for entry in entries], following)
-    )
+    return answer(ArtifactsResponse([EntryResponse.of(entry) for entry in entries], following))
 
 
 async def explain(request: Request) -> Response:
@@ -59,7 +58,7 @@ async def explain(request: Request) -> Response:
             + ("; its last events are listed." if explanation.events else " and never was.")
         )
         return problem(error, request_id_of(request), list(explanation.events))
-    return answer(wire.ExplainResponse.of(explanation.entry, explanation))
+    return answer(ExplainResponse.of(explanation.entry, explanation))
 
 
 async def remove(request: Request) -> Response:
@@ -70,4 +69,4 @@ async def remove(request: Request) -> Response:
         request_id=request_id_of(request),
         actor=actor_of(request),
     )
-    return answer(wire.ReceiptResponse.of(receipt))
+    return answer(ReceiptResponse.of(receipt))

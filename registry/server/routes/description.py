@@ -11,7 +11,7 @@ from registry.server.http import registry_of
 from registry.server.openapi import html
 from registry.server.openapi.document import Security, document
 from registry.server.openapi.spec import Call
-from registry.wire import messages as wire
+from registry.wire.encoding import encode
 
 
 class Description:
@@ -41,7 +41,7 @@ class Description:
         built = self._built.get(security)
         if built is None:
             found = document(self._calls(), security)
-            built = self._built[security] = (wire.encode(found), html.page(found).encode())
+            built = self._built[security] = (encode(found), html.page(found).encode())
         return built
 
 

@@ -19,7 +19,7 @@ from registry.core.records import (
 from registry.errors import Invalid
 from registry.server.http import answer, page_limit, registry_of, while_there
 from registry.server.routes.artifacts import cursor
-from registry.wire import messages as wire
+from registry.wire.listings import EventsResponse, ModelResponse, ModelsResponse
 
 _is_model = re.compile(f"({SLUG_PATTERN})/(_base|{SLUG_PATTERN})").fullmatch
 
@@ -30,8 +30,8 @@ async def list_models(request: Request) -> Response:
     page = registry_of(request).models(_model_cursor(request), limit)
     models, following = await while_there(request, page)
     return answer(
-        wire.ModelsResponse(
-            [wire.ModelResponse.of(model) for model in models],
+        ModelsResponse(
+            [ModelResponse.of(model) for model in models],
             None if following is None else "/".join(following),
         )
     )
@@ -43,7 +43,7 @@ async def list_events(request: Request) -> Response:
     order = _order(request)
     after = cursor(request) if "after" in request.query_params else None
     page = registry_of(request).events(_event_filter(request), order, after, limit)
-    return answer(wire.EventsResponse.of(await while_there(request, page)))
+    return answer(EventsResponse.of(await while_there(request, page)))
 
 
 def _model_cursor(request: Request) -> tuple[str, str]:

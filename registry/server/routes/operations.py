@@ -13,7 +13,7 @@ from registry.errors import RegistryError
 from registry.server.http import answer, registry_of, while_there
 from registry.server.metrics import CONTENT_TYPE
 from registry.service.registry import HEALTH_PATIENCE_S
-from registry.wire import messages as wire
+from registry.wire.reports import AuditResponse, HealthResponse, LiveResponse
 
 if TYPE_CHECKING:
     from registry.server.certificates import Certificate
@@ -23,18 +23,16 @@ if TYPE_CHECKING:
 
 async def live(_request: Request) -> Response:
     """`GET /live`: the process runs."""
-    return answer(wire.LiveResponse("ok", __version__))
+    return answer(LiveResponse("ok", __version__))
 
 
 async def health(request: Request) -> Response:
     """`GET /health`: it can serve and write; 503 with the failing checks."""
-    body = await cast("Shared[wire.HealthResponse]", request.state.health).get()
+    body = await cast("Shared[HealthResponse]", request.state.health).get()
     return answer(body, 200 if body.status == "ok" else 503)
 
 
-async def health_of(
-    registry: Registry, certificate: Certificate | None = None
-) -> wire.HealthResponse:
+async def health_of(registry: Registry, certificate: Certificate | None = None) -> HealthResponse:
     """How the service is, looked at once for all who ask meanwhile."""
     checks = await registry.health()
     warnings: dict[str, str] = {}
@@ -50,7 +48,7 @@ async def health_of(
     if warning is not None:
         warnings["certificate"] = warning
     failing = any(found != "ok" for found in checks.values())
-    return wire.HealthResponse("failing" if failing else "ok", checks, warnings)
+    return HealthResponse("failing" if failing else "ok", checks, warnings)
 
 
 async def show_audit(request: Request) -> Response:
@@ -58,7 +56,7 @@ async def show_audit(request: Request) -> Response:
     name = request.query_params.get("class")
     classes = [] if name is None else [name]
     report = await while_there(request, registry_of(request).audit(classes))
-    return answer(wire.AuditResponse.of(report))
+    return answer(AuditResponse.of(report))
 
 
 async def show_metrics(request: Request) -> Response:

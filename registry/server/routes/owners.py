@@ -15,7 +15,9 @@ from registry.server.http import (
     request_id_of,
     while_there,
 )
-from registry.wire import messages as wire
+from registry.wire.listings import OwnersResponse, owner_response, owner_summary
+from registry.wire.requests import decode_drain
+from registry.wire.responses import DrainedResponse, ReceiptResponse, RenewedResponse
 
 PATH = "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}"
 
@@ -32,14 +34,14 @@ async def list_owners(request: Request) -> Response:
     page = registry_of(request).owners(Owner.parse(after) if after is not None else None, limit)
     found = await while_there(request, page)
     following = str(found[-1].owner) if len(found) == limit else None
-    return answer(wire.OwnersResponse([wire.owner_summary(each) for each in found], following))
+    return answer(OwnersResponse([owner_summary(each) for each in found], following))
 
 
 async def show_owner(request: Request) -> Response:
     """`GET /v1/owners/{owner}`: an owner with what it holds."""
     found = registry_of(request).owner(_owner(request))
     record, entries = await while_there(request, found)
-    return answer(wire.owner_answer(record, entries))
+    return answer(owner_response(record, entries))
 
 
 async def unregister_for_owner(request: Request) -> Response:
@@ -47,13 +49,13 @@ async def unregister_for_owner(request: Request) -> Response:
     receipt = await registry_of(request).unregister_for_owner(
         _owner(request), request_id=request_id_of(request), actor=actor_of(request)
     )
-    return answer(wire.ReceiptResponse.of(receipt))
+    return answer(ReceiptResponse.of(receipt))
 
 
 async def renew(request: Request) -> Response:
     """`POST /v1/owners/{owner}/renew`: renew its lease."""
     renewed = await registry_of(request).renew(_owner(request))
-    return answer(wire.RenewedResponse.of(renewed))
+    return answer(RenewedResponse.of(renewed))
 
 
 async def drain(request: Request) -> Response:
@@ -63,8 +65,8 @@ async def drain(request: Request) -> Response:
     body = await read_optional_json_body(request, registry.settings.max_body_bytes)
     drained = await registry.drain(
         owner,
-        wire.decode_drain(body).deadline_ms,
+        decode_drain(body).deadline_ms,
         request_id=request_id_of(request),
         actor=actor_of(request),
     )
-    return answer(wire.DrainedResponse.of(drained))
+    return answer(DrainedResponse.of(drained))

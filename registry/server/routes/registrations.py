@@ -13,14 +13,15 @@ from registry.server.http import (
     registry_of,
     request_id_of,
 )
-from registry.wire import messages as wire
+from registry.wire.requests import decode_register
+from registry.wire.responses import BlobResponse, RegisteredResponse
 
 
 async def register(request: Request) -> Response:
     """`POST /v1/registrations`: a manifest for an owner."""
     registry = registry_of(request)
     body = await read_json_body(request, registry.settings.max_body_bytes)
-    manifest = wire.decode_register(body)
+    manifest = decode_register(body)
     owner, offers = manifest.owner.record(), [offer.record() for offer in manifest.artifacts]
     grant = grant_of(request)
     grant.check_namespace(owner.namespace)
@@ -33,7 +34,7 @@ async def register(request: Request) -> Response:
         request_id=request_id_of(request),
         actor=actor_of(request),
     )
-    return answer(wire.RegisteredResponse.of(registered))
+    return answer(RegisteredResponse.of(registered))
 
 
 async def upload(request: Request) -> Response:
@@ -42,7 +43,7 @@ async def upload(request: Request) -> Response:
     checksum = request.path_params["checksum"]
     parts = body_parts(request, registry.settings.max_blob_bytes, "max_blob_bytes")
     size, is_new = await registry.upload(checksum, parts)
-    return answer(wire.BlobResponse(checksum, size), 201 if is_new else 200)
+    return answer(BlobResponse(checksum, size), 201 if is_new else 200)
 
 
 async def has_blob(request: Request) -> Response:

@@ -47,8 +47,24 @@ from registry.server.read_path import MEDIA_TYPES, OCTET_STREAM
 from registry.server.routes import artifacts, models, operations, owners, registrations
 from registry.server.routes.description import Description
 from registry.store.reads.audit import CLASSES
-from registry.wire import messages as wire
 from registry.wire import types
+from registry.wire.listings import (
+    ArtifactsResponse,
+    EventsResponse,
+    ExplainResponse,
+    ModelsResponse,
+    OwnerResponse,
+    OwnersResponse,
+)
+from registry.wire.reports import AuditResponse, HealthResponse, LiveResponse
+from registry.wire.requests import DrainRequest, RegisterRequest
+from registry.wire.responses import (
+    BlobResponse,
+    DrainedResponse,
+    ReceiptResponse,
+    RegisteredResponse,
+    RenewedResponse,
+)
 
 DESCRIPTION = Description(lambda: CALLS)
 
@@ -132,7 +148,7 @@ CALLS: tuple[Call, ...] = (
         registrations.register,
         "Register a manifest for an owner",
         WRITING,
-        ok("All of it is registered.", wire.RegisteredResponse),
+        ok("All of it is registered.", RegisteredResponse),
         (
             Invalid,
             ChecksumMismatch,
@@ -148,7 +164,7 @@ CALLS: tuple[Call, ...] = (
         "All of it or nothing. Each artifact is a file that stays in place (`path`) or a copy that "
         "was uploaded before (`checksum`). Registering adds; what the manifest does not name stays "
         "as it is. Without artifacts it attaches the owner.",
-        sent=Sent("The owner and what it holds.", wire.RegisterRequest),
+        sent=Sent("The owner and what it holds.", RegisterRequest),
     ),
     Call(
         "PUT",
@@ -157,8 +173,8 @@ CALLS: tuple[Call, ...] = (
         "Upload content",
         WRITING,
         {
-            200: Answer("It was here already; its upload grace begins anew.", wire.BlobResponse),
-            201: Answer("It is here now.", wire.BlobResponse),
+            200: Answer("It was here already; its upload grace begins anew.", BlobResponse),
+            201: Answer("It is here now.", BlobResponse),
         },
         (Invalid, ChecksumMismatch, TooLarge, UploadsPending, *STORAGE),
         "Content that nobody registers is dropped when its grace period is over.",
@@ -179,7 +195,7 @@ CALLS: tuple[Call, ...] = (
         owners.list_owners,
         "List the owners",
         LOOKING,
-        ok("A page of owners, by identity.", wire.OwnersResponse),
+        ok("A page of owners, by identity.", OwnersResponse),
         (Invalid, *STORAGE),
         parameters=(AFTER_OWNER, LIMIT),
     ),
@@ -189,7 +205,7 @@ CALLS: tuple[Call, ...] = (
         owners.show_owner,
         "Show an owner and what it holds",
         LOOKING,
-        ok("The owner. One that has ended holds nothing.", wire.OwnerResponse),
+        ok("The owner. One that has ended holds nothing.", OwnerResponse),
         (Invalid, UnknownOwner, *STORAGE),
     ),
     Call(
@@ -198,7 +214,7 @@ CALLS: tuple[Call, ...] = (
         owners.unregister_for_owner,
         "Release all that an owner holds and end it",
         WRITING,
-        ok("What was released. An unknown owner releases nothing.", wire.ReceiptResponse),
+        ok("What was released. An unknown owner releases nothing.", ReceiptResponse),
         (Invalid, *STORAGE),
     ),
     Call(
@@ -207,7 +223,7 @@ CALLS: tuple[Call, ...] = (
         owners.renew,
         "Renew an owner's lease",
         WRITING,
-        ok("The renewed lease.", wire.RenewedResponse),
+        ok("The renewed lease.", RenewedResponse),
         (Invalid, LeaseGone, Superseded, *STORAGE),
     ),
     Call(
@@ -216,12 +232,10 @@ CALLS: tuple[Call, ...] = (
         owners.drain,
         "Announce that an owner will be detached",
         WRITING,
-        ok("It drains, and is served until it is detached.", wire.DrainedResponse),
+        ok("It drains, and is served until it is detached.", DrainedResponse),
         (Invalid, TooLarge, UnsupportedMediaType, LeaseGone, Superseded, *STORAGE),
         "Past the deadline the sweeper detaches it. Registering again cancels the drain.",
-        sent=Sent(
-            "How long it may take; 5 minutes if left out.", wire.DrainRequest, required=False
-        ),
+        sent=Sent("How long it may take; 5 minutes if left out.", DrainRequest, required=False),
     ),
     Call(
         "GET",
@@ -229,7 +243,7 @@ CALLS: tuple[Call, ...] = (
         artifacts.list_artifacts,
         "List the registered files",
         LOOKING,
-        ok("A page of entries, by id.", wire.ArtifactsResponse),
+        ok("A page of entries, by id.", ArtifactsResponse),
         (Invalid, *STORAGE),
         parameters=(
             Parameter("slug", str, "Only this model."),
@@ -246,7 +260,7 @@ CALLS: tuple[Call, ...] = (
         artifacts.remove,
         "Drop a model's files, whoever holds them",
         WRITING,
-        ok("What was dropped.", wire.ReceiptResponse),
+        ok("What was dropped.", ReceiptResponse),
         (Invalid, *STORAGE),
     ),
     Call(
@@ -255,7 +269,7 @@ CALLS: tuple[Call, ...] = (
         artifacts.explain,
         "Explain a file: its content, its holders, its last events",
         LOOKING,
-        ok("The entry, up to 1000 holders, the last 20 events.", wire.ExplainResponse),
+        ok("The entry, up to 1000 holders, the last 20 events.", ExplainResponse),
         (Invalid, NotRegistered, *STORAGE),
         "A 404 carries the last events of the key as well.",
     ),
@@ -265,7 +279,7 @@ CALLS: tuple[Call, ...] = (
         models.list_models,
         "List the models",
         LOOKING,
-        ok("A page of models, by slug and suffix.", wire.ModelsResponse),
+        ok("A page of models, by slug and suffix.", ModelsResponse),
         (Invalid, *STORAGE),
         parameters=(AFTER_MODEL, LIMIT),
     ),
@@ -275,7 +289,7 @@ CALLS: tuple[Call, ...] = (
         models.list_events,
         "Read the journal",
         LOOKING,
-        ok("A page of events, by id.", wire.EventsResponse),
+        ok("A page of events, by id.", EventsResponse),
         (Invalid, *STORAGE),
         "To follow the journal, ask again with `last` of the answer before as `after`.",
         (
@@ -293,7 +307,7 @@ CALLS: tuple[Call, ...] = (
         operations.show_audit,
         "Audit: what is wrong",
         LOOKING,
-        ok("The findings, and a summary.", wire.AuditResponse),
+        ok("The findings, and a summary.", AuditResponse),
         (Invalid, *STORAGE),
         parameters=(Parameter("class", CLASS, "Only this class of findings."),),
     ),
@@ -303,7 +317,7 @@ CALLS: tuple[Call, ...] = (
         operations.live,
         "Ask whether the process runs",
         RUNNING,
-        ok("It does.", wire.LiveResponse),
+        ok("It does.", LiveResponse),
     ),
     Call(
         "GET",
@@ -312,8 +326,8 @@ CALLS: tuple[Call, ...] = (
         "Ask whether the service can serve and write",
         RUNNING,
         {
-            200: Answer("It can.", wire.HealthResponse),
-            503: Answer("It cannot; `checks` says why.", wire.HealthResponse),
+            200: Answer("It can.", HealthResponse),
+            503: Answer("It cannot; `checks` says why.", HealthResponse),
         },
     ),
     Call(

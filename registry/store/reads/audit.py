@@ -22,13 +22,13 @@ from registry.core.records import (
     Severity,
     shown,
 )
+from registry.core.times import format_time
 from registry.errors import Busy, FileUnreadable, Invalid, TooLarge
 from registry.store.engine import Connection, Engine
 from registry.store.ops.settings_table import policy_of, read_variables
 from registry.store.owner_columns import OWNER_COLUMNS, owner_of
 from registry.store.sql import Statement
 from registry.store.tables import entries, events, owner_refs, owners
-from registry.wire import messages as wire
 
 T = TypeVar("T")
 
@@ -336,6 +336,6 @@ def _wrong_with(row: _InPlaceRow, roots: Roots | None) -> tuple[str, str] | None
 
 
 def _of_row(row: _InPlaceRow, kind: str, detail: str, at: int | None = None) -> Finding:
-    since = None if at is None else wire.format_time(at)
+    since = None if at is None else format_time(at)
     entry = f"{row.slug}/{row.suffix}/{row.filename}"
     return Finding(kind, CLASSES[kind], str(owner_of(row)), entry, since, detail)

@@ -8,13 +8,13 @@ from sqlalchemy import bindparam, select
 
 from registry.core import hashing
 from registry.core.records import Finding, Severity
+from registry.core.times import format_time
 from registry.errors import StorageUnavailable
 from registry.store.engine import Connection, Engine
 from registry.store.ops.blobs import find_content
 from registry.store.reads.audit import find_leaks
 from registry.store.sql import Statement
 from registry.store.tables import blobs
-from registry.wire import messages as wire
 
 PAGE_ROWS = 1000
 
@@ -84,7 +84,7 @@ def _verify_journal(conn: Connection) -> Iterator[Finding]:
     yield from find_leaks(conn, ["journal_says_gone"])
     for owner, entry, at, event_id in conn.run_text(_HELD):
         detail = f"event {event_id} registered it and nothing says that it was released"
-        since = wire.format_time(at)
+        since = format_time(at)
         yield Finding("journal_says_held", Severity.CORRUPTION, owner, entry, since, detail)
 
 

@@ -1,0 +1,7 @@
+"""Answers as JSON."""
+
+from __future__ import annotations
+
+import msgspec
+
+encode = msgspec.json.Encoder().encode

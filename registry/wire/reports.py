@@ -1,0 +1,121 @@
+"""What audits, sweeps and health checks answer."""
+
+from __future__ import annotations
+
+import msgspec
+
+from registry.core.records import (
+    AuditReport,
+    AuditSummary,
+    Finding,
+    OwnerState,
+    Severity,
+)
+from registry.core.times import time_or_none
+from registry.wire.listings import RemovedResponse
+from registry.wire.requests import OwnerIdentity
+
+
+class FindingResponse(msgspec.Struct):
+    """One leak or fault."""
+
+    kind: str = msgspec.field(name="class")
+    severity: Severity
+    owner: str | None
+    entry: str | None
+    since: str | None
+    detail: str
+
+    @classmethod
+    def of(cls, finding: Finding) -> FindingResponse:
+        return cls(
+            finding.kind,
+            finding.severity,
+            finding.owner,
+            finding.entry,
+            finding.since,
+            finding.detail,
+        )
+
+
+class FootprintResponse(msgspec.Struct):
+    owner: str
+    refs: int
+    bytes: int
+
+
+class AuditSummaryResponse(msgspec.Struct):
+    last_sweep_at: str | None
+    overdue_owners: int
+    oldest_drain_at: str | None
+    brake_engaged_at: str | None
+    largest_owners: list[FootprintResponse]
+    entries_by_holders: dict[int, int]
+    journal_rows: int
+    wal_bytes: int
+
+    @classmethod
+    def of(cls, summary: AuditSummary) -> AuditSummaryResponse:
+        return cls(
+            time_or_none(summary.last_sweep_at),
+            summary.overdue_owners,
+            time_or_none(summary.oldest_drain_at),
+            time_or_none(summary.brake_engaged_at),
+            [
+                FootprintResponse(each.owner, each.refs, each.bytes)
+                for each in summary.largest_owners
+            ],
+            summary.entries_by_holders,
+            summary.journal_rows,
+            summary.wal_bytes,
+        )
+
+
+class AuditResponse(msgspec.Struct):
+    """Findings, the worst first and at most 1000 of them. `counts` counts all by class."""
+
+    worst: Severity | None
+    counts: dict[str, int]
+    findings: list[FindingResponse]
+    summary: AuditSummaryResponse | None
+
+    @classmethod
+    def of(cls, report: AuditReport) -> AuditResponse:
+        return cls(
+            report.worst,
+            report.counts,
+            [FindingResponse.of(finding) for finding in report.findings],
+            None if report.summary is None else AuditSummaryResponse.of(report.summary),
+        )
+
+
+class SweptResponse(msgspec.Struct):
+    """What a sweep did, or would do. `paused` says why owners that lapsed were left alone."""
+
+    ended: list[EndedResponse]
+    released: int
+    waiting: int
+    paused: str | None
+    removed: RemovedResponse | None
+
+
+class EndedResponse(msgspec.Struct):
+    owner: OwnerIdentity
+    state: OwnerState
+    reason: str
+
+
+class LiveResponse(msgspec.Struct):
+    status: str
+    version: str
+
+
+class HealthResponse(msgspec.Struct):
+    """`status` is `ok` or `failing`; `checks` says of each check `ok` or what is wrong.
+
+    `warnings` names what somebody should look at, though the service can serve.
+    """
+
+    status: str
+    checks: dict[str, str]
+    warnings: dict[str, str] = {}

@@ -1,0 +1,134 @@
+"""What callers send. Unknown fields are refused."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from registry import errors
+from registry.core.records import (
+    ArtifactKey,
+    Offer,
+    Owner,
+    parse_instance_id,
+)
+from registry.core.times import milliseconds_of
+from registry.wire import types
+
+LEASE_DEFAULT_S = 60
+
+
+DRAIN_DEFAULT_S = 300
+
+
+T = TypeVar("T")
+
+
+class OwnerIdentity(msgspec.Struct, forbid_unknown_fields=True):
+    """An owner. `instance_id` is always a string in answers."""
+
+    namespace: types.Name
+    component: types.Name
+    endpoint: types.Name
+    instance_id: types.AnyInstanceId
+    lora_slug: types.Slug | None = None
+
+    def record(self) -> Owner:
+        """Raises: Invalid."""
+        return Owner(
+            self.namespace,
+            self.component,
+            self.endpoint,
+            parse_instance_id(self.instance_id),
+            self.lora_slug,
+        )
+
+    @classmethod
+    def of(cls, owner: Owner) -> OwnerIdentity:
+        return cls(
+            owner.namespace,
+            owner.component,
+            owner.endpoint,
+            str(owner.instance_id),
+            owner.lora_slug,
+        )
+
+
+def owner_or_none(owner: Owner | None) -> OwnerIdentity | None:
+    return None if owner is None else OwnerIdentity.of(owner)
+
+
+class ArtifactOffer(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One line of a manifest: in place with `path`, else a copy that `checksum` names."""
+
+    slug: types.Slug
+    suffix: types.Suffix
+    filename: types.Filename
+    path: types.Path | None = None
+    checksum: types.Checksum | None = None
+    size: types.Size | None = None
+
+    def record(self) -> Offer:
+        """Raises: Invalid."""
+        key = ArtifactKey(self.slug, self.suffix, self.filename)
+        return Offer(key, self.path, self.checksum, self.size)
+
+    @classmethod
+    def of(cls, offer: Offer) -> ArtifactOffer:
+        key = offer.key
+        return cls(key.slug, key.suffix, key.filename, offer.path, offer.checksum, offer.size)
+
+
+class RegisterRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A manifest. `lease_ttl_s` left out is 60; null is no lease."""
+
+    owner: OwnerIdentity
+    artifacts: list[ArtifactOffer]
+    lease_ttl_s: types.Seconds | None = LEASE_DEFAULT_S
+    worker_name: types.Name | None = None
+
+    @property
+    def lease_ttl_ms(self) -> int | None:
+        return None if self.lease_ttl_s is None else milliseconds_of(self.lease_ttl_s)
+
+
+class DrainRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """An announced detach. `deadline_s` is how long it may take, 1 s to 7 days."""
+
+    deadline_s: types.Seconds = DRAIN_DEFAULT_S
+
+    @property
+    def deadline_ms(self) -> int:
+        return milliseconds_of(self.deadline_s)
+
+
+_drain_decoder = msgspec.json.Decoder(DrainRequest)
+
+
+_register_decoder = msgspec.json.Decoder(RegisterRequest)
+
+
+def decode_register(body: bytes) -> RegisterRequest:
+    """The manifest in a request body.
+
+    Raises:
+        Invalid: not JSON, an unknown field, a wrong type.
+    """
+    return _decoded(_register_decoder, body)
+
+
+def decode_drain(body: bytes) -> DrainRequest:
+    """The announcement in a request body. An empty body leaves everything at its default.
+
+    Raises:
+        Invalid: not JSON, an unknown field, a wrong type.
+    """
+    return _decoded(_drain_decoder, body) if body else DrainRequest()
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.Invalid(f"The request body is not what this call takes: {error}.") from error
