@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.machine import WORK
+from registry.core.checks import LEASE_MAX_MS
 from registry.core.hashing import checksum_of
-from registry.core.records import LEASE_MAX_MS, Artifact, ArtifactKey, Owner, Registration
+from registry.core.records import Artifact, ArtifactKey, Owner, Registration
 from registry.store.ops import blobs, leases, register
 from registry.store.sqlite import migrate
 from registry.store.sqlite.engine import Database

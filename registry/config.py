@@ -16,8 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from registry.core.records import shown
 from registry.core.settings_files import read_toml_text
+from registry.core.text import shown
 from registry.errors import SettingsError
 
 PREFIX = "REGISTRY_"

@@ -1,5 +1,74 @@
-"""The records, under the name that programs import them by. See registry/core/records.py."""
+"""The records: frozen dataclasses that check themselves. The name that programs import them by."""
 
 from __future__ import annotations
 
-from registry.core.records import *  # noqa: F403
+from registry.core.events import Event, EventFilter, EventKind, EventOrder, EventPage
+from registry.core.findings import (
+    AuditReport,
+    AuditSummary,
+    Explanation,
+    Finding,
+    Footprint,
+    Severity,
+)
+from registry.core.listings import Entry, HeldEntry, Model, OwnerRecord
+from registry.core.records import (
+    Artifact,
+    ArtifactKey,
+    ConflictingKey,
+    Drained,
+    Holder,
+    Kept,
+    Lease,
+    Offer,
+    Outcome,
+    Owner,
+    OwnerState,
+    Receipt,
+    RefStatus,
+    Registered,
+    RegisteredArtifact,
+    Registration,
+    Removal,
+    Renewed,
+    Source,
+    Unregistration,
+)
+
+__all__ = [
+    "Artifact",
+    "ArtifactKey",
+    "AuditReport",
+    "AuditSummary",
+    "ConflictingKey",
+    "Drained",
+    "Entry",
+    "Event",
+    "EventFilter",
+    "EventKind",
+    "EventOrder",
+    "EventPage",
+    "Explanation",
+    "Finding",
+    "Footprint",
+    "HeldEntry",
+    "Holder",
+    "Kept",
+    "Lease",
+    "Model",
+    "Offer",
+    "Outcome",
+    "Owner",
+    "OwnerRecord",
+    "OwnerState",
+    "Receipt",
+    "RefStatus",
+    "Registered",
+    "RegisteredArtifact",
+    "Registration",
+    "Removal",
+    "Renewed",
+    "Severity",
+    "Source",
+    "Unregistration",
+]

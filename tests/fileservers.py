@@ -11,7 +11,8 @@ from types import TracebackType
 from urllib.parse import unquote
 
 from registry.core.hashing import checksum_of
-from registry.core.records import ArtifactKey, Entry
+from registry.core.listings import Entry
+from registry.core.records import ArtifactKey
 from registry.wire.encoding import encode
 from registry.wire.listings import ArtifactsResponse, EntryResponse
 

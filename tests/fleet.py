@@ -14,6 +14,7 @@ from unittest import mock
 
 from registry import cli
 from registry.config import Settings
+from registry.core.findings import Severity
 from registry.core.policy import Policy
 from registry.core.records import (
     Artifact,
@@ -25,7 +26,6 @@ from registry.core.records import (
     Registration,
     Removal,
     Renewed,
-    Severity,
     Unregistration,
 )
 from registry.errors import RegistryError

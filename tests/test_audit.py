@@ -14,14 +14,9 @@ from typing import Any
 import pytest
 
 from registry.core import hashing
-from registry.core.records import (
-    LEASE_MAX_MS,
-    Artifact,
-    Owner,
-    Registered,
-    Registration,
-    Severity,
-)
+from registry.core.checks import LEASE_MAX_MS
+from registry.core.findings import Severity
+from registry.core.records import Artifact, Owner, Registered, Registration
 from registry.core.times import format_time
 from registry.errors import Conflict
 from registry.store.journal import CONFLICT_MS

@@ -25,7 +25,8 @@ from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
 from registry.config import SETTINGS
 from registry.core.hashing import checksum_of
-from registry.core.records import ArtifactKey, Owner, printable
+from registry.core.records import ArtifactKey, Owner
+from registry.core.text import printable
 from registry.errors import error_classes
 from registry.store.tables import HEAD_REVISION
 from tests.forks import TERMINAL, Done, Forks, Surroundings

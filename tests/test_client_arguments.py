@@ -17,8 +17,9 @@ from registry.client import AsyncRegistryClient, LoraInfo, RegistryClient, Resol
 from registry.client.attach import attach, read_manifest
 from registry.client.cache import BlobCache
 from registry.client.protocol import Endpoint
+from registry.core.events import EventFilter
 from registry.core.hashing import checksum_of
-from registry.core.records import ArtifactKey, EventFilter, Offer, Owner
+from registry.core.records import ArtifactKey, Offer, Owner
 from registry.discovery.file import FileDiscovery
 from registry.errors import Invalid, RegistryError
 from tests.support import Server, assert_sound

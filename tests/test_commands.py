@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from registry.cli.environment import FILES_MIN
-from registry.core.records import is_plain
+from registry.core.text import is_plain
 from tests.every_command import CASES, CONTENTS, OTHER_KEY, World, a_world, every_command, words_of
 from tests.forks import BROKEN, CLOSED, FULL, PIPE, TERMINAL, Done, Forks, Surroundings
 

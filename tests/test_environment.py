@@ -25,7 +25,8 @@ from registry.client.cache import BlobCache
 from registry.client.environment import find_proxy, is_loopback
 from registry.client.retries import RetryPolicy
 from registry.core.hashing import checksum_of
-from registry.core.records import Owner, shown_url
+from registry.core.records import Owner
+from registry.core.text import shown_url
 from registry.discovery.cards import Card
 from registry.errors import RegistryError, ServiceUnreachable, SettingsError
 from tests.peers import Peer, answering, json_answer, read_request

@@ -17,13 +17,7 @@ from typing import Any
 import pytest
 
 import registry.store
-from registry.core.records import (
-    Artifact,
-    ArtifactKey,
-    Owner,
-    Registration,
-    Unregistration,
-)
+from registry.core.records import Artifact, ArtifactKey, Owner, Registration, Unregistration
 from registry.store.ops import expire, leases, register, register_rows, release, unregister
 from registry.store.ops.expire import Sweep
 from registry.store.reads.audit import audit

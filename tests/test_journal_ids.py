@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from registry.core.records import EventFilter, EventOrder, Owner
+from registry.core.events import EventFilter, EventOrder
+from registry.core.records import Owner
 from registry.errors import Conflict
 from registry.store.journal import find_unresolved
 from registry.store.ops.prune import Prune, prune

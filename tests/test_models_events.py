@@ -15,15 +15,9 @@ from typing import Any
 import pytest
 
 from registry.client import RegistryClient
-from registry.core.records import (
-    ArtifactKey,
-    EventFilter,
-    EventKind,
-    EventOrder,
-    EventPage,
-    Model,
-    Owner,
-)
+from registry.core.events import EventFilter, EventKind, EventOrder, EventPage
+from registry.core.listings import Model
+from registry.core.records import ArtifactKey, Owner
 from registry.store.reads import events, queries
 from registry.store.sql import Statement
 from registry.store.sqlite.engine import Database

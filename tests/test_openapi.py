@@ -22,7 +22,8 @@ import pytest
 from starlette.routing import Route
 
 from registry.config import Settings
-from registry.core.records import ArtifactKey, EventKind, Owner
+from registry.core.events import EventKind
+from registry.core.records import ArtifactKey, Owner
 from registry.errors import Invalid, error_classes
 from registry.server.app import create_app
 from registry.server.http import PAGE_MAX, STATUS

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry.core.checks import LEASE_MAX_MS
 from registry.core.policy import Policy
-from registry.core.records import LEASE_MAX_MS, Artifact, Owner, Registration, Renewed
+from registry.core.records import Artifact, Owner, Registration, Renewed
 from registry.service.sweeper import Sweeper
 from registry.store.ops import expire, register
 from registry.store.ops import leases as leases_module

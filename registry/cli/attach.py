@@ -13,7 +13,8 @@ from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
 from registry.cli.output import ProgressBar, print_json, warnings_shown
 from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
-from registry.core.records import Owner, Receipt, parse_instance_id
+from registry.core.checks import parse_instance_id
+from registry.core.records import Owner, Receipt
 from registry.core.slugs import slugify
 from registry.wire.paths import metadata_path
 from registry.wire.requests import LEASE_DEFAULT_S, OwnerIdentity

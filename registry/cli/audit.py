@@ -22,7 +22,7 @@ from registry.wire.reports import AuditResponse, EndedResponse, SweptResponse
 from registry.wire.requests import OwnerIdentity
 
 if TYPE_CHECKING:
-    from registry.core.records import AuditReport, AuditSummary
+    from registry.core.findings import AuditReport, AuditSummary
     from registry.store.ops.expire import Ending, Swept
     from registry.store.sqlite.engine import Connection, Database
 
@@ -191,7 +191,7 @@ def _opened(database_url: str, *, to_write: bool = False) -> Iterator[Database]:
 
 
 def _print_report(report: AuditReport, as_json: bool, *, wide: bool = False) -> None:
-    from registry.core.records import Severity
+    from registry.core.findings import Severity
 
     if as_json:
         print_json(AuditResponse.of(report))

@@ -14,15 +14,9 @@ from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
 from registry.cli.output import print_json, shown_checksum
 from registry.cli.streams import ReaderGone
 from registry.cli.text import json_line
-from registry.core.records import (
-    Event,
-    EventFilter,
-    EventKind,
-    EventOrder,
-    EventPage,
-    Owner,
-    printable,
-)
+from registry.core.events import Event, EventFilter, EventKind, EventOrder, EventPage
+from registry.core.records import Owner
+from registry.core.text import printable
 from registry.core.times import format_time
 from registry.errors import Busy, ServiceUnreachable, StorageUnavailable
 from registry.wire.listings import EventResponse, EventsResponse

@@ -11,7 +11,7 @@ from itertools import takewhile
 from registry import errors
 from registry.cli.streams import OutputFailed
 from registry.cli.text import json_line, short_checksum
-from registry.core.records import printable, shown
+from registry.core.text import printable, shown
 from registry.errors import Conflict, RegistryError, SystemFailure
 
 REFUSED = 1

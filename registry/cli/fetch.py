@@ -11,7 +11,7 @@ from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token
 from registry.cli.output import ProgressBar, print_json
 from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
-from registry.core.records import BASE_SUFFIX
+from registry.core.checks import BASE_SUFFIX
 
 if TYPE_CHECKING:
     from registry.client.resolver import FetchedFile

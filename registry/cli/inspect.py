@@ -13,17 +13,10 @@ from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Quiet, Token, Url,
 from registry.cli.output import print_json, shown_checksum
 from registry.cli.tables import Column, print_facts, print_table
 from registry.cli.text import shown_size
-from registry.core.records import (
-    ArtifactKey,
-    Entry,
-    Explanation,
-    Holder,
-    Model,
-    Owner,
-    OwnerRecord,
-    OwnerState,
-    printable,
-)
+from registry.core.findings import Explanation
+from registry.core.listings import Entry, Model, OwnerRecord
+from registry.core.records import ArtifactKey, Holder, Owner, OwnerState
+from registry.core.text import printable
 from registry.core.times import format_time
 from registry.errors import NotRegistered
 from registry.wire.listings import (

@@ -15,7 +15,7 @@ import typer
 from registry.cli.streams import unscreened
 from registry.cli.tables import terminal_width
 from registry.cli.text import json_plain, short_checksum
-from registry.core.records import printable
+from registry.core.text import printable
 from registry.errors import Usage
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from registry.cli.db import DEFAULT_URL, DatabaseUrl
 from registry.cli.options import AsJson
 from registry.cli.output import print_json
 from registry.cli.tables import Column, print_table
-from registry.core.records import printable
+from registry.core.text import printable
 from registry.errors import Refused, TooLarge
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
-from registry.core.records import printable
+from registry.core.text import printable
 
 _MODES = ("r", "w", "w")
 _NAMES = ("stdin", "stdout", "stderr")

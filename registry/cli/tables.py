@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from registry.cli.streams import unscreened
-from registry.core.records import printable
+from registry.core.text import printable
 
 GAP = "  "
 WRAPPED_MIN = 24

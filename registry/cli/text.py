@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from registry.core.records import is_plain, shown_url
+from registry.core.text import is_plain, shown_url
 
 
 def json_line(answer: object) -> str:

@@ -11,20 +11,18 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from registry import errors
-from registry.core.records import (
+from registry.core.checks import (
     COUNT_MAX,
     PATH_MAX,
-    Lease,
-    Owner,
     check_checksum,
     check_filename,
     check_lease,
     check_name,
     check_slug,
     check_suffix,
-    shown,
-    shown_url,
 )
+from registry.core.records import Lease, Owner
+from registry.core.text import shown, shown_url
 from registry.errors import Invalid
 from registry.wire.problems import read_problem
 

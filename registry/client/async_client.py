@@ -33,23 +33,11 @@ from registry.client.transport import (
     timeout_of,
     too_late,
 )
+from registry.core.events import EventFilter, EventOrder, EventPage
+from registry.core.findings import Explanation
 from registry.core.forks import Birthplace
-from registry.core.records import (
-    ArtifactKey,
-    Drained,
-    Entry,
-    EventFilter,
-    EventOrder,
-    EventPage,
-    Explanation,
-    Model,
-    Offer,
-    Owner,
-    OwnerRecord,
-    Receipt,
-    Registered,
-    Renewed,
-)
+from registry.core.listings import Entry, Model, OwnerRecord
+from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, Registered, Renewed
 from registry.errors import RegistryError
 from registry.wire.requests import DRAIN_DEFAULT_S
 

@@ -16,8 +16,9 @@ from registry.client.client import RegistryClient
 from registry.client.model_files import LeftOut, ModelFile, broken, harvest, reason_of
 from registry.core.hashing import FileContent, hash_file
 from registry.core.progress import OnProgress, Tally
-from registry.core.records import ArtifactKey, Offer, Owner, Registered, shown
+from registry.core.records import ArtifactKey, Offer, Owner, Registered
 from registry.core.regular import shown_path
+from registry.core.text import shown
 from registry.discovery.cards import is_typed
 from registry.errors import ContentMissing, FileUnreadable, TooLarge
 

@@ -31,8 +31,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from registry.core.checks import check_checksum
 from registry.core.hashing import FileContent, hash_file, is_about_the_file, looking_at
-from registry.core.records import check_checksum
 from registry.core.regular import open_regular
 from registry.errors import DirectoryUnusable, FileUnreadable, TooLarge
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from blake3 import blake3
 
 from registry.client.transport import OnBytes, raw_only
-from registry.core.records import check_checksum, check_size
+from registry.core.checks import check_checksum, check_size
 from registry.errors import ChecksumMismatch, ServiceUnreachable
 
 READ_BYTES = 1 << 20

@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx2
 
-from registry.core.records import shown_url
 from registry.core.settings_files import read_file
+from registry.core.text import shown_url
 from registry.errors import SettingsError
 
 AUTHORITIES_MAX_BYTES = 16 << 20

@@ -20,9 +20,10 @@ from pathlib import Path
 from blake3 import blake3
 
 from registry.client.cache import failures_in, sync_directory
+from registry.core.checks import check_checksum, check_filename
 from registry.core.hashing import hash_file
-from registry.core.records import check_checksum, check_filename, shown
 from registry.core.regular import open_regular
+from registry.core.text import shown
 from registry.errors import ChecksumMismatch, DirectoryUnusable, FileUnreadable, TooLarge
 
 COPY_BYTES = 1 << 20

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from registry.core.checks import check_filename
 from registry.core.hashing import looking_at
-from registry.core.records import check_filename, shown
 from registry.core.regular import shown_path
+from registry.core.text import shown
 from registry.discovery.cards import TYPED_FILENAMES, is_typed
 from registry.errors import FileUnreadable, Invalid
 

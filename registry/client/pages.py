@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from registry.core.records import Entry, EventPage, Model, OwnerRecord
+from registry.core.events import EventPage
+from registry.core.listings import Entry, Model, OwnerRecord
 from registry.errors import ServiceUnreachable
 
 T = TypeVar("T")

@@ -18,28 +18,12 @@ import msgspec
 from registry import errors
 from registry.client.answers import Answer, checked, error_of, understood
 from registry.client.pages import Page, endless
-from registry.core.records import (
-    ArtifactKey,
-    Drained,
-    Entry,
-    Event,
-    EventFilter,
-    EventOrder,
-    EventPage,
-    Explanation,
-    HeldEntry,
-    Model,
-    Offer,
-    Owner,
-    OwnerRecord,
-    Receipt,
-    Registered,
-    Renewed,
-    check_slug,
-    milliseconds,
-    shown,
-    shown_url,
-)
+from registry.core.checks import check_slug, milliseconds
+from registry.core.events import Event, EventFilter, EventOrder, EventPage
+from registry.core.findings import Explanation
+from registry.core.listings import Entry, HeldEntry, Model, OwnerRecord
+from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, Registered, Renewed
+from registry.core.text import shown, shown_url
 from registry.wire.encoding import encode
 from registry.wire.listings import (
     ArtifactsResponse,

@@ -40,16 +40,10 @@ from registry.client.transport import (
     service_at,
     timeout_of,
 )
+from registry.core.checks import BASE_SUFFIX, check_filename, check_slug, check_suffix
 from registry.core.hashing import FileContent
 from registry.core.progress import OnProgress, Tallies
-from registry.core.records import (
-    BASE_SUFFIX,
-    check_filename,
-    check_slug,
-    check_suffix,
-    shown,
-    shown_url,
-)
+from registry.core.text import shown, shown_url
 from registry.discovery.cards import Card
 from registry.errors import (
     Invalid,

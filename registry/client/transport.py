@@ -20,8 +20,8 @@ from registry.client.answers import Answer
 from registry.client.environment import find_proxy, find_user, without_user
 from registry.client.retries import RetryPolicy
 from registry.core.hashing import looking_at
-from registry.core.records import shown, shown_url
 from registry.core.regular import open_regular
+from registry.core.text import shown, shown_url
 from registry.errors import FileUnreadable, RegistryError, ServiceUnreachable, SettingsError
 
 OnBytes = Callable[[int], None]

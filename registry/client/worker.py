@@ -42,19 +42,13 @@ from registry.client.publishing import CardPublisher, reaches_only_this_host
 from registry.client.renewals import Renewals
 from registry.client.retries import RetryPolicy
 from registry.client.transport import TIMEOUT_S, checked_url
+from registry.core.checks import BASE_SUFFIX, check_lease, milliseconds
 from registry.core.forks import Birthplace
 from registry.core.progress import OnProgress
-from registry.core.records import (
-    BASE_SUFFIX,
-    Owner,
-    Receipt,
-    Renewed,
-    check_lease,
-    milliseconds,
-    shown,
-)
+from registry.core.records import Owner, Receipt, Renewed
 from registry.core.regular import read_regular
 from registry.core.slugs import slugify
+from registry.core.text import shown
 from registry.discovery import Discovery
 from registry.discovery.cards import Card, CardFile, LoraInfo, find_context_length, make_card
 from registry.errors import Busy, DiscoveryUnavailable, Invalid, RegistryError, Superseded

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from registry.core.records import check_slug, shown, slug_text
+from registry.core.checks import check_slug, slug_text
+from registry.core.text import shown
 from registry.errors import Invalid
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from registry.core.records import Owner, shown, shown_url
+from registry.core.records import Owner
+from registry.core.text import shown, shown_url
 from registry.discovery.cards import Card
 from registry.errors import Invalid, SettingsError
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from registry.core.records import check_checksum, check_filename, shown
+from registry.core.checks import check_checksum, check_filename
 from registry.core.slugs import slugify
+from registry.core.text import shown
 from registry.errors import Invalid
 
 KV_CACHE_BLOCK_SIZE = 16

@@ -30,8 +30,8 @@ from urllib.parse import unquote
 import msgspec
 
 from registry.core.hashing import is_about_the_file
-from registry.core.records import shown
 from registry.core.regular import open_regular, read_at_most
+from registry.core.text import shown
 from registry.discovery import Change, Kind, Record, RecordKey, check_content
 from registry.discovery.keeper import ANSWER_MAX_S, Keeper
 from registry.errors import DiscoveryUnavailable, Invalid

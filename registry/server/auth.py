@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry.config import Settings
-from registry.core.records import shown
+from registry.core.text import shown
 from registry.errors import Forbidden, SettingsError, Unauthenticated
 from registry.server import tokens
 from registry.server.hosts import Hosts, is_loopback

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import httptools
 
-from registry.core.records import shown
+from registry.core.text import shown
 from registry.errors import Forbidden, Malformed, SettingsError
 
 PORT_MAX = 65_535

@@ -18,12 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry import errors
 from registry.content.budget import Room
-from registry.core.records import shown
+from registry.core.text import shown
 from registry.wire.encoding import encode
 from registry.wire.problems import problem_of
 
 if TYPE_CHECKING:
-    from registry.core.records import Event
+    from registry.core.events import Event
     from registry.service.registry import Registry
 
 STATUS: dict[type[errors.RegistryError], int] = {

@@ -19,7 +19,7 @@ import time
 from typing import TextIO
 
 from registry.core.log_pump import LogPump
-from registry.core.records import printable
+from registry.core.text import printable
 
 _QUIET = ("alembic", "uvicorn")
 """Libraries that tell of their normal course at `info`: heard from `debug` on only."""

@@ -30,8 +30,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from registry.core.records import NAME_PATTERN, shown
+from registry.core.checks import NAME_PATTERN
 from registry.core.settings_files import read_toml_text
+from registry.core.text import shown
 from registry.errors import Forbidden, SettingsError
 
 TOKEN_PREFIX = "mreg_"

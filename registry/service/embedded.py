@@ -11,11 +11,12 @@ from typing import Self, TypeVar
 from registry.config import Settings
 from registry.content.manifest import prepare
 from registry.content.roots import ArtifactRoots
+from registry.core.checks import milliseconds
+from registry.core.findings import Explanation
 from registry.core.forks import check_file
 from registry.core.hashing import checksum_of, hash_file
 from registry.core.records import (
     ArtifactKey,
-    Explanation,
     Offer,
     Outcome,
     Owner,
@@ -23,7 +24,6 @@ from registry.core.records import (
     Registration,
     Removal,
     Unregistration,
-    milliseconds,
 )
 from registry.errors import (
     Busy,

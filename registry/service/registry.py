@@ -28,30 +28,22 @@ from registry.content.places import Places
 from registry.content.sources import Holdings
 from registry.content.streams import Stream
 from registry.content.uploads import Uploads, spool_directory
+from registry.core.checks import check_checksum, check_distinct, check_drain, check_lease
+from registry.core.events import EventFilter, EventOrder, EventPage
+from registry.core.findings import AuditReport, Explanation
+from registry.core.listings import Entry, Model, OwnerRecord
 from registry.core.records import (
     Artifact,
     ArtifactKey,
-    AuditReport,
     Drained,
-    Entry,
-    EventFilter,
-    EventOrder,
-    EventPage,
-    Explanation,
-    Model,
     Offer,
     Owner,
-    OwnerRecord,
     Receipt,
     Registered,
     Registration,
     Removal,
     Renewed,
     Unregistration,
-    check_checksum,
-    check_distinct,
-    check_drain,
-    check_lease,
 )
 from registry.core.times import format_time
 from registry.errors import (

@@ -7,20 +7,10 @@ from typing import Any
 
 import msgspec
 
-from registry.core.records import (
-    ArtifactKey,
-    Entry,
-    Event,
-    EventPage,
-    Explanation,
-    HeldEntry,
-    Holder,
-    Model,
-    OwnerRecord,
-    OwnerState,
-    RefStatus,
-    Source,
-)
+from registry.core.events import Event, EventPage
+from registry.core.findings import Explanation
+from registry.core.listings import Entry, HeldEntry, Model, OwnerRecord
+from registry.core.records import ArtifactKey, Holder, OwnerState, RefStatus, Source
 from registry.core.times import format_time, parse_time, parse_time_or_none, time_or_none
 from registry.wire import types
 from registry.wire.paths import metadata_path

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-from registry.core.records import (
-    ArtifactKey,
-)
+from registry.core.records import ArtifactKey
 
 
 def metadata_path(key: ArtifactKey) -> str:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import msgspec
 
 from registry import errors
+from registry.core.checks import parse_instance_id
+from registry.core.events import Event
 from registry.core.records import (
     ArtifactKey,
     ConflictingKey,
-    Event,
     Holder,
     Owner,
     OwnerState,
     RefStatus,
     Source,
-    parse_instance_id,
 )
 from registry.core.times import format_time, parse_time, parse_time_or_none, time_or_none
 from registry.wire import types

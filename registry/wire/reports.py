@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from registry.core.records import (
-    AuditReport,
-    AuditSummary,
-    Finding,
-    OwnerState,
-    Severity,
-)
+from registry.core.findings import AuditReport, AuditSummary, Finding, Severity
+from registry.core.records import OwnerState
 from registry.core.times import time_or_none
 from registry.wire.listings import RemovedResponse
 from registry.wire.requests import OwnerIdentity

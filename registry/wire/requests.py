@@ -7,12 +7,8 @@ from typing import TypeVar
 import msgspec
 
 from registry import errors
-from registry.core.records import (
-    ArtifactKey,
-    Offer,
-    Owner,
-    parse_instance_id,
-)
+from registry.core.checks import parse_instance_id
+from registry.core.records import ArtifactKey, Offer, Owner
 from registry.core.times import milliseconds_of
 from registry.wire import types
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from registry.core.records import (
+from registry.core.checks import (
     BASE_SUFFIX,
     CHECKSUM_PATTERN,
     INSTANCE_ID_MAX,

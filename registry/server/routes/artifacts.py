@@ -7,7 +7,8 @@ import re
 from starlette.requests import Request
 from starlette.responses import Response
 
-from registry.core.records import ArtifactKey, shown
+from registry.core.records import ArtifactKey
+from registry.core.text import shown
 from registry.errors import Invalid, NotRegistered
 from registry.server.auth import actor_of
 from registry.server.http import (

@@ -7,15 +7,10 @@ import re
 from starlette.requests import Request
 from starlette.responses import Response
 
-from registry.core.records import (
-    SLUG_PATTERN,
-    EventFilter,
-    EventKind,
-    EventOrder,
-    Owner,
-    check_slug,
-    shown,
-)
+from registry.core.checks import SLUG_PATTERN, check_slug
+from registry.core.events import EventFilter, EventKind, EventOrder
+from registry.core.records import Owner
+from registry.core.text import shown
 from registry.errors import Invalid
 from registry.server.http import answer, page_limit, registry_of, while_there
 from registry.server.routes.artifacts import cursor

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from registry.core.records import EventKind, EventOrder
+from registry.core.events import EventKind, EventOrder
 from registry.errors import (
     ChecksumMismatch,
     Conflict,

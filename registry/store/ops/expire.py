@@ -38,8 +38,9 @@ from sqlalchemy import (
     update,
 )
 
+from registry.core.checks import LEASE_MAX_MS
 from registry.core.policy import Policy
-from registry.core.records import LEASE_MAX_MS, Owner, OwnerState
+from registry.core.records import Owner, OwnerState
 from registry.store.engine import Connection
 from registry.store.ops.brake import Brake
 from registry.store.ops.release import Release, release

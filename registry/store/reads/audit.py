@@ -14,14 +14,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from sqlalchemy import bindparam, column, func, select, table
 
 from registry.core import hashing
-from registry.core.records import (
-    AuditReport,
-    AuditSummary,
-    Finding,
-    Footprint,
-    Severity,
-    shown,
-)
+from registry.core.findings import AuditReport, AuditSummary, Finding, Footprint, Severity
+from registry.core.text import shown
 from registry.core.times import format_time
 from registry.errors import Busy, FileUnreadable, Invalid, TooLarge
 from registry.store.engine import Connection, Engine

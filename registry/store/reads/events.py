@@ -19,14 +19,9 @@ from sqlalchemy import (
     union_all,
 )
 
-from registry.core.records import (
-    ArtifactKey,
-    Entry,
-    Event,
-    EventFilter,
-    EventOrder,
-    EventPage,
-)
+from registry.core.events import Event, EventFilter, EventOrder, EventPage
+from registry.core.listings import Entry
+from registry.core.records import ArtifactKey
 from registry.store.engine import Connection
 from registry.store.owner_columns import names_owner, owner_of, parameters_of
 from registry.store.sql import Row, Statement

@@ -16,18 +16,9 @@ from sqlalchemy import (
     tuple_,
 )
 
-from registry.core.records import (
-    ArtifactKey,
-    Entry,
-    Explanation,
-    Holder,
-    Model,
-    Owner,
-    OwnerRecord,
-    OwnerState,
-    RefStatus,
-    Source,
-)
+from registry.core.findings import Explanation
+from registry.core.listings import Entry, Model, OwnerRecord
+from registry.core.records import ArtifactKey, Holder, Owner, OwnerState, RefStatus, Source
 from registry.store.engine import Connection
 from registry.store.owner_columns import (
     OWNER_COLUMNS,

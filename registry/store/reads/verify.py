@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from sqlalchemy import bindparam, select
 
 from registry.core import hashing
-from registry.core.records import Finding, Severity
+from registry.core.findings import Finding, Severity
 from registry.core.times import format_time
 from registry.errors import StorageUnavailable
 from registry.store.engine import Connection, Engine
