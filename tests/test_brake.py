@@ -149,10 +149,10 @@ def test_it_holds_and_says_so_everywhere(braked: World, caplog: pytest.LogCaptur
         async with Service(braked.path, braked.clock) as registry:
             with caplog.at_level(logging.WARNING):
                 await Sweeper(registry).sweep_once()
-            check, warnings = await registry.sweep_health()
+            check, warnings = await registry.health.check_sweeper()
             assert check == "ok"  # It can serve; somebody should look.
             assert "--release-brake" in warnings["brake"]
-            report = await registry.audit()
+            report = await registry.lookups.audit()
             assert report.summary is not None
             assert report.summary.brake_engaged_at == since
             assert report.summary.overdue_owners == 100

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from registry.config import Settings
-from registry.service import registry as registry_module
+from registry.service import health as health_module
 from registry.service.registry import Registry
 from registry.store.sqlite.engine import Database
 from tests.support import Server, sql
@@ -66,7 +66,7 @@ def test_a_writer_that_ended_is_told_and_is_not_waited_for(database: Database) -
     async def scenario() -> dict[str, str]:
         async with started(database) as registry:
             registry.writer.close()
-            return await registry.health()
+            return await registry.health.check()
 
     checks = asyncio.run(scenario())
     assert "restart the service" in checks["writer"]
@@ -75,7 +75,7 @@ def test_a_writer_that_ended_is_told_and_is_not_waited_for(database: Database) -
 
 
 def test_a_check_that_hangs_is_given_up(database: Database, monkeypatch: Any) -> None:
-    monkeypatch.setattr(registry_module, "HEALTH_PATIENCE_S", 3.0)
+    monkeypatch.setattr(health_module, "PATIENCE_S", 3.0)
 
     async def hang(*_arguments: object) -> Any:
         await asyncio.Event().wait()
@@ -84,7 +84,7 @@ def test_a_check_that_hangs_is_given_up(database: Database, monkeypatch: Any) ->
         async with started(database, busy_timeout_s=0) as registry:
             submit: Callable[..., Awaitable[Any]] = registry.writer.submit
             monkeypatch.setattr(registry.writer, "submit", hang)
-            found = await registry.health()
+            found = await registry.health.check()
             monkeypatch.setattr(registry.writer, "submit", submit)
             return found
 

@@ -29,8 +29,8 @@ HELD = """
 import sys, time
 from pathlib import Path
 from registry import cli
-from registry.service import registry
-from registry.store.reads import audit, events, queries
+from registry.service import lookups
+from registry.store.reads import events, queries
 
 def held(query):
     def wait(*arguments, **options):
@@ -39,8 +39,8 @@ def held(query):
         return query(*arguments, **options)
     return wait
 
-registry.COSTLY_WAITING_MAX = 3
-registry.audit = held(audit.audit)
+lookups.WAITING_MAX = 3
+lookups.audit = held(lookups.audit)
 events.list_events = held(events.list_events)
 for name in ("list_owners", "list_entries", "list_models", "explain", "find_owner"):
     setattr(queries, name, held(getattr(queries, name)))
@@ -200,7 +200,7 @@ def test_hundreds_of_probes_at_once_are_one_look(serve: Callable[..., Server]) -
 
 SHORT = """
 from registry import cli
-from registry.service import registry
+from registry.service import lookups, registry
 from registry.server.routes import registrations
 from registry.store.reads import events, queries
 
@@ -219,10 +219,10 @@ def find_(self, key):
         raise SHORTAGES[key[2]]
     return find(self, key)
 Registry.find = find_
-registry.audit = failing(SHORTAGES["memory"])
+lookups.audit = failing(SHORTAGES["memory"])
 queries.list_models = failing(SHORTAGES["stack"])
 events.list_events = failing(SHORTAGES["threads"])
-registrations.wire.decode_register = failing(SHORTAGES["memory"])
+registrations.decode_register = failing(SHORTAGES["memory"])
 cli.main()
 """
 

@@ -30,10 +30,10 @@ def test_what_is_seen_while_a_look_is_put_down_is_put_down_behind_it(
         await registry.start()
         try:
             for status in (RefStatus.MISSING, RefStatus.OK, RefStatus.OK):
-                registry._note(Observation(1, 1, str(file), checksum(b""), status))
-            while registry._observing:
-                await asyncio.gather(*registry._observing.values())
-            assert registry._latest == {}
+                registry.observations.note(Observation(1, 1, str(file), checksum(b""), status))
+            while registry.observations.writing:
+                await asyncio.gather(*registry.observations.writing.values())
+            assert registry.observations._latest == {}
         finally:
             await registry.close()
 

@@ -178,7 +178,7 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGone: it did.
     """
-    if not registry_of(request).must_wait:
+    if not registry_of(request).lookups.must_wait:
         return await work
     asked = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_until_gone(request))

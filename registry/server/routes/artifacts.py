@@ -42,7 +42,7 @@ async def list_artifacts(request: Request) -> Response:
     """`GET /v1/artifacts`: a page of entries in the order of their ids."""
     limit = page_limit(request)
     filters = {name: request.query_params[name] for name in FILTERS if name in request.query_params}
-    page = registry_of(request).artifacts(cursor(request), limit, filters)
+    page = registry_of(request).lookups.artifacts(cursor(request), limit, filters)
     entries = await while_there(request, page)
     following = str(entries[-1].id) if len(entries) == limit else None
     return answer(ArtifactsResponse([EntryResponse.of(entry) for entry in entries], following))
@@ -52,7 +52,7 @@ async def explain(request: Request) -> Response:
     """`GET /v1/artifacts/{slug}/{suffix}/{filename}`: content, holders, last events."""
     names = ("slug", "suffix", "filename")
     key = ArtifactKey(*(request.path_params[name] for name in names))
-    explanation = await while_there(request, registry_of(request).explain(key))
+    explanation = await while_there(request, registry_of(request).lookups.explain(key))
     if explanation.entry is None:
         error = NotRegistered(
             f"{key} is not registered"

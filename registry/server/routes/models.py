@@ -22,7 +22,7 @@ _is_model = re.compile(f"({SLUG_PATTERN})/(_base|{SLUG_PATTERN})").fullmatch
 async def list_models(request: Request) -> Response:
     """`GET /v1/models`: a page of models in the order of slug and suffix."""
     limit = page_limit(request)
-    page = registry_of(request).models(_model_cursor(request), limit)
+    page = registry_of(request).lookups.models(_model_cursor(request), limit)
     models, following = await while_there(request, page)
     return answer(
         ModelsResponse(
@@ -37,7 +37,7 @@ async def list_events(request: Request) -> Response:
     limit = page_limit(request)
     order = _order(request)
     after = cursor(request) if "after" in request.query_params else None
-    page = registry_of(request).events(_event_filter(request), order, after, limit)
+    page = registry_of(request).lookups.events(_event_filter(request), order, after, limit)
     return answer(EventsResponse.of(await while_there(request, page)))
 
 

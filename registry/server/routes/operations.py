@@ -12,7 +12,7 @@ from registry import __version__
 from registry.errors import RegistryError
 from registry.server.http import answer, registry_of, while_there
 from registry.server.metrics import CONTENT_TYPE
-from registry.service.registry import HEALTH_PATIENCE_S
+from registry.service import health as health_checks
 from registry.wire.reports import AuditResponse, HealthResponse, LiveResponse
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ async def health(request: Request) -> Response:
 
 async def health_of(registry: Registry, certificate: Certificate | None = None) -> HealthResponse:
     """How the service is, looked at once for all who ask meanwhile."""
-    checks = await registry.health()
+    checks = await registry.health.check()
     warnings: dict[str, str] = {}
     try:
-        async with asyncio.timeout(HEALTH_PATIENCE_S):
-            checks["sweeper"], warnings = await registry.sweep_health()
+        async with asyncio.timeout(health_checks.PATIENCE_S):
+            checks["sweeper"], warnings = await registry.health.check_sweeper()
     except RegistryError as error:
         checks["sweeper"] = error.detail
     except TimeoutError:
-        checks["sweeper"] = f"no answer within {HEALTH_PATIENCE_S:g} s"
+        checks["sweeper"] = f"no answer within {health_checks.PATIENCE_S:g} s"
     warnings |= registry.database.warnings()
     warning = None if certificate is None else certificate.warning()
     if warning is not None:
@@ -55,7 +55,7 @@ async def show_audit(request: Request) -> Response:
     """`GET /v1/audit`: what is wrong, by class, and how the registry is."""
     name = request.query_params.get("class")
     classes = [] if name is None else [name]
-    report = await while_there(request, registry_of(request).audit(classes))
+    report = await while_there(request, registry_of(request).lookups.audit(classes))
     return answer(AuditResponse.of(report))
 
 

@@ -31,7 +31,9 @@ async def list_owners(request: Request) -> Response:
     """`GET /v1/owners`: a page of owners in the order of their identity."""
     limit = page_limit(request)
     after = request.query_params.get("after")
-    page = registry_of(request).owners(Owner.parse(after) if after is not None else None, limit)
+    page = registry_of(request).lookups.owners(
+        Owner.parse(after) if after is not None else None, limit
+    )
     found = await while_there(request, page)
     following = str(found[-1].owner) if len(found) == limit else None
     return answer(OwnersResponse([owner_summary(each) for each in found], following))
@@ -39,7 +41,7 @@ async def list_owners(request: Request) -> Response:
 
 async def show_owner(request: Request) -> Response:
     """`GET /v1/owners/{owner}`: an owner with what it holds."""
-    found = registry_of(request).owner(_owner(request))
+    found = registry_of(request).lookups.owner(_owner(request))
     record, entries = await while_there(request, found)
     return answer(owner_response(record, entries))
 
