@@ -23,7 +23,7 @@ import trustme
 from registry.core.records import ArtifactKey, Owner
 from registry.errors import SettingsError
 from registry.server import tokens
-from registry.server.read_path import ROUTES as READ_ROUTES
+from registry.server.file_keys import ROUTES as READ_ROUTES
 from registry.server.routes.owners import PATH as OWNER
 from registry.server.routes.table import ROUTES
 from registry.server.tokens import Role

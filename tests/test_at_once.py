@@ -11,7 +11,7 @@ import pytest
 from registry.config import Settings
 from registry.core import hashing
 from registry.core.records import ArtifactKey, Offer, Owner
-from registry.server import read_path
+from registry.server import file_keys
 from registry.server.app import create_app
 from registry.store.sqlite.migrate import prepare
 from tests.support import assert_sound, checksum
@@ -68,7 +68,7 @@ async def answers(tmp_path: Path) -> dict[str, list[Answer]]:
         for key in (COPIED, IN_PLACE):
             target = f"/v1/metadata/{key}".encode()
             first = app.at_once(target, CLIENTS["curl"], state)
-            app._paths.keep(target, read_path.path_of(target))
+            app._paths.keep(target, file_keys.path_of(target))
             location = registry.find((key.slug, key.suffix, key.filename))
             await registry.open((key.slug, key.suffix, key.filename), location)
             found[str(key)] = [first]

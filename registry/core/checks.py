@@ -21,6 +21,7 @@ NAME_PATTERN = (
     r"|\.[A-Za-z0-9_-][A-Za-z0-9._-]{0,253}|\.\.[A-Za-z0-9._-]{1,253})"
 )
 """1 to 255 of these characters, and neither `.` nor `..`."""
+
 SLUG_PATTERN = "[a-z0-9][a-z0-9_-]{0,254}"
 CHECKSUM_PATTERN = "blake3:[0-9a-f]{64}"
 _is_name = re.compile(NAME_PATTERN).fullmatch

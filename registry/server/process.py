@@ -26,8 +26,8 @@ from registry.errors import RegistryError, SettingsError
 from registry.server import logs, tokens
 from registry.server.certificates import Certificate, certificate_of
 from registry.server.hosts import Hosts, address_of, is_loopback
+from registry.server.http1.config import Config
 from registry.server.http1.door import Server
-from registry.server.http1.protocol import Config
 from registry.server.http1.watch import Limits
 from registry.server.reloading import note_sighup
 from registry.server.siblings import Parent

@@ -13,11 +13,7 @@ from registry.core.times import milliseconds_of
 from registry.wire import types
 
 LEASE_DEFAULT_S = 60
-
-
 DRAIN_DEFAULT_S = 300
-
-
 T = TypeVar("T")
 
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 if TYPE_CHECKING:
-    from registry.server.http1.protocol import Config, Connection
+    from registry.server.http1.config import Config
+    from registry.server.http1.protocol import HttpConnection
 
 ACCEPTED_AT_ONCE = 64
 PAUSE_S = 0.5
@@ -46,8 +47,8 @@ class Server(uvicorn.Server):
                 door = Door(self.config, self.config.ssl, listener, self._make_connection)
                 self.servers.append(door)  # type: ignore[arg-type]
 
-    def _make_connection(self) -> Connection:
-        made: Connection = self.config.http_protocol_class(  # type: ignore[call-arg, assignment]
+    def _make_connection(self) -> HttpConnection:
+        made: HttpConnection = self.config.http_protocol_class(  # type: ignore[call-arg, assignment]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return made
@@ -61,7 +62,7 @@ class Door:
         config: Config,
         context: ssl.SSLContext,
         listener: socket.socket,
-        make_connection: Callable[[], Connection],
+        make_connection: Callable[[], HttpConnection],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._config = config
@@ -103,7 +104,7 @@ class Door:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _shake_hands(self, peer: socket.socket, connection: Connection) -> None:
+    async def _shake_hands(self, peer: socket.socket, connection: HttpConnection) -> None:
         try:
             await self._loop.connect_accepted_socket(
                 lambda: connection,

@@ -8,7 +8,7 @@ CONTINUE = b"HTTP/1.1 100 "
 """How an answer begins that comes before the head."""
 
 
-class Corked:
+class HeadBuffer:
     """A transport that holds the head of an answer back until its body comes: both leave together,
     in one packet and one call of the system."""
 

@@ -10,21 +10,20 @@ limits cost a request that keeps to them is next to nothing, and no timer is set
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections.abc import Callable
 from typing import Any
 
 import httptools
-import uvicorn
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from registry import errors
 from registry.server.hosts import TWO_HOSTS, target_of
-from registry.server.http import Headers, request_id_for
-from registry.server.http1.head_buffer import Corked
-from registry.server.http1.refusals import cause_of, raw_answer
-from registry.server.http1.watch import LINGER_S, Limits, Watch
+from registry.server.http import request_id_for
+from registry.server.http1.config import AtOnce, Config, Flow, Refused
+from registry.server.http1.head_buffer import HeadBuffer
+from registry.server.http1.part import Part
+from registry.server.http1.refusals import TOO_MANY_CONNECTIONS, cause_of, raw_answer
+from registry.server.http1.watch import LINGER_S
 
 HEADERS_MAX = 128
 SLICE_BYTES = 4 << 10
@@ -32,51 +31,7 @@ BODY_MIN_BYTES_PER_S = 16 << 10
 _UNKNOWN: Any = object()
 
 
-class Config(uvicorn.Config):
-    """uvicorn's configuration, with limits. It travels to worker processes."""
-
-    def __init__(self, app: Any, limits: Limits, **options: Any) -> None:
-        super().__init__(app, http=Connection, **options)
-        self.limits = limits
-        self._watch: Watch | None = None
-
-    @property
-    def watch(self) -> Watch:
-        """Who looks after the connections of this process."""
-        if self._watch is None:
-            self._watch = Watch(self.limits)
-        return self._watch
-
-
-class Flow(FlowControl):
-    """Reading stays paused while bytes are held back."""
-
-    held = False
-
-    def resume_reading(self) -> None:
-        if not self.held:
-            super().resume_reading()
-
-
-Content = bytes | bytearray
-AtOnce = Callable[[bytes, Headers, Mapping[str, Any]], tuple[bytes, Content] | None]
-"""What an application may have beside itself: for the target, the headers and the state of a GET,
-the headers and the bytes of a 200 that takes no waiting. None: the application is to be called."""
-
-Refused = Callable[[errors.RegistryError, int, str], None]
-"""What an application may have to be told of an answer that it did not give: the problem, its
-status and the request's id."""
-
-
-class Part(Enum):
-    """What of a request is being parsed."""
-
-    BETWEEN = "none: the next has not begun"
-    HEAD = "its head"
-    BODY = "what follows a head that was taken"
-
-
-class Connection(HttpToolsProtocol):
+class HttpConnection(HttpToolsProtocol):
     """One connection, from its first byte to its last."""
 
     config: Config
@@ -101,7 +56,7 @@ class Connection(HttpToolsProtocol):
         self._held = b""
         """Received, but not parsed before the requests in front of it are answered."""
         self._answering: RequestResponseCycle | None = None
-        self._corked: Corked | None = None
+        self._head_buffer: HeadBuffer | None = None
         self._answered = 0
         self._begun = 0
         """How many requests have begun."""
@@ -123,7 +78,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if not self._watch.admit(self):
             self.transport = transport
-            self._refusal, self._lingers = errors.Busy(_TOO_MANY_CONNECTIONS), True
+            self._refusal, self._lingers = errors.Busy(TOO_MANY_CONNECTIONS), True
             self._say(self._refusal)
             self._watch.see_off(transport)
             return
@@ -266,7 +221,7 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._corked = cycle.transport = Corked(self.transport)
+        self._head_buffer = cycle.transport = HeadBuffer(self.transport)
         task = self.loop.create_task(self._answer(cycle, app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
@@ -293,8 +248,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         was_last = not self.pipeline
         self._answered += 1
-        if self._corked is not None:
-            self._corked.flush()
+        if self._head_buffer is not None:
+            self._head_buffer.flush()
         super().on_response_complete()
         if self.transport.is_closing():
             return
@@ -353,8 +308,8 @@ class Connection(HttpToolsProtocol):
         """Say what is wrong, if anything, and close when the peer has had time to read it."""
         if self.transport.is_closing():
             return
-        if self._corked is not None:
-            self._corked.flush()
+        if self._head_buffer is not None:
+            self._head_buffer.flush()
         self._unset_keepalive_if_required()
         if refusal is not None:
             self._say(refusal)
@@ -421,7 +376,7 @@ class Connection(HttpToolsProtocol):
 
     def _taken_bytes(self) -> int:
         """What the reader has taken of an answer: a number that grows while it takes anything."""
-        written = 0 if self._corked is None else self._corked.written_bytes
+        written = 0 if self._head_buffer is None else self._head_buffer.written_bytes
         return written - self.transport.get_write_buffer_size()
 
     def _cut_off(self) -> None:
@@ -437,6 +392,3 @@ class Connection(HttpToolsProtocol):
 
 
 _SLASH = ord("/")
-_TOO_MANY_CONNECTIONS = (
-    "This service has as many connections open as it bears (max_connections). Try again shortly."
-)

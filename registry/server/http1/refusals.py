@@ -12,6 +12,10 @@ import httptools
 from registry import errors
 from registry.server.http import problem, shortage
 
+TOO_MANY_CONNECTIONS = (
+    "This service has as many connections open as it bears (max_connections). Try again shortly."
+)
+
 log = logging.getLogger("registry.http")
 
 

@@ -32,6 +32,7 @@ from registry.errors import (
     UnsupportedMediaType,
     UploadsPending,
 )
+from registry.server.file_keys import MEDIA_TYPES, OCTET_STREAM
 from registry.server.http import PAGE_DEFAULT, check_query
 from registry.server.openapi.spec import (
     STORAGE,
@@ -43,7 +44,6 @@ from registry.server.openapi.spec import (
     Sent,
     ok,
 )
-from registry.server.read_path import MEDIA_TYPES, OCTET_STREAM
 from registry.server.routes import artifacts, models, operations, owners, registrations
 from registry.server.routes.description import Description
 from registry.store.reads.audit import CLASSES

@@ -1,0 +1,51 @@
+"""What a connection is made with: limits, flow control, and what an application offers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from registry import errors
+from registry.server.http import Headers
+from registry.server.http1.watch import Limits, Watch
+
+PROTOCOL = "registry.server.http1.protocol:HttpConnection"
+
+
+class Config(uvicorn.Config):
+    """uvicorn's configuration, with limits. It travels to worker processes."""
+
+    def __init__(self, app: Any, limits: Limits, **options: Any) -> None:
+        super().__init__(app, http=PROTOCOL, **options)
+        self.limits = limits
+        self._watch: Watch | None = None
+
+    @property
+    def watch(self) -> Watch:
+        """Who looks after the connections of this process."""
+        if self._watch is None:
+            self._watch = Watch(self.limits)
+        return self._watch
+
+
+class Flow(FlowControl):
+    """Reading stays paused while bytes are held back."""
+
+    held = False
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+
+
+Content = bytes | bytearray
+AtOnce = Callable[[bytes, Headers, Mapping[str, Any]], tuple[bytes, Content] | None]
+"""What an application may have beside itself: for the target, the headers and the state of a GET,
+the headers and the bytes of a 200 that takes no waiting. None: the application is to be called."""
+
+Refused = Callable[[errors.RegistryError, int, str], None]
+"""What an application may have to be told of an answer that it did not give: the problem, its
+status and the request's id."""
