@@ -16,23 +16,20 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from registry.core.environment import PREFIX, is_service_link, is_slip
 from registry.core.settings_files import read_toml_text
 from registry.core.text import shown
 from registry.errors import SettingsError
-
-PREFIX = "REGISTRY_"
-"""What the name of every environment variable of the service begins with."""
 
 OTHER_VARIABLES = frozenset(
     {"REGISTRY_CA_FILE", "REGISTRY_CONFIG", "REGISTRY_TOKEN", "REGISTRY_URL"}
 )
 """Variables with our prefix that are no settings: the commands read them as flags."""
-
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _HOUR_S, _DAY_S = 3600, 86_400
 
 
-class Kind(StrEnum):
+class ValueKind(StrEnum):
     """What a setting's value is."""
 
     TEXT = "text"
@@ -46,7 +43,7 @@ class Kind(StrEnum):
 class Rule:
     """What is allowed for a setting, and what it is for. `high` and `low` are inclusive."""
 
-    kind: Kind
+    kind: ValueKind
     help: str
     low: float = 0
     high: float = 0
@@ -56,19 +53,19 @@ class Rule:
 
 
 def _text(default: str | None, help: str, choices: tuple[str, ...] = ()) -> Any:
-    return _field(default, Rule(Kind.TEXT, help, choices=choices))
+    return _field(default, Rule(ValueKind.TEXT, help, choices=choices))
 
 
 def _whole(default: int, help: str, low: int, high: int) -> Any:
-    return _field(default, Rule(Kind.WHOLE, help, low, high))
+    return _field(default, Rule(ValueKind.WHOLE, help, low, high))
 
 
 def _number(default: float, help: str, low: float, high: float) -> Any:
-    return _field(default, Rule(Kind.NUMBER, help, low, high))
+    return _field(default, Rule(ValueKind.NUMBER, help, low, high))
 
 
 def _switch(help: str) -> Any:
-    return _field(False, Rule(Kind.SWITCH, help))
+    return _field(False, Rule(ValueKind.SWITCH, help))
 
 
 def _field(default: object, rule: Rule) -> Any:
@@ -92,7 +89,8 @@ class Settings:
     artifact_roots: tuple[str, ...] = _field(
         (),
         Rule(
-            Kind.TEXTS, "Directory below which files may be registered in place; none: copies only."
+            ValueKind.TEXTS,
+            "Directory below which files may be registered in place; none: copies only.",
         ),
     )
     token_file: str | None = _text(None, "File with the access tokens; none: no tokens are asked.")
@@ -101,7 +99,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = _field(
         (),
         Rule(
-            Kind.TEXTS,
+            ValueKind.TEXTS,
             "Name that requests may be sent to beside loopback's, as behind a proxy on this "
             "machine; others are refused.",
             separator=",",
@@ -188,7 +186,7 @@ class Setting:
     @property
     def flag(self) -> str:
         """`--lease-grace-s`. A setting with several values is a flag given several times."""
-        singular = self.name.removesuffix("s") if self.rule.kind is Kind.TEXTS else self.name
+        singular = self.name.removesuffix("s") if self.rule.kind is ValueKind.TEXTS else self.name
         return "--" + singular.replace("_", "-")
 
     @property
@@ -201,17 +199,17 @@ class Setting:
         """What a value may be, as the end of a sentence that begins `it must be`."""
         rule = self.rule
         match rule.kind:
-            case Kind.SWITCH:
+            case ValueKind.SWITCH:
                 return "true or false"
-            case Kind.WHOLE:
+            case ValueKind.WHOLE:
                 return f"a whole number from {rule.low} to {rule.high}"
-            case Kind.NUMBER:
+            case ValueKind.NUMBER:
                 return f"a number from {rule.low:g} to {rule.high:.10g}"
-            case Kind.TEXTS:
+            case ValueKind.TEXTS:
                 return "a list of texts that are not empty"
-            case Kind.TEXT if rule.choices:
+            case ValueKind.TEXT if rule.choices:
                 return "one of " + ", ".join(rule.choices)
-            case Kind.TEXT:
+            case ValueKind.TEXT:
                 return "a text that is not empty"
 
     @property
@@ -219,14 +217,15 @@ class Setting:
         """The default as help texts show it."""
         if self.default in (None, ()):
             return "none"
-        return str(self.default).lower() if self.rule.kind is Kind.SWITCH else str(self.default)
+        return (
+            str(self.default).lower() if self.rule.kind is ValueKind.SWITCH else str(self.default)
+        )
 
 
 SETTINGS = tuple(
     Setting(each.name, each.default, each.metadata["rule"]) for each in fields(Settings)
 )
 """Every setting, in the order of the record."""
-
 _by_name = {setting.name: setting for setting in SETTINGS}
 _by_variable = {setting.variable: setting for setting in SETTINGS}
 
@@ -285,7 +284,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Resolved]:
     found = {}
     for variable, text in environ.items():
         setting = _by_variable.get(variable)
-        if setting is None or not text or _is_service_link(variable, text):
+        if setting is None or not text or is_service_link(variable, text):
             continue
         value = _checked(setting, _parsed(setting, text), variable)
         found[setting.name] = Resolved(value, variable)
@@ -321,13 +320,13 @@ _truths = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(
 def _parsed(setting: Setting, text: str) -> object:
     """The value that a variable's text stands for; the text itself where it stands for none."""
     match setting.rule.kind:
-        case Kind.SWITCH:
+        case ValueKind.SWITCH:
             return _truths.get(text.lower(), text)
-        case Kind.TEXTS:
+        case ValueKind.TEXTS:
             return text.split(setting.rule.separator)
-        case Kind.WHOLE | Kind.NUMBER if _is_whole(text):
+        case ValueKind.WHOLE | ValueKind.NUMBER if _is_whole(text):
             return int(text)
-        case Kind.NUMBER if _is_number(text):
+        case ValueKind.NUMBER if _is_number(text):
             return float(text)
     return text
 
@@ -342,15 +341,15 @@ def _checked(setting: Setting, value: object, source: str) -> object:
 def _is_allowed(setting: Setting, value: object) -> bool:
     rule = setting.rule
     match rule.kind:
-        case Kind.SWITCH:
+        case ValueKind.SWITCH:
             return isinstance(value, bool)
-        case Kind.TEXTS:
+        case ValueKind.TEXTS:
             return isinstance(value, list | tuple) and all(map(_is_filled, value))
-        case Kind.TEXT:
+        case ValueKind.TEXT:
             return _is_filled(value) and (not rule.choices or value in rule.choices)
-        case Kind.WHOLE:
+        case ValueKind.WHOLE:
             return type(value) is int and rule.low <= value <= rule.high
-        case Kind.NUMBER:
+        case ValueKind.NUMBER:
             # NaN, which TOML can spell, fails every comparison.
             return type(value) in (int, float) and rule.low <= value <= rule.high  # type: ignore[operator]
 
@@ -360,8 +359,6 @@ def _is_filled(value: object) -> bool:
 
 
 # The environment. Its variables may be others', whatever their names begin with.
-
-
 def find_strangers(environ: Mapping[str, str]) -> list[str]:
     """Variables with our prefix that are none of ours, sorted: other programs', or mistakes.
 
@@ -376,9 +373,9 @@ def find_strangers(environ: Mapping[str, str]) -> list[str]:
         text = environ[variable]
         if not variable.startswith(PREFIX) or not text or variable in own:
             continue
-        if _is_service_link(variable, text):
+        if is_service_link(variable, text):
             continue
-        near = next((each for each in sorted(own) if _is_slip(variable, each)), None)
+        near = next((each for each in sorted(own) if is_slip(variable, each)), None)
         if near is not None:
             raise SettingsError(
                 f"{shown(variable)} in the environment is not a setting. Did you mean {near}? If "
@@ -386,46 +383,6 @@ def find_strangers(environ: Mapping[str, str]) -> list[str]:
             )
         strangers.append(variable)
     return strangers
-
-
-_names_service = re.compile(r"REGISTRY(_\w+)?_SERVICE_(HOST|PORT(_\w+)?)", re.ASCII).fullmatch
-_names_port = re.compile(r"REGISTRY(_\w+)?_PORT(_\d+_(TCP|UDP|SCTP))?", re.ASCII).fullmatch
-_names_part_of_port = re.compile(
-    r"REGISTRY(_\w+)?_PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)", re.ASCII
-).fullmatch
-_is_address = re.compile(r"(tcp|udp|sctp)://.*").fullmatch
-
-
-def _is_service_link(variable: str, text: str) -> bool:
-    """Whether Kubernetes, or Docker for a link, may have set a variable.
-
-    Every container gets REGISTRY_SERVICE_HOST, REGISTRY_PORT=tcp://... and the like for a Service
-    in its namespace that is named `registry`, and REGISTRY_AUTH_PORT=... for `registry-auth`.
-    """
-    if _names_service(variable) or _names_part_of_port(variable):
-        return True
-    return bool(_names_port(variable) and _is_address(text))
-
-
-def _is_slip(variable: str, own: str) -> bool:
-    """Whether a variable is one of ours but for a letter, or two in a long name."""
-    name = own.removeprefix(PREFIX)
-    allowed = 0 if len(name) < 4 else 1 if len(name) < 8 else 2
-    return _distance(variable.removeprefix(PREFIX).upper(), name) <= allowed
-
-
-def _distance(one: str, other: str) -> int:
-    """How many letters have to be added, dropped, changed or swapped with their neighbour."""
-    rows = [list(range(len(other) + 1))]
-    for i, a in enumerate(one, 1):
-        row = [i]
-        for j, b in enumerate(other, 1):
-            best = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (a != b))
-            if i > 1 and j > 1 and (a, b) == (other[j - 2], one[i - 2]):
-                best = min(best, rows[-2][j - 2] + 1)
-            row.append(best)
-        rows.append(row)
-    return rows[-1][-1]
 
 
 def _unknown(name: str, source: str, known: Mapping[str, Setting]) -> SettingsError:

@@ -42,7 +42,7 @@ of the namespace whose slugs are others."""
 
 
 @dataclass(frozen=True)
-class Call:
+class RequestSpec:
     """A request as it is made once for each caller, and what it answers if it is allowed."""
 
     make: Callable[[], dict[str, Any]]
@@ -50,8 +50,8 @@ class Call:
     status: int = 200
 
 
-def plain(url: str, kind: str, status: int = 200, **request: Any) -> Call:
-    return Call(lambda: {"url": url, **request}, kind, status)
+def plain(url: str, kind: str, status: int = 200, **request: Any) -> RequestSpec:
+    return RequestSpec(lambda: {"url": url, **request}, kind, status)
 
 
 def registering() -> dict[str, Any]:
@@ -71,13 +71,13 @@ def of_held(rest: str = "") -> str:
     return f"/v1/owners/{HELD}{rest}"
 
 
-CALLS: dict[tuple[str, str], Call] = {
+CALLS: dict[tuple[str, str], RequestSpec] = {
     ("GET", READ_ROUTES[3]): plain(f"/v1/metadata/{KEY}", "read"),
     ("HEAD", READ_ROUTES[3]): plain(f"/v1/metadata/{KEY}", "read"),
     ("GET", READ_ROUTES[6]): plain(f"/v1/metadata/{OURS}/backend/generate/{KEY}", "read"),
     ("HEAD", READ_ROUTES[6]): plain(f"/v1/metadata/{OURS}/backend/generate/{KEY}", "read"),
-    ("POST", "/v1/registrations"): Call(registering, "register"),
-    ("PUT", "/v1/blobs/{checksum}"): Call(uploading, "write", 201),
+    ("POST", "/v1/registrations"): RequestSpec(registering, "register"),
+    ("PUT", "/v1/blobs/{checksum}"): RequestSpec(uploading, "write", 201),
     ("HEAD", "/v1/blobs/{checksum}"): plain(f"/v1/blobs/{checksum(CONTENT)}", "read"),
     ("GET", "/v1/owners"): plain("/v1/owners", "read"),
     ("GET", OWNER): plain(of_held(), "read"),
@@ -117,7 +117,7 @@ def routes() -> set[tuple[str, str]]:
     return found | {(method, path) for path in READ_ROUTES.values() for method in ("GET", "HEAD")}
 
 
-def call_of(method: str, path: str) -> Call:
+def call_of(method: str, path: str) -> RequestSpec:
     found = CALLS.get((method, path))
     return found or CALLS["GET" if method == "HEAD" else method, path]
 

@@ -33,7 +33,7 @@ from registry.core.records import (
 from registry.errors import error_classes
 from registry.server import auth
 from registry.server.http import STATUS
-from registry.server.openapi.spec import STORAGE, Call
+from registry.server.openapi.spec import STORAGE, RequestSpec
 from registry.server.routes.owners import PATH as OWNER_PATH
 from registry.server.routes.table import CALLS
 from registry.store.ops import blobs, expire, file_status, leases, register, unregister
@@ -223,11 +223,11 @@ def table_rows(text: str) -> list[list[str]]:
 # HTTP
 
 
-def heading_of(call: Call) -> str:
+def heading_of(call: RequestSpec) -> str:
     return f"### `{call.method} {call.path.replace(OWNER_PATH, '/v1/owners/{owner}')}`"
 
 
-def documented_calls() -> list[Call]:
+def documented_calls() -> list[RequestSpec]:
     """Every call that has a section: not the HEAD of what is there to GET."""
     got = {call.path for call in CALLS if call.method == "GET"}
     return [call for call in CALLS if call.method != "HEAD" or call.path not in got]
@@ -239,7 +239,7 @@ def test_every_route_is_documented_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("call", documented_calls(), ids=heading_of)
-def test_a_route_is_documented_with_role_parameters_and_errors(call: Call) -> None:
+def test_a_route_is_documented_with_role_parameters_and_errors(call: RequestSpec) -> None:
     text = section(DOCS / "http.md", heading_of(call))
     needed = auth.role_needed(call.method, call.path)
     assert ("no token" if needed is None else f"role `{needed}`") in text

@@ -28,7 +28,7 @@ from registry.errors import Invalid, error_classes
 from registry.server.app import create_app
 from registry.server.http import PAGE_MAX, STATUS
 from registry.server.openapi.document import Security, document
-from registry.server.openapi.spec import Call
+from registry.server.openapi.spec import RequestSpec
 from registry.server.routes.table import CALLS
 from registry.server.tokens import Role, create
 from registry.store.tables import events
@@ -90,7 +90,7 @@ def test_every_description_says_something(described: dict[str, Any]) -> None:
 
 def test_a_route_with_a_parameter_that_is_described_nowhere_cannot_be_made() -> None:
     with pytest.raises(ValueError, match="number"):
-        Call("GET", "/v1/things/{number}", None, "A thing", "Looking", {})
+        RequestSpec("GET", "/v1/things/{number}", None, "A thing", "Looking", {})
 
 
 def test_every_error_that_the_service_may_answer_is_described(described: dict[str, Any]) -> None:

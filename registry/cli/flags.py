@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from registry.config import SETTINGS, Kind, Setting
+from registry.config import SETTINGS, Setting, ValueKind
 
-_types: dict[Kind, tuple[Any, str | None]] = {
-    Kind.TEXT: (str | None, "TEXT"),
-    Kind.TEXTS: (list[str] | None, "TEXT"),
-    Kind.WHOLE: (int | None, "N"),
-    Kind.NUMBER: (float | None, "N"),
-    Kind.SWITCH: (bool | None, None),
+_types: dict[ValueKind, tuple[Any, str | None]] = {
+    ValueKind.TEXT: (str | None, "TEXT"),
+    ValueKind.TEXTS: (list[str] | None, "TEXT"),
+    ValueKind.WHOLE: (int | None, "N"),
+    ValueKind.NUMBER: (float | None, "N"),
+    ValueKind.SWITCH: (bool | None, None),
 }
 """The type of a flag, and what its help calls the value."""
 
@@ -52,7 +52,7 @@ def _parameter(name: str, annotation: Any, option: Any) -> inspect.Parameter:
 def _flag(setting: Setting) -> inspect.Parameter:
     rule = setting.rule
     spelling = setting.flag
-    if rule.kind is Kind.SWITCH:
+    if rule.kind is ValueKind.SWITCH:
         spelling += f"/--no-{spelling.removeprefix('--')}"
     annotation, value = _types[rule.kind]
     option = typer.Option(

@@ -75,7 +75,7 @@ unless counting takes long."""
 SizeValues = Mapping[str, float | Mapping[str, float]]
 
 
-class Tally:
+class Counters:
     """Plain counts of one event loop, until they are moved into the metrics."""
 
     __slots__ = ("reads", "requests", "served_bytes")
@@ -98,7 +98,7 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._own = CollectorRegistry()
-        self.tally = Tally()
+        self.tally = Counters()
         self._followed: list[tuple[Gauge, Callable[[], float]]] = []
         self._requests = self._counter(
             "requests", "Requests by route, method and status.", "route", "method", "status"

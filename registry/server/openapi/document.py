@@ -13,7 +13,14 @@ from registry import __version__
 from registry.errors import Busy, Forbidden, RegistryError, Unauthenticated
 from registry.server.auth import role_needed
 from registry.server.http import RETRY_AFTER_S, STATUS
-from registry.server.openapi.spec import HEADERS, PATH_PARAMETERS, Answer, Call, Parameter, Problems
+from registry.server.openapi.spec import (
+    HEADERS,
+    PATH_PARAMETERS,
+    Parameter,
+    Problems,
+    RequestSpec,
+    ResponseSpec,
+)
 from registry.server.tokens import Role
 from registry.wire.problems import Problem
 
@@ -41,7 +48,7 @@ class Security:
         return self.tokens and role is not None and (self.reads_too or role is not Role.READ)
 
 
-def document(calls: Sequence[Call], security: Security) -> Json:
+def document(calls: Sequence[RequestSpec], security: Security) -> Json:
     """The description of a service's calls."""
     paths: dict[str, Json] = {}
     schemas = _Schemas(calls)
@@ -59,7 +66,7 @@ def document(calls: Sequence[Call], security: Security) -> Json:
     }
 
 
-def problems_of(call: Call, security: Security) -> Problems:
+def problems_of(call: RequestSpec, security: Security) -> Problems:
     """Every error that a call of this service may answer."""
     role = role_needed(call.method, call.path)
     # Web pages from elsewhere, and requests that were sent to another's name.
@@ -70,7 +77,7 @@ def problems_of(call: Call, security: Security) -> Problems:
 class _Schemas:
     """The schemas of all types that the calls speak of, the structures among them by reference."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    def __init__(self, calls: Sequence[RequestSpec]) -> None:
         self._types = list({id(each): each for each in _types_of(calls)}.values())
         schemas, self.components = msgspec.json.schema_components(
             self._types, ref_template=_REFERENCE
@@ -83,7 +90,7 @@ class _Schemas:
         return dict(self._by_type[id(kind)])
 
 
-def _types_of(calls: Iterable[Call]) -> Iterable[Any]:
+def _types_of(calls: Iterable[RequestSpec]) -> Iterable[Any]:
     yield Problem
     yield from PATH_PARAMETERS.values()
     for call in calls:
@@ -93,7 +100,7 @@ def _types_of(calls: Iterable[Call]) -> Iterable[Any]:
             yield call.sent.body
 
 
-def _operation(call: Call, security: Security, schemas: _Schemas) -> Json:
+def _operation(call: RequestSpec, security: Security, schemas: _Schemas) -> Json:
     role = role_needed(call.method, call.path)
     found: Json = {
         "operationId": _operation_id(call),
@@ -121,7 +128,7 @@ def _operation(call: Call, security: Security, schemas: _Schemas) -> Json:
     return found
 
 
-def _operation_id(call: Call) -> str:
+def _operation_id(call: RequestSpec) -> str:
     """The handler's name; for what the router does not see, the method and what is in the path."""
     if call.handler is not None:
         return getattr(call.handler, "__name__", call.title)
@@ -150,7 +157,7 @@ def _parameter(parameter: Parameter, schemas: _Schemas) -> Json:
     }
 
 
-def _responses(call: Call, security: Security, schemas: _Schemas) -> Json:
+def _responses(call: RequestSpec, security: Security, schemas: _Schemas) -> Json:
     found = {str(status): _answer(call, each, schemas) for status, each in call.answers.items()}
     by_status: dict[int, list[type[RegistryError]]] = {}
     for problem in problems_of(call, security):
@@ -163,7 +170,7 @@ def _responses(call: Call, security: Security, schemas: _Schemas) -> Json:
     return dict(sorted(found.items()))
 
 
-def _answer(call: Call, answer: Answer, schemas: _Schemas) -> Json:
+def _answer(call: RequestSpec, answer: ResponseSpec, schemas: _Schemas) -> Json:
     headers = _headers(answer.headers, with_id=call.answers_with_id)
     found: Json = {"description": answer.says, "headers": headers}
     if answer.body is not None:
@@ -179,7 +186,7 @@ def _bytes(*media_types: str) -> Json:
 
 
 def _refusal(
-    call: Call, status: int, problems: Sequence[type[RegistryError]], schemas: _Schemas
+    call: RequestSpec, status: int, problems: Sequence[type[RegistryError]], schemas: _Schemas
 ) -> Json:
     codes = sorted({problem.code for problem in problems})
     headers = []

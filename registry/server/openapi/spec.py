@@ -69,7 +69,7 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ResponseSpec:
     """What a call answers with one status: JSON of a type, bytes of media types, or no body."""
 
     says: str
@@ -88,7 +88,7 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class RequestSpec:
     """A route with all that its callers have to know.
 
     `handler` is None for what is answered in front of the router. `problems` are the refusals of
@@ -100,7 +100,7 @@ class Call:
     handler: Handler | None
     title: str
     group: str
-    answers: Mapping[int, Answer]
+    answers: Mapping[int, ResponseSpec]
     problems: Problems = ()
     says: str = ""
     parameters: tuple[Parameter, ...] = ()
@@ -131,6 +131,8 @@ class Call:
         return tuple(dict.fromkeys((*self.problems, *elsewhere, *EVERYWHERE)))
 
 
-def ok(says: str, body: type[msgspec.Struct] | None = None, *headers: str) -> dict[int, Answer]:
+def ok(
+    says: str, body: type[msgspec.Struct] | None = None, *headers: str
+) -> dict[int, ResponseSpec]:
     """The answers of a call that answers 200 and nothing else."""
-    return {int(HTTPStatus.OK): Answer(says, body, headers=headers)}
+    return {int(HTTPStatus.OK): ResponseSpec(says, body, headers=headers)}

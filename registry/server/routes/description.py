@@ -10,7 +10,7 @@ from starlette.responses import Response
 from registry.server.http import registry_of
 from registry.server.openapi import html
 from registry.server.openapi.document import Security, document
-from registry.server.openapi.spec import Call
+from registry.server.openapi.spec import RequestSpec
 from registry.wire.encoding import encode
 
 
@@ -20,7 +20,7 @@ class Description:
     `calls` gives the route table, which holds this description's own routes as well.
     """
 
-    def __init__(self, calls: Callable[[], Sequence[Call]]) -> None:
+    def __init__(self, calls: Callable[[], Sequence[RequestSpec]]) -> None:
         self._calls = calls
         self._built: dict[Security, tuple[bytes, bytes]] = {}
 

@@ -36,11 +36,11 @@ from registry.server.file_keys import MEDIA_TYPES, OCTET_STREAM
 from registry.server.http import PAGE_DEFAULT, check_query
 from registry.server.openapi.spec import (
     STORAGE,
-    Answer,
-    Call,
     Handler,
     Parameter,
     Problems,
+    RequestSpec,
+    ResponseSpec,
     Sent,
     ok,
 )
@@ -91,11 +91,11 @@ RANGES = (
 )
 FILE_HEADERS = ("ETag", "Accept-Ranges", "Cache-Control")
 FILE = {
-    200: Answer("The bytes.", media_types=FILE_TYPES, headers=FILE_HEADERS),
-    304: Answer("They are what If-None-Match names.", headers=("ETag", "Cache-Control")),
+    200: ResponseSpec("The bytes.", media_types=FILE_TYPES, headers=FILE_HEADERS),
+    304: ResponseSpec("They are what If-None-Match names.", headers=("ETag", "Cache-Control")),
 }
 FILE_PARTS = {
-    206: Answer(
+    206: ResponseSpec(
         "The ranges asked for.",
         media_types=(*FILE_TYPES, "multipart/byteranges"),
         headers=FILE_HEADERS,
@@ -104,9 +104,9 @@ FILE_PARTS = {
 FILE_PROBLEMS: Problems = (NotRegistered, PreconditionFailed, Unserveable, *STORAGE)
 
 
-def _file_calls(path: str, title: str, says: str) -> tuple[Call, Call]:
+def _file_calls(path: str, title: str, says: str) -> tuple[RequestSpec, RequestSpec]:
     return (
-        Call(
+        RequestSpec(
             "GET",
             path,
             None,
@@ -117,7 +117,7 @@ def _file_calls(path: str, title: str, says: str) -> tuple[Call, Call]:
             says,
             (*CONDITIONS, *RANGES),
         ),
-        Call(
+        RequestSpec(
             "HEAD",
             path,
             None,
@@ -130,7 +130,7 @@ def _file_calls(path: str, title: str, says: str) -> tuple[Call, Call]:
     )
 
 
-CALLS: tuple[Call, ...] = (
+CALLS: tuple[RequestSpec, ...] = (
     *_file_calls(
         "/v1/metadata/{slug}/{suffix}/{filename}",
         "Read a file",
@@ -142,7 +142,7 @@ CALLS: tuple[Call, ...] = (
         "Read a file that an endpoint holds",
         "As without the endpoint, if an owner of that endpoint holds the file.",
     ),
-    Call(
+    RequestSpec(
         "POST",
         "/v1/registrations",
         registrations.register,
@@ -166,30 +166,30 @@ CALLS: tuple[Call, ...] = (
         "as it is. Without artifacts it attaches the owner.",
         sent=Sent("The owner and what it holds.", RegisterRequest),
     ),
-    Call(
+    RequestSpec(
         "PUT",
         "/v1/blobs/{checksum}",
         registrations.upload,
         "Upload content",
         WRITING,
         {
-            200: Answer("It was here already; its upload grace begins anew.", BlobResponse),
-            201: Answer("It is here now.", BlobResponse),
+            200: ResponseSpec("It was here already; its upload grace begins anew.", BlobResponse),
+            201: ResponseSpec("It is here now.", BlobResponse),
         },
         (Invalid, ChecksumMismatch, TooLarge, UploadsPending, *STORAGE),
         "Content that nobody registers is dropped when its grace period is over.",
         sent=Sent("The content, whose checksum is the one in the path."),
     ),
-    Call(
+    RequestSpec(
         "HEAD",
         "/v1/blobs/{checksum}",
         registrations.has_blob,
         "Ask whether content is here",
         WRITING,
-        {200: Answer("It is.", headers=("ETag",)), 404: Answer("It is not.")},
+        {200: ResponseSpec("It is.", headers=("ETag",)), 404: ResponseSpec("It is not.")},
         (Invalid, *STORAGE),
     ),
-    Call(
+    RequestSpec(
         "GET",
         "/v1/owners",
         owners.list_owners,
@@ -199,7 +199,7 @@ CALLS: tuple[Call, ...] = (
         (Invalid, *STORAGE),
         parameters=(AFTER_OWNER, LIMIT),
     ),
-    Call(
+    RequestSpec(
         "GET",
         owners.PATH,
         owners.show_owner,
@@ -208,7 +208,7 @@ CALLS: tuple[Call, ...] = (
         ok("The owner. One that has ended holds nothing.", OwnerResponse),
         (Invalid, UnknownOwner, *STORAGE),
     ),
-    Call(
+    RequestSpec(
         "DELETE",
         owners.PATH,
         owners.unregister_for_owner,
@@ -217,7 +217,7 @@ CALLS: tuple[Call, ...] = (
         ok("What was released. An unknown owner releases nothing.", ReceiptResponse),
         (Invalid, *STORAGE),
     ),
-    Call(
+    RequestSpec(
         "POST",
         f"{owners.PATH}/renew",
         owners.renew,
@@ -226,7 +226,7 @@ CALLS: tuple[Call, ...] = (
         ok("The renewed lease.", RenewedResponse),
         (Invalid, LeaseGone, Superseded, *STORAGE),
     ),
-    Call(
+    RequestSpec(
         "POST",
         f"{owners.PATH}/drain",
         owners.drain,
@@ -237,7 +237,7 @@ CALLS: tuple[Call, ...] = (
         "Past the deadline the sweeper detaches it. Registering again cancels the drain.",
         sent=Sent("How long it may take; 5 minutes if left out.", DrainRequest, required=False),
     ),
-    Call(
+    RequestSpec(
         "GET",
         "/v1/artifacts",
         artifacts.list_artifacts,
@@ -254,7 +254,7 @@ CALLS: tuple[Call, ...] = (
             LIMIT,
         ),
     ),
-    Call(
+    RequestSpec(
         "DELETE",
         "/v1/artifacts/{slug}/{suffix}",
         artifacts.remove,
@@ -263,7 +263,7 @@ CALLS: tuple[Call, ...] = (
         ok("What was dropped.", ReceiptResponse),
         (Invalid, *STORAGE),
     ),
-    Call(
+    RequestSpec(
         "GET",
         "/v1/artifacts/{slug}/{suffix}/{filename}",
         artifacts.explain,
@@ -273,7 +273,7 @@ CALLS: tuple[Call, ...] = (
         (Invalid, NotRegistered, *STORAGE),
         "A 404 carries the last events of the key as well.",
     ),
-    Call(
+    RequestSpec(
         "GET",
         "/v1/models",
         models.list_models,
@@ -283,7 +283,7 @@ CALLS: tuple[Call, ...] = (
         (Invalid, *STORAGE),
         parameters=(AFTER_MODEL, LIMIT),
     ),
-    Call(
+    RequestSpec(
         "GET",
         "/v1/events",
         models.list_events,
@@ -301,7 +301,7 @@ CALLS: tuple[Call, ...] = (
             LIMIT,
         ),
     ),
-    Call(
+    RequestSpec(
         "GET",
         "/v1/audit",
         operations.show_audit,
@@ -311,7 +311,7 @@ CALLS: tuple[Call, ...] = (
         (Invalid, *STORAGE),
         parameters=(Parameter("class", CLASS, "Only this class of findings."),),
     ),
-    Call(
+    RequestSpec(
         "GET",
         "/live",
         operations.live,
@@ -319,45 +319,53 @@ CALLS: tuple[Call, ...] = (
         RUNNING,
         ok("It does.", LiveResponse),
     ),
-    Call(
+    RequestSpec(
         "GET",
         "/health",
         operations.health,
         "Ask whether the service can serve and write",
         RUNNING,
         {
-            200: Answer("It can.", HealthResponse),
-            503: Answer("It cannot; `checks` says why.", HealthResponse),
+            200: ResponseSpec("It can.", HealthResponse),
+            503: ResponseSpec("It cannot; `checks` says why.", HealthResponse),
         },
     ),
-    Call(
+    RequestSpec(
         "GET",
         "/metrics",
         operations.show_metrics,
         "Metrics for Prometheus",
         RUNNING,
-        {200: Answer("All metrics of all processes of the service.", media_types=("text/plain",))},
+        {
+            200: ResponseSpec(
+                "All metrics of all processes of the service.", media_types=("text/plain",)
+            )
+        },
     ),
-    Call(
+    RequestSpec(
         "GET",
         "/openapi.json",
         DESCRIPTION.show_openapi,
         "This description, as OpenAPI 3.1",
         RUNNING,
-        {200: Answer("The document.", media_types=("application/json",))},
+        {200: ResponseSpec("The document.", media_types=("application/json",))},
     ),
-    Call(
+    RequestSpec(
         "GET",
         "/docs",
         DESCRIPTION.show_docs,
         "This description, to be read",
         RUNNING,
-        {200: Answer("A page that needs nothing from elsewhere.", media_types=("text/html",))},
+        {
+            200: ResponseSpec(
+                "A page that needs nothing from elsewhere.", media_types=("text/html",)
+            )
+        },
     ),
 )
 
 
-def _handling(call: Call, handler: Handler) -> Handler:
+def _handling(call: RequestSpec, handler: Handler) -> Handler:
     """A call's handler, asked only for what the table says that the call takes."""
 
     async def handle(request: Request) -> Response:
