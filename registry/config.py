@@ -7,18 +7,27 @@ over the default. Settings are read once, at the edge, and passed on as one froz
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from enum import StrEnum
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from registry.core.environment import PREFIX, is_service_link, is_slip
+from registry.core.policy import DEFAULTS
+from registry.core.setting_rules import (
+    Rule,
+    ValueKind,
+    number_setting,
+    ruled_setting,
+    switch_setting,
+    text_setting,
+    whole_setting,
+)
 from registry.core.settings_files import read_toml_text
 from registry.core.text import shown
+from registry.core.times import seconds_of
 from registry.errors import SettingsError
 
 OTHER_VARIABLES = frozenset(
@@ -27,76 +36,37 @@ OTHER_VARIABLES = frozenset(
 """Variables with our prefix that are no settings: the commands read them as flags."""
 _KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _HOUR_S, _DAY_S = 3600, 86_400
-
-
-class ValueKind(StrEnum):
-    """What a setting's value is."""
-
-    TEXT = "text"
-    TEXTS = "texts"
-    WHOLE = "whole number"
-    NUMBER = "number"
-    SWITCH = "switch"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What is allowed for a setting, and what it is for. `high` and `low` are inclusive."""
-
-    kind: ValueKind
-    help: str
-    low: float = 0
-    high: float = 0
-    choices: tuple[str, ...] = ()
-    separator: str = os.pathsep
-    """What stands between texts in a variable."""
-
-
-def _text(default: str | None, help: str, choices: tuple[str, ...] = ()) -> Any:
-    return _field(default, Rule(ValueKind.TEXT, help, choices=choices))
-
-
-def _whole(default: int, help: str, low: int, high: int) -> Any:
-    return _field(default, Rule(ValueKind.WHOLE, help, low, high))
-
-
-def _number(default: float, help: str, low: float, high: float) -> Any:
-    return _field(default, Rule(ValueKind.NUMBER, help, low, high))
-
-
-def _switch(help: str) -> Any:
-    return _field(False, Rule(ValueKind.SWITCH, help))
-
-
-def _field(default: object, rule: Rule) -> Any:
-    return field(default=default, metadata={"rule": rule})
+_H, _D = 3_600_000, 86_400_000
+"""Milliseconds, in which the policy is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Every setting with its default. `load` checks what comes from outside; this does not."""
 
-    host: str = _text("127.0.0.1", "Address to listen on.")
-    port: int = _whole(8090, "Port to listen on; 0 takes a free one.", 0, 65_535)
-    workers: int = _whole(1, "Processes that serve.", 1, 256)
-    database_url: str = _text(
+    host: str = text_setting("127.0.0.1", "Address to listen on.")
+    port: int = whole_setting(8090, "Port to listen on; 0 takes a free one.", 0, 65_535)
+    workers: int = whole_setting(1, "Processes that serve.", 1, 256)
+    database_url: str = text_setting(
         "sqlite:///registry.db", "Where the registry is kept, as a SQLAlchemy URL."
     )
-    allow_unsafe_storage: bool = _switch(
+    allow_unsafe_storage: bool = switch_setting(
         "Use a database where SQLite cannot keep it safe: on a network file system, or mounted "
         "into a container as a file alone."
     )
-    artifact_roots: tuple[str, ...] = _field(
+    artifact_roots: tuple[str, ...] = ruled_setting(
         (),
         Rule(
             ValueKind.TEXTS,
             "Directory below which files may be registered in place; none: copies only.",
         ),
     )
-    token_file: str | None = _text(None, "File with the access tokens; none: no tokens are asked.")
-    require_read_token: bool = _switch("Ask for a token on reads as well.")
-    insecure: bool = _switch("Allow an address other than loopback without a token file.")
-    allowed_hosts: tuple[str, ...] = _field(
+    token_file: str | None = text_setting(
+        None, "File with the access tokens; none: no tokens are asked."
+    )
+    require_read_token: bool = switch_setting("Ask for a token on reads as well.")
+    insecure: bool = switch_setting("Allow an address other than loopback without a token file.")
+    allowed_hosts: tuple[str, ...] = ruled_setting(
         (),
         Rule(
             ValueKind.TEXTS,
@@ -105,74 +75,104 @@ class Settings:
             separator=",",
         ),
     )
-    tls_certificate: str | None = _text(
+    tls_certificate: str | None = text_setting(
         None, "PEM file with the certificate chain to serve HTTPS with; none: plain HTTP."
     )
-    tls_key: str | None = _text(
+    tls_key: str | None = text_setting(
         None, "PEM file with the certificate's private key; none: it is in the same file."
     )
-    lease_grace_s: float = _number(
-        300, "How long an owner is served after its lease lapsed.", 0, 30 * _DAY_S
+    lease_grace_s: float = number_setting(
+        seconds_of(DEFAULTS.lease_grace_ms),
+        "How long an owner is served after its lease lapsed.",
+        0,
+        30 * _DAY_S,
     )
-    sweep_interval_s: float = _number(10, "Pause between two sweeps.", 0.1, _HOUR_S)
-    upload_grace_s: float = _number(
-        900, "How long uploaded content is kept before it is registered.", 0, 7 * _DAY_S
+    sweep_interval_s: float = number_setting(
+        seconds_of(DEFAULTS.sweep_interval_ms), "Pause between two sweeps.", 0.1, _HOUR_S
     )
-    tombstone_retention_h: float = _number(
-        24, "How long an ended owner is remembered.", 0, 24 * 3650
+    upload_grace_s: float = number_setting(
+        seconds_of(DEFAULTS.upload_grace_ms),
+        "How long uploaded content is kept before it is registered.",
+        0,
+        7 * _DAY_S,
     )
-    journal_retention_d: float = _number(90, "How long the journal is kept.", 0, 36_500)
-    scrub_period_h: float = _number(
-        24, "Time in which every file in place is checked once; 0: never.", 0, 24 * 3650
+    tombstone_retention_h: float = number_setting(
+        DEFAULTS.tombstone_retention_ms // _H,
+        "How long an ended owner is remembered.",
+        0,
+        24 * 3650,
     )
-    brake_fraction: float = _number(
-        0.3, "Expiry pauses when more than this part of the leased owners lapse together.", 0, 1
+    journal_retention_d: float = number_setting(
+        DEFAULTS.journal_retention_ms // _D, "How long the journal is kept.", 0, 36_500
     )
-    brake_min_owners: int = _whole(
-        3, "Expiry never pauses for fewer lapsed owners than this.", 1, 10**9
+    scrub_period_h: float = number_setting(
+        DEFAULTS.scrub_period_ms // _H,
+        "Time in which every file in place is checked once; 0: never.",
+        0,
+        24 * 3650,
     )
-    brake_max_s: float = _number(900, "Longest pause of expiry.", 0, 7 * _DAY_S)
-    max_body_bytes: int = _whole(4 * _MIB, "Largest body of a registration.", 1, _GIB)
-    max_artifacts: int = _whole(1000, "Most artifacts in one registration.", 1, 10**6)
+    brake_fraction: float = number_setting(
+        DEFAULTS.brake_percent / 100,
+        "Expiry pauses when more than this part of the leased owners lapse together.",
+        0,
+        1,
+    )
+    brake_min_owners: int = whole_setting(
+        DEFAULTS.brake_min_owners,
+        "Expiry never pauses for fewer lapsed owners than this.",
+        1,
+        10**9,
+    )
+    brake_max_s: float = number_setting(
+        seconds_of(DEFAULTS.brake_max_ms), "Longest pause of expiry.", 0, 7 * _DAY_S
+    )
+    max_body_bytes: int = whole_setting(4 * _MIB, "Largest body of a registration.", 1, _GIB)
+    max_artifacts: int = whole_setting(1000, "Most artifacts in one registration.", 1, 10**6)
     # SQLite stores at most 10^9 bytes in one row.
-    max_blob_bytes: int = _whole(64 * _MIB, "Largest file, copied or in place.", 1, 512 * _MIB)
-    max_manifest_bytes: int = _whole(
+    max_blob_bytes: int = whole_setting(
+        64 * _MIB, "Largest file, copied or in place.", 1, 512 * _MIB
+    )
+    max_manifest_bytes: int = whole_setting(
         2 * _GIB, "Most bytes that the files of one registration have together.", 1, _TIB
     )
-    pending_upload_bytes: int = _whole(
+    pending_upload_bytes: int = whole_setting(
         4 * _GIB, "Most bytes that are uploaded and not registered.", 1, _TIB
     )
-    journal_max_rows: int = _whole(10_000_000, "Most rows of the journal.", 1, 10**12)
-    file_timeout_s: float = _number(
+    journal_max_rows: int = whole_setting(
+        DEFAULTS.journal_max_rows, "Most rows of the journal.", 1, 10**12
+    )
+    file_timeout_s: float = number_setting(
         5,
         "How long the file system of a holder's file may take to answer; then another holder is "
         "tried, or the answer is 503.",
         0.1,
         _HOUR_S,
     )
-    content_cache_bytes: int = _whole(
+    content_cache_bytes: int = whole_setting(
         128 * _MIB, "Memory of each process for content that it serves.", 0, _TIB
     )
-    write_queue_max: int = _whole(4096, "Most writes that wait in each process.", 1, 10**6)
-    busy_timeout_s: float = _number(5, "How long a write waits for the database's lock.", 0, 600)
-    max_connections: int = _whole(4096, "Most open connections of each process.", 1, 10**6)
-    max_header_bytes: int = _whole(
+    write_queue_max: int = whole_setting(4096, "Most writes that wait in each process.", 1, 10**6)
+    busy_timeout_s: float = number_setting(
+        5, "How long a write waits for the database's lock.", 0, 600
+    )
+    max_connections: int = whole_setting(4096, "Most open connections of each process.", 1, 10**6)
+    max_header_bytes: int = whole_setting(
         64 * _KIB, "Largest head of a request: its line and its headers.", _KIB, 16 * _MIB
     )
-    body_timeout_s: float = _number(
+    body_timeout_s: float = number_setting(
         60,
         "How long the head of a request, or its body, may take to come in (a body a second longer "
         "for every 16 KiB), and how long an answer waits for a reader that takes nothing.",
         0.1,
         _DAY_S,
     )
-    min_free_bytes: int = _whole(
+    min_free_bytes: int = whole_setting(
         64 * _MIB, "Free disk space below which the service is not healthy.", 0, _TIB
     )
-    log_level: str = _text(
+    log_level: str = text_setting(
         "info", "What is logged.", ("critical", "error", "warning", "info", "debug")
     )
-    log_format: str = _text("text", "How log lines are written.", ("text", "json"))
+    log_format: str = text_setting("text", "How log lines are written.", ("text", "json"))
 
 
 @dataclass(frozen=True, slots=True)
