@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "port": 8090,
     "workers": 1,
     "database_url": "sqlite:///registry.db",
+    "allow_unsafe_storage": False,
     "artifact_roots": (),
     "token_file": None,
     "require_read_token": False,

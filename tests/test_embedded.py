@@ -286,7 +286,7 @@ def test_what_took_the_place_of_a_file_is_not_read(
     elif swap == "directory":
         file.mkdir()
     elif swap == "symlink":
-        file.symlink_to(write(tmp_path / "target.json", b"{}"))
+        file.symlink_to(write(tmp_path / "target.json", b"[]"))
     else:
         write(file, b"[]")
     with pytest.raises(Unserveable):

@@ -93,8 +93,7 @@ class FileLooks:
         if way is not None and way != before and await self._is_known(location, way):
             self._ways.keep(path, way)
             return way
-        # Where it leads out of the roots by now, what it led to is still there to be looked at.
-        return await self.hashed(location, path, way or before)
+        return await self.hashed(location, path, way, before)
 
     async def _follow(self, path: str) -> str | None:
         """Where a path leads now; None: to nothing that may be held in place."""
@@ -113,17 +112,35 @@ class FileLooks:
             self._memory.prove(way, location.checksum, status)
         return True
 
-    async def hashed(self, location: Location, path: str, way: str | None) -> str | None:
-        """Where a path leads, if the located content is there now; once for all who ask."""
+    async def hashed(self, location: Location, path: str, *ways: str | None) -> str | None:
+        """Where a path leads, or led, if the located content is there now; once for all who ask."""
         name = f"hash {location.checksum} {path}"
-        return await self._flights.alone(name, lambda: self._hash_and_tell(location, path, way))
+        return await self._flights.alone(name, lambda: self._hash_and_tell(location, path, ways))
 
-    async def _hash_and_tell(self, location: Location, path: str, way: str | None) -> str | None:
-        found = await self._look_at(location, path, way)
+    async def _hash_and_tell(
+        self, location: Location, path: str, ways: Iterable[str | None]
+    ) -> str | None:
+        way, found = await self._find(location, path, ways)
         if found is None:
             return None
         self._tell(location, found.status, found.file_identity)
         return way if found.status is RefStatus.OK else None
+
+    async def _find(
+        self, location: Location, path: str, ways: Iterable[str | None]
+    ) -> tuple[str | None, Observation | None]:
+        """The first of the ways at whose end the located content is, or just the first of them,
+        and what is to be said of it.
+
+        Where a path leads out of the roots by now, or to nothing, what it led to may be there still.
+        """
+        first: tuple[str | None, Observation | None] | None = None
+        for way in [way for way in dict.fromkeys(ways) if way is not None] or [None]:
+            found = await self._look_at(location, path, way)
+            if found is not None and found.status is RefStatus.OK:
+                return way, found
+            first = first or (way, found)
+        return first or (None, None)
 
     async def _look_at(self, location: Location, path: str, way: str | None) -> Observation | None:
         """Hash what a path leads to, unless it was found wrong just now. None: it lies below none
@@ -162,13 +179,12 @@ class FileLooks:
         path = location.path
         if path is None:
             return None
-        way, before = await self._follow(path), self._ways.get(path)
-        if before is not None and before != way and await self._is_known(location, before):
-            way = before  # As `find_way` does.
-        way = way or before
-        if way is not None:
-            self._memory.forget(way)
-        return await self._look_at(location, path, way)
+        ways = (await self._follow(path), self._ways.get(path))
+        for way in ways:
+            if way is not None:
+                self._memory.forget(way)
+        _, found = await self._find(location, path, ways)
+        return found
 
     async def find_ways(self, paths: Iterable[str]) -> dict[str, str]:
         """Where paths lead, as far as that is known or can be found out now."""

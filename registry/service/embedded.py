@@ -108,13 +108,13 @@ class MetadataArtifactRegistry:
         return self._write(register_ops.register, registration).artifacts[0].outcome
 
     def get(self, slug: str, suffix: str, filename: str) -> Path | None:
-        """The path of a holder's file, or None: nobody holds the key in place.
+        """The resolved path of a holder's file, or None: nobody holds the key in place.
 
         The file is not read; use `read` for bytes that are checked.
         """
         for location in self._locations(ArtifactKey(slug, suffix, filename)):
             if location.path is not None:
-                return Path(location.path)
+                return Path(os.path.realpath(location.path))
         return None
 
     def read(self, slug: str, suffix: str, filename: str) -> bytes:
