@@ -132,7 +132,7 @@ class FileLooks:
         """The first of the ways at whose end the located content is, or just the first of them,
         and what is to be said of it.
 
-        Where a path leads out of the roots by now, or to nothing, what it led to may be there still.
+        Where a path leads out of the roots now, or to nothing, what it led to may still be there.
         """
         first: tuple[str | None, Observation | None] | None = None
         for way in [way for way in dict.fromkeys(ways) if way is not None] or [None]:
