@@ -135,7 +135,8 @@ class FileLooks:
         Where a path leads out of the roots now, or to nothing, what it led to may still be there.
         """
         first: tuple[str | None, Observation | None] | None = None
-        for way in [way for way in dict.fromkeys(ways) if way is not None] or [None]:
+        known: list[str | None] = [way for way in dict.fromkeys(ways) if way is not None]
+        for way in known or [None]:
             found = await self._look_at(location, path, way)
             if found is not None and found.status is RefStatus.OK:
                 return way, found
