@@ -53,6 +53,7 @@ from registry.service.lanes import start_threads
 from registry.service.lookups import Lookups
 from registry.service.observations import Observations
 from registry.service.pending_uploads import PendingUploads
+from registry.service.root_checks import RootChecks
 from registry.store.engine import Connection, Engine
 from registry.store.group_commit import Batch, Writer
 from registry.store.ops import blobs, leases, unregister
@@ -66,6 +67,8 @@ THREADS = 8
 HOLDERS_TRIED = 1000
 WATCH_S = 1.0
 """How often an idle service looks whether the files of its database are still there."""
+ROOTS_WATCH_S = 5.0
+"""How often it looks whether the artifact roots are."""
 OPENED_WITHIN_S = 5.0
 """How long a start waits for others that have removed files of the database open."""
 
@@ -100,6 +103,7 @@ class Registry:
         self._pending = PendingUploads(
             settings.pending_upload_bytes, partial(self.read, blobs.pending_bytes)
         )
+        self.roots = RootChecks(self._places, self.writer, self.read, self.scrub)
         self._uploads = Uploads(
             max_blob_bytes=settings.max_blob_bytes,
             max_bytes=settings.pending_upload_bytes,
@@ -198,8 +202,17 @@ class Registry:
             raise trouble
         raise Unserveable(
             f"{'/'.join(key)} is registered, but none of its {len(holders)} holders has bytes with "
-            f"{location.checksum}. They must put the file back, or register it again."
+            f"{location.checksum}. {self._advice(holders)}"
         )
+
+    def _advice(self, holders: Sequence[Location]) -> str:
+        allow = self._places.roots.allow
+        if all(each.path is not None and not allow(each.path) for each in holders):
+            return (
+                "Their files lie below no artifact root of this service. Start it with their root "
+                "(--artifact-root), or unregister them and register them again."
+            )
+        return "They must put the file back, or register it again."
 
     # Writing
 
@@ -372,8 +385,13 @@ class Registry:
 
     async def _watch(self) -> None:
         """Notice that files of the database were removed although nobody asks for anything: as
-        long as they are open, what was acknowledged can be saved."""
+        long as they are open, what was acknowledged can be saved. Notice roots that go or come."""
+        looked_at = float("-inf")
         while True:
+            with suppress(RegistryError):
+                if time.monotonic() - looked_at >= ROOTS_WATCH_S:
+                    looked_at = time.monotonic()
+                    await self.roots.look()
             await asyncio.sleep(WATCH_S)
             with suppress(RegistryError):
                 await self._run(self.database.ensure_current)

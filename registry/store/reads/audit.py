@@ -43,6 +43,7 @@ CLASSES: dict[str, Severity] = {
     "unserveable_entry": Severity.FAULT,
     "drifted_ref": Severity.FAULT,
     "missing_file": Severity.FAULT,
+    "root_missing": Severity.FAULT,
     "missing_blob": Severity.CORRUPTION,
     "path_outside_roots": Severity.FAULT,
     "unverified_ref": Severity.NOTE,

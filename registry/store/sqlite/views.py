@@ -121,12 +121,23 @@ found (class, severity, owner_id, entry_id, owner, entry, since_ms, detail) AS (
     JOIN entries e ON e.id = w.entry_id
     WHERE w.refs = (SELECT COUNT(*) FROM owner_refs r WHERE r.entry_id = e.id)
     UNION ALL
-    SELECT CASE w.status WHEN 'missing' THEN 'missing_file' ELSE 'drifted_ref' END, 'fault',
+    SELECT CASE WHEN w.status <> 'missing' THEN 'drifted_ref'
+            WHEN w.is_outside THEN 'root_missing' ELSE 'missing_file' END, 'fault',
         w.owner_id, w.entry_id, NULL, NULL, w.verified_at,
-        CASE w.status WHEN 'missing' THEN w.path || ' is gone or cannot be read'
-            ELSE w.path || ' holds other bytes than were registered' END || ': tell the owner'
-    FROM wrong w
-    WHERE w.status <> 'ok'
+        CASE WHEN w.status <> 'missing' THEN w.path || ' holds other bytes than were registered'
+            WHEN w.is_outside THEN w.path || ' lies below no artifact root of the service that is'
+                || ' there: start it with that root, or unregister its owner'
+            ELSE w.path || ' is gone or cannot be read' END
+            || CASE WHEN w.is_outside THEN '' ELSE ': tell the owner' END
+    FROM (
+        SELECT w.*, w.status = 'missing'
+            AND EXISTS (SELECT 1 FROM settings s WHERE s.name = 'artifact_roots')
+            AND NOT EXISTS (
+                SELECT 1 FROM settings s, json_each(s.value) j
+                WHERE s.name = 'artifact_roots'
+                    AND substr(w.path, 1, length(j.value)) = j.value) AS is_outside
+        FROM wrong w
+        WHERE w.status <> 'ok') w
     UNION ALL
     SELECT 'missing_blob', 'corruption', w.owner_id, w.entry_id, NULL, NULL, w.created_at,
         'its content ' || w.blob_checksum || ' is not there: upload it again, or restore a backup'
