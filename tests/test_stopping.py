@@ -99,12 +99,19 @@ def test_who_waits_for_a_lock_as_process_1_ends_when_told_to(
     assert [each.name for each in new_path.parent.iterdir() if "copy" in each.name] == []
 
 
-@pytest.mark.parametrize("command", [*ON_DATABASE, "attach"])
+OTHERS = {
+    "attach": ["attach", ".", "--name", "a", "--endpoint", "a/b/c"],
+    "restore": ["db", "restore", "copy.db"],
+}
+
+
+@pytest.mark.parametrize("command", [*ON_DATABASE, *OTHERS])
 def test_a_signal_is_heard_from_the_first_moment_on(new_path: Path, command: str) -> None:
     """Long before the program is loaded."""
-    arguments = ON_DATABASE.get(command) or ["attach", ".", "--name", "a", "--endpoint", "a/b/c"]
     with First(
-        *arguments, cwd=new_path.parent, REGISTRY_DATABASE_URL=f"sqlite:///{new_path}"
+        *(ON_DATABASE | OTHERS)[command],
+        cwd=new_path.parent,
+        REGISTRY_DATABASE_URL=f"sqlite:///{new_path}",
     ) as first:
         first.wait_until_it_listens_to(TERM)
         first.send(TERM)
