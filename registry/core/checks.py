@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Sequence
 
-from registry.core.records import ArtifactKey
 from registry.core.text import shown
 from registry.errors import Invalid
 
@@ -116,11 +116,11 @@ def check_drain(deadline_ms: int) -> None:
         )
 
 
-def check_distinct(keys: list[ArtifactKey]) -> None:
+def check_distinct(keys: Sequence[Hashable]) -> None:
     """Raise Invalid if a key is named twice in one request (S4)."""
     if len(set(keys)) == len(keys):
         return
-    seen: set[ArtifactKey] = set()
+    seen: set[Hashable] = set()
     for key in keys:
         if key in seen:
             raise Invalid(f"{key} is named twice in one request; name every key once.")
