@@ -32,7 +32,7 @@ class Renewable(Protocol):
 T = TypeVar("T", bound=Renewable)
 
 
-class Renewals(Generic[T]):
+class RenewalLoop(Generic[T]):
     """Looks after models in turn, from `start` until `close`.
 
     Args:
