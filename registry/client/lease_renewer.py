@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from registry.client.deadline import at_most
 from registry.client.held_models import HeldModel
 from registry.client.lifecycle import ModelState, Next, after_renewal
-from registry.client.network import at_most
 from registry.client.repairs import Repairs
 from registry.client.worker_log import log_safely
 from registry.client.worker_resources import WorkerResources

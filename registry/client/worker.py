@@ -53,9 +53,9 @@ class Worker:
 
     As a context manager it detaches everything at the end, and `close` alone detaches nothing: the
     cards stay live as long as their store keeps them, and the files until lease and grace are over.
-    If its process dies, the same happens. While the registry cannot be
-    reached, everything stays as it is, and the lease is renewed when it is back. What the registry
-    lost is registered again; a card whose files it refuses is withdrawn.
+    If its process dies, the same happens. While the registry cannot be reached, everything stays as
+    it is, and the lease is renewed when it is back. What the registry lost is registered again; a
+    card whose files it refuses is withdrawn.
 
     Attaches and detaches are done one after the other; they may be asked for by several threads.
     A forked child has no worker: there, leaving the block and `close` do nothing, and anything else
