@@ -15,9 +15,10 @@ from registry.client import protocol
 from registry.client.answers import Answer, error_of
 from registry.client.deadline import at_most
 from registry.client.download import Receiver
+from registry.client.endpoint import Endpoint
 from registry.client.network import Transport
 from registry.client.pages import Page, Pages
-from registry.client.protocol import Call, Endpoint, OwnerDetails
+from registry.client.protocol import Call, OwnerDetails
 from registry.client.retries import RetryPolicy
 from registry.client.transport import (
     CHUNK_BYTES,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from registry.client.attach import Manifest
-from registry.client.protocol import Endpoint, content_path
+from registry.client.endpoint import Endpoint
+from registry.client.protocol import content_path
 from registry.core.regular import read_regular
 from registry.discovery.cards import Card, CardFile, LoraInfo, find_context_length, make_card
 

@@ -24,6 +24,7 @@ import httpx2
 from registry.client.async_client import AsyncRegistryClient
 from registry.client.cache import BlobCache
 from registry.client.cache_directory import default_directory
+from registry.client.endpoint import Endpoint
 from registry.client.fetch import Fetch
 from registry.client.fetch import FetchedFile as FetchedFile
 from registry.client.fetch_limits import FetchLimits as FetchLimits
@@ -31,7 +32,6 @@ from registry.client.fetch_plan import check_limits
 from registry.client.file_sources import FileSources
 from registry.client.install import Placed, place
 from registry.client.network import AsyncTransport
-from registry.client.protocol import Endpoint
 from registry.client.retries import RetryPolicy
 from registry.client.transport import cookies, headers_with, service_at, timeout_of
 from registry.client.wanted import Wanted, files_of

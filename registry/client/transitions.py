@@ -48,7 +48,13 @@ class Transitions:
         try:
             # From the registration on, the lease is renewed.
             self._start_renewals()
-            card = self._register(model, manifest, card_of, on_progress)
+            with model.locked():
+                attached = register_what_fits(
+                    self._client, manifest, self._lease, on_progress=on_progress
+                )
+                card = card_of(attached.manifest)
+                model.manifest, model.card, model.refusal = attached.manifest, card, None
+                model.state = ModelState.PUBLISHING
             self._publisher.publish(model.owner, card, lambda: not self._supersession.is_noted)
             with model.locked():
                 self._supersession.check()
@@ -92,22 +98,6 @@ class Transitions:
                 f"The thread that renews leases cannot be started: {error}. Raise the limit of "
                 "threads or memory of this process; nothing was registered."
             ) from None
-
-    def _register(
-        self,
-        model: HeldModel,
-        manifest: Manifest,
-        card_of: Callable[[Manifest], Card],
-        on_progress: OnProgress | None,
-    ) -> Card:
-        with model.locked():
-            attached = register_what_fits(
-                self._client, manifest, self._lease, on_progress=on_progress
-            )
-            card = card_of(attached.manifest)
-            model.manifest, model.card, model.refusal = attached.manifest, card, None
-            model.state = ModelState.PUBLISHING
-        return card
 
     def _undo(self, model: HeldModel, error: BaseException) -> None:
         """Take back an attach that failed: the card first, only then the files."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from registry.client.async_client import AsyncRegistryClient
-from registry.client.protocol import Endpoint, content_path, find_content_path
+from registry.client.endpoint import Endpoint
+from registry.client.protocol import content_path, find_content_path
 from registry.core.checks import check_filename
 from registry.core.text import shown
 from registry.discovery.cards import Card
