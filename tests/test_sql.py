@@ -16,7 +16,7 @@ import pytest
 
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
 from registry.store.sqlite import adhoc_sql
-from registry.store.sqlite.adhoc_sql import Answers, ask
+from registry.store.sqlite.adhoc_sql import QueryResult, run_query
 from registry.store.sqlite.inspect import opened
 from registry.store.sqlite.migrate import prepare
 from tests.commands import Done, run_here
@@ -41,8 +41,8 @@ def path(tmp_path: Path) -> Iterator[Path]:
     assert_sound(path)
 
 
-def asked(path: Path, query: str, timeout_s: float = 20, max_rows: int = 1000) -> Answers:
-    return ask(f"sqlite:///{path}", query, timeout_s=timeout_s, max_rows=max_rows)
+def asked(path: Path, query: str, timeout_s: float = 20, max_rows: int = 1000) -> QueryResult:
+    return run_query(f"sqlite:///{path}", query, timeout_s=timeout_s, max_rows=max_rows)
 
 
 def command(path: Path, *arguments: str) -> Done:

@@ -493,7 +493,7 @@ database = Database(sys.argv[1])
 if sys.argv[2] == "open":
     with database.read() as conn:
         conn.run_text("SELECT 1")
-database.presence.require()
+database.guard.ensure_current()
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 held = []
 try:
@@ -667,7 +667,7 @@ def test_threads_that_notice_a_replaced_database_together_open_it_once(
     write(watched, "before")
     for turn in range(5):
         copy = backup_of(database_path, f"{turn}.backup")
-        before = watched.presence.generation
+        before = watched.guard.generation
         started = threading.Barrier(9)
 
         def work(number: int, started: threading.Barrier = started, turn: int = turn) -> None:
@@ -682,7 +682,7 @@ def test_threads_that_notice_a_replaced_database_together_open_it_once(
         for thread in threads:
             thread.join(30)
         assert {f"{turn}-{number}" for number in range(8)} <= names(database_path)
-        assert watched.presence.generation == before + 1
+        assert watched.guard.generation == before + 1
 
 
 def test_the_log_of_what_is_there_is_never_taken_for_a_left_over_one(

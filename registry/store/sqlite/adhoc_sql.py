@@ -82,7 +82,7 @@ PRAGMAS_WITH_ARGUMENT = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class QueryResult:
     """What a statement answered. `is_whole` is False if there were more rows than were wanted."""
 
     columns: tuple[str, ...]
@@ -90,7 +90,7 @@ class Answers:
     is_whole: bool
 
 
-def ask(url: str, query: str, *, timeout_s: float, max_rows: int) -> Answers:
+def run_query(url: str, query: str, *, timeout_s: float, max_rows: int) -> QueryResult:
     """Run one statement that reads.
 
     Raises:
@@ -124,9 +124,9 @@ def ask(url: str, query: str, *, timeout_s: float, max_rows: int) -> Answers:
                 first[1] or "The process that runs the statement could not be started."
             )
         timer.start(timeout_s)
-        answers = _gather(answer)
-        if answers is not None:
-            return answers
+        result = _gather(answer)
+        if result is not None:
+            return result
         if timer.is_over.is_set():
             raise Refused(
                 f"The statement ran longer than {timeout_s:g} s and was ended (--timeout-s)."
@@ -167,7 +167,7 @@ class _Timer:
         self._process.kill()
 
 
-def _gather(answer: Iterator[tuple[str, Any]]) -> Answers | None:
+def _gather(answer: Iterator[tuple[str, Any]]) -> QueryResult | None:
     """What a statement answered, or None: its process ended before it had said all."""
     rows: list[Row] = []
     columns: tuple[str, ...] = ()
@@ -178,7 +178,7 @@ def _gather(answer: Iterator[tuple[str, Any]]) -> Answers | None:
             case "rows":
                 rows += map(tuple, content)
             case "end":
-                return Answers(columns, rows, content)
+                return QueryResult(columns, rows, content)
             case _:
                 raise _RAISED.get(kind, StorageUnavailable)(content)
     return None

@@ -38,7 +38,7 @@ from registry.store.engine import DiskUse
 from registry.store.sql import JsonItems, R, Row, Statement
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.errors import LOCKED, FailureLog, is_damage, primary_code, translated
-from registry.store.sqlite.file_guard import Presence
+from registry.store.sqlite.file_guard import FileGuard
 from registry.store.sqlite.inspect import (
     changed,
     is_immutable,
@@ -47,7 +47,7 @@ from registry.store.sqlite.inspect import (
     state_of,
 )
 from registry.store.sqlite.place import find_danger
-from registry.store.sqlite.point_reader import PointReader
+from registry.store.sqlite.point_reader import SQLitePointReader
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ _sequence = table("sqlite_sequence", column("name"), column("seq"))
 _LAST_IDS = Statement(select(_sequence.c.name, _sequence.c.seq), _LastId)
 
 
-class Connection:
+class SQLiteConnection:
     """A transaction, or a read: runs statements and hands back all rows.
 
     `now` is the time of the transaction in milliseconds, taken once (S15).
@@ -176,13 +176,13 @@ class Database:
         # Only a connection that may write takes the log away when it is the last one.
         mode = "rw" if not read_only or may_write(Path(self.path)) else reading
         pragmas = _READ_PRAGMAS if read_only else WRITE_PRAGMAS
-        self.presence = Presence(
+        self.guard = FileGuard(
             self.path,
             lambda: self.connect(mode, pragmas, busy_timeout_s=REOPEN_TIMEOUT_S),
             accept or (lambda connection: None),
             writes=not read_only,
         )
-        self.presence.on_change.append(self._close_idle)
+        self.guard.on_change.append(self._close_idle)
         self.reading = FailureLog("reads")
         self._writing = FailureLog("writes")
         self._writes = self._engine("rw", WRITE_PRAGMAS)
@@ -190,7 +190,7 @@ class Database:
 
     def _engine(self, mode: str, pragmas: Sequence[str]) -> Engine:
         def connect(record: ConnectionPoolEntry) -> sqlite3.Connection:
-            generation = record.info["generation"] = self.presence.generation
+            generation = record.info["generation"] = self.guard.generation
             return self.connect_to(generation, mode, pragmas)
 
         return create_engine(
@@ -217,7 +217,7 @@ class Database:
             connection = self.connect(mode, pragmas)
         finally:
             # First of all: SQLite may fail just because it mixed the files of two times.
-            if not self.presence.holds(generation):
+            if not self.guard.is_current(generation):
                 if connection is not None:
                     connection.close()
                 raise Busy(f"The database {self.path} is just being replaced. Try again.")
@@ -255,7 +255,7 @@ class Database:
         return connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self) -> Iterator[SQLiteConnection]:
         """A write transaction: committed to disk when the block ends, rolled back if it raises.
 
         Raises:
@@ -264,9 +264,9 @@ class Database:
                 that is not the database any more.
         """
         with _watched(self._writing), translated(self.path), self._begun() as (dbapi, generation):
-            yield Connection(dbapi, self.dialect, self.clock())
+            yield SQLiteConnection(dbapi, self.dialect, self.clock())
             dbapi.execute("COMMIT")
-            if not self.presence.holds(generation):
+            if not self.guard.is_current(generation):
                 raise StorageUnavailable(
                     f"The database {self.path} was replaced while it was written; the change may "
                     "not be in the one that is there now. Try again."
@@ -282,13 +282,13 @@ class Database:
             with self._borrowed(self._writes) as (dbapi, generation), _rolled_back(dbapi):
                 begin = functools.partial(dbapi.execute, "BEGIN IMMEDIATE")
                 self._patiently(begin, self.busy_timeout_s)
-                if self.presence.holds(generation) and self._is_accepted(dbapi):
+                if self.guard.is_current(generation) and self._is_accepted(dbapi):
                     yield dbapi, generation
                     return
         raise Busy(f"The database {self.path} is just being replaced. Try again.")
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> Iterator[SQLiteConnection]:
         """A snapshot for a few queries that must agree. Keep it short.
 
         Raises:
@@ -296,7 +296,7 @@ class Database:
         """
         with _watched(self.reading), translated(self.path), self._snapshot() as dbapi:
             before = state_of(Path(self.path)) if self._is_immutable else None
-            yield Connection(dbapi, self.dialect, self.clock())
+            yield SQLiteConnection(dbapi, self.dialect, self.clock())
             if before is not None and state_of(Path(self.path)) != before:
                 raise changed(Path(self.path))
 
@@ -313,13 +313,13 @@ class Database:
     def _is_accepted(self, dbapi: sqlite3.Connection) -> bool:
         """Whether what the transaction sees has a schema that this program can use."""
         ((version,),) = dbapi.execute("PRAGMA schema_version").fetchall()
-        return self.presence.accepts(version)
+        return self.guard.accepts(version)
 
     @contextmanager
     def _borrowed(self, engine: Engine) -> Iterator[tuple[sqlite3.Connection, int]]:
         """A pooled connection to the files that are there now, with its generation."""
         self._birthplace.check()
-        generation = self.presence.enter()
+        generation = self.guard.acquire()
         try:
             fairy = _checked_out(engine, generation)
             try:
@@ -328,21 +328,21 @@ class Database:
                 fairy.invalidate()
                 raise
             finally:
-                if generation != self.presence.generation and fairy.is_valid:
+                if generation != self.guard.generation and fairy.is_valid:
                     fairy.invalidate()
                 fairy.close()
         finally:
-            self.presence.leave()
+            self.guard.release()
 
-    def point_reader(self) -> PointReader:
+    def point_reader(self) -> SQLitePointReader:
         """A reader for one event loop."""
-        return PointReader(
-            self.path, self.presence, lambda generation: self.connect_to(generation, "ro")
+        return SQLitePointReader(
+            self.path, self.guard, lambda generation: self.connect_to(generation, "ro")
         )
 
     def ensure_current(self) -> None:
         """Raises StorageUnavailable unless what is open is the file that is there."""
-        self.presence.require()
+        self.guard.ensure_current()
 
     @property
     def directory(self) -> str:
@@ -413,17 +413,17 @@ class Database:
     def close(self) -> None:
         """Close every connection that is not in use."""
         if self._birthplace.is_here:
-            self.presence.close()
+            self.guard.close()
             let_go(self)
 
 
-def _damaged_pages(conn: Connection) -> Iterator[str]:
+def _damaged_pages(conn: SQLiteConnection) -> Iterator[str]:
     for (line,) in conn.run_text("PRAGMA integrity_check(100)"):
         if line != "ok":
             yield line
 
 
-def _dangling_references(conn: Connection) -> Iterator[str]:
+def _dangling_references(conn: SQLiteConnection) -> Iterator[str]:
     for name, rowid, parent, _ in conn.run_text("PRAGMA foreign_key_check"):
         which = "a row" if rowid is None else f"row {rowid}"
         yield f"{which} of {name} refers to nothing in {parent}"

@@ -2,7 +2,7 @@
 
 Three files make a database: the file itself, its write-ahead log and the log's index. SQLite goes
 on writing to each of them when it was removed or replaced, and nobody would see those rows again.
-A `Presence` knows the files by device and inode. Who writes asks before and after whether they are
+A `FileGuard` knows the files by device and inode. Who writes asks before and after whether they are
 still the same; when they are not, nothing is acknowledged any more.
 
 Nothing is mended while anybody writes. What was acknowledged is brought to where it can be found,
@@ -75,7 +75,7 @@ class _Held:
         self.files = Files(self.files.database, None, None)
 
 
-class Presence:
+class FileGuard:
     """The files of one database, watched by one process. Safe in any thread.
 
     `connect` opens a connection, and its log. `accept` raises DatabaseRefused for one whose
@@ -106,38 +106,38 @@ class Presence:
         self._refused: Files | None = None
         self._refused_until = float("-inf")
 
-    def enter(self) -> int:
+    def acquire(self) -> int:
         """Make sure that what is there can be used, and announce a connection to it; its
-        generation. To be followed by `leave` when the connection is closed or not in use.
+        generation. To be followed by `release` when the connection is closed or not in use.
 
         Raises:
             StorageUnavailable: no database is there that this program can use.
             Busy: what is there is locked, being replaced, or in use with other files.
         """
         while True:
-            generation = self.require()
+            generation = self.ensure_current()
             with self._changed:
                 if generation == self.generation and not self._is_renewing:
                     self._lent += 1
                     return generation
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """A connection that was announced is closed, or not in use any more."""
         with self._changed:
             self._lent -= 1
             self._changed.notify_all()
 
-    def require(self) -> int:
+    def ensure_current(self) -> int:
         """The generation whose connections are on the files that are there now.
 
         They may have to be opened first. A thread of its own does that, since it may have to copy
         a database; it is waited for OPENED_WITHIN_S.
 
         Raises:
-            StorageUnavailable, Busy: as `enter`.
+            StorageUnavailable, Busy: as `acquire`.
         """
         generation = self.generation
-        if self._is_current(generation):
+        if self._is_surely_current(generation):
             return generation
         with self._changed:
             if not self._is_renewing:
@@ -151,7 +151,7 @@ class Presence:
                 raise _again(self._refusal)
             return self.generation
 
-    def holds(self, generation: int) -> bool:
+    def is_current(self, generation: int) -> bool:
         """Whether the files are still those of a generation, and the database was not cut.
 
         Raises:
@@ -207,9 +207,9 @@ class Presence:
             return False
         return self._refused == find_files(os.path.realpath(self._path))
 
-    def _is_current(self, generation: int) -> bool:
+    def _is_surely_current(self, generation: int) -> bool:
         try:
-            return self.holds(generation)
+            return self.is_current(generation)
         except StorageUnavailable:
             return False
 
@@ -252,7 +252,7 @@ class Presence:
     def _begin_generation(self) -> None:
         held = self._held
         if held is not None and held.connection is not None:
-            if self._is_current(self.generation):
+            if self._is_surely_current(self.generation):
                 return  # It was away for a moment.
             self._let_go(held)
         files, size = self._look()
