@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from registry.errors import Busy, RegistryError, StorageUnavailable
@@ -231,9 +232,7 @@ class Writer:
         try:
             outcomes: list[Any] = []
             with self._database.write() as conn:
-                for operation, submissions in itertools.groupby(
-                    batch, key=lambda submission: submission.operation
-                ):
+                for operation, submissions in itertools.groupby(batch, key=attrgetter("operation")):
                     items = [submission.item for submission in submissions]
                     found = operation(conn, conn.now, items)
                     if len(found) != len(items):
