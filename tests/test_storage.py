@@ -616,7 +616,7 @@ def test_a_write_that_waited_while_the_database_was_replaced_goes_to_the_new_one
         waits.set()
         return pause(low, high)
 
-    monkeypatch.setattr("registry.store.sqlite.engine.random.uniform", waiting)
+    monkeypatch.setattr("registry.store.sqlite.locks.random.uniform", waiting)
     with sql(database_path) as other:
         other.execute("BEGIN IMMEDIATE")
         thread = threading.Thread(target=write, args=(watched, "waited"))
