@@ -33,10 +33,10 @@ from registry.errors import (
 )
 from registry.store.sql import Row
 from registry.store.sqlite.errors import primary_code, translate
+from registry.store.sqlite.file_access import may_write
 from registry.store.sqlite.inspect import (
     locate,
     look_through,
-    may_write,
     no_registry,
     opened,
     reading,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 
 from registry.store.sql import JsonItems, R, Row, Statement
+from registry.store.sqlite.in_use import size_of
 
 
 @compiles(JsonItems, "sqlite")
@@ -77,11 +77,3 @@ class SQLiteConnection:
             content.seek(min(offset, len(content)))
             part: bytes = content.read(length)
             return part
-
-
-def size_of(path: str | os.PathLike[str]) -> int:
-    """The size of a file, 0 if it is not there or out of reach."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

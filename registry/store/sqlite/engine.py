@@ -26,10 +26,17 @@ from registry.core.forks import Birthplace, hold_file, let_go
 from registry.errors import Busy, RegistryError, StorageUnavailable
 from registry.store.engine import DiskUse
 from registry.store.sqlite.address import sqlite_path
-from registry.store.sqlite.connection import SQLiteConnection, size_of
+from registry.store.sqlite.connection import SQLiteConnection
 from registry.store.sqlite.errors import FailureLog, is_damage, translated
+from registry.store.sqlite.file_access import (
+    changed,
+    is_immutable,
+    may_write,
+    reading_mode,
+    state_of,
+)
 from registry.store.sqlite.file_guard import FileGuard
-from registry.store.sqlite.inspect import changed, is_immutable, may_write, reading_mode, state_of
+from registry.store.sqlite.in_use import size_of
 from registry.store.sqlite.integrity import LOOKS
 from registry.store.sqlite.locks import patiently
 from registry.store.sqlite.place import find_danger
