@@ -23,7 +23,7 @@ import pytest
 
 from registry.core.records import ArtifactKey, Owner
 from registry.errors import Busy, RegistryError, StorageUnavailable
-from registry.store.sqlite import file_guard, migrate
+from registry.store.sqlite import compatibility, file_guard, migrate
 from registry.store.sqlite.engine import Database
 from registry.store.sqlite.errors import translated
 from registry.store.sqlite.file_guard import REPEATED_AFTER_S
@@ -571,7 +571,7 @@ def watched(database_path: Path) -> Iterator[Database]:
     """A database as the service opens it."""
     url = f"sqlite:///{database_path}"
     migrate.prepare(url)
-    database = Database(url, busy_timeout_s=5, accept=migrate.acceptor(url))
+    database = Database(url, busy_timeout_s=5, accept=compatibility.acceptor(url))
     yield database
     database.close()
 

@@ -181,8 +181,8 @@ def _counting(conn: Connection, removed: RemovedResponse) -> Iterator[None]:
 @contextmanager
 def _opened(database_url: str, *, to_write: bool = False) -> Iterator[Database]:
     """The database, if it is one that this program can work with. It is not upgraded."""
+    from registry.store.sqlite.compatibility import check_there
     from registry.store.sqlite.engine import Database
-    from registry.store.sqlite.migrate import check_there
 
     check_there(database_url, to_write=to_write)
     database = Database(database_url, read_only=not to_write)

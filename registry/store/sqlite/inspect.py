@@ -11,9 +11,9 @@ import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from registry.core import stopping
@@ -59,6 +59,8 @@ class Found:
     min_program_revision: str | None = None
     program_version: str | None = None
     has_wal: bool = False
+    views: Mapping[str, str] = field(default_factory=dict)
+    views_version: str | None = None
 
 
 NOTHING = Found()
@@ -272,12 +274,15 @@ def _read(connection: sqlite3.Connection, path: Path) -> Found:
     if len(revisions) != 1:
         raise _without_revision(path)
     settings = dict(connection.execute("SELECT name, value FROM settings").fetchall())
+    views = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view'").fetchall()
     (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     return Found(
         revision=revisions[0][0],
         min_program_revision=settings.get("min_program_revision"),
         program_version=settings.get("program_version"),
         has_wal=mode == "wal",
+        views=dict(views),
+        views_version=settings.get("views_version"),
     )
 
 
