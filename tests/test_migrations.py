@@ -382,7 +382,7 @@ EDITS = {
     "another PRIMARY KEY": (
         "PRIMARY KEY (owner_id, entry_id)",
         "PRIMARY KEY (entry_id, owner_id)",
-        "column owner_refs.entry_id is '... NULL PRIMARY KEY 1'",
+        "column owner_refs.entry_id is 'INTEGER NOT NULL PRIMARY KEY 1'",
     ),
     "another ON DELETE": (
         "ON DELETE RESTRICT",
