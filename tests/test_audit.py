@@ -659,11 +659,11 @@ def test_a_ref_that_is_released_while_its_file_is_looked_at_is_not_reported(
     in_place: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The look takes its time, and no transaction is open meanwhile."""
-    from registry.store.reads import audit as audits
+    from registry.content.file_audit import check_files
 
     for each in (tmp_path / "models").iterdir():
         each.unlink()
-    found = audits.check_files(in_place.database, None)
+    found = check_files(in_place.database, None)
     assert next(found).kind == "missing_file"
     in_place.unregister(worker(1))
     assert list(found) == []

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.client.cache import PARTIAL_KEPT_S, USED_LATELY_S, BlobCache, default_directory
+from registry.client.cache import PARTIAL_KEPT_S, USED_LATELY_S, BlobCache
+from registry.client.cache_directory import default_directory
 from registry.core.hashing import checksum_of
 from registry.errors import DirectoryUnusable
 

@@ -18,8 +18,9 @@ import pytest
 from registry.cli import main
 from registry.client import RegistryClient, Resolver
 from registry.client.cache import BlobCache
-from registry.client.resolver import FetchLimits, files_of
+from registry.client.resolver import FetchLimits
 from registry.client.retries import RetryPolicy
+from registry.client.wanted import files_of
 from registry.core.hashing import checksum_of
 from registry.core.records import ArtifactKey, Owner
 from registry.discovery.cards import Card

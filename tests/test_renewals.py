@@ -16,7 +16,7 @@ import pytest
 from registry.client import RegistryClient, Worker, publishing
 from registry.client import aside as aside_module
 from registry.client.lifecycle import ModelState
-from registry.client.renewals import Renewals
+from registry.client.renewals import RenewalLoop
 from registry.client.retries import RetryPolicy
 from registry.core.hashing import checksum_of
 from registry.core.records import Owner
@@ -147,7 +147,7 @@ def make_stage(
     yield make
     ended.set()
     for stage in stages:
-        assert stage.worker._heart is not None
+        assert stage.worker._renewals.thread is not None
         assert elapsed(stage.worker.close) < CLOSE_MAX_S
         stage.proxy.__exit__(None, None, None)
         service.unregister(stage.owner)
@@ -326,8 +326,8 @@ def test_a_worker_without_a_thread_for_its_leases_registers_nothing(
                 worker.attach(make_model(tmp_path / "model"), name="m-5000")
         assert service.client.get(f"/v1/owners/{owner}").status_code == 404
         worker.attach(tmp_path / "model", name="m-5000")
-        assert worker._heart is not None
-        assert worker._heart.is_alive()
+        assert worker._renewals.thread is not None
+        assert worker._renewals.thread.is_alive()
 
 
 class Thing:
@@ -357,7 +357,7 @@ def test_nothing_ends_the_thread_but_close(monkeypatch: pytest.MonkeyPatch) -> N
     def note(error: BaseException | None) -> None:
         raise MemoryError
 
-    renewals = Renewals(1.0, models, lambda thing, share_s: next_error(), note)
+    renewals = RenewalLoop(1.0, models, lambda thing, share_s: next_error(), note)
     monkeypatch.setattr("registry.client.renewals.find_pause_s", lambda *a, **k: 0.01)
     renewals.start()
     assert done.wait(30)
@@ -380,7 +380,7 @@ def test_models_whose_renewals_fail_are_asked_last() -> None:
         if number in sick:
             raise OSError
 
-    renewals = Renewals(60.0, lambda: things, renew, lambda error: None)
+    renewals = RenewalLoop(60.0, lambda: things, renew, lambda error: None)
     renewals._renew_all()
     asked.clear()
     renewals._renew_all()

@@ -22,18 +22,11 @@ from registry.client.attach import attach
 from registry.client.cache import BlobCache
 from registry.client.client import RegistryClient
 from registry.client.download import Receiver
+from registry.client.fetch_plan import Download, Refuse, Use, decide
 from registry.client.protocol import Endpoint
-from registry.client.resolver import (
-    Download,
-    FetchLimits,
-    Refuse,
-    Resolver,
-    Use,
-    Wanted,
-    decide,
-    files_of,
-)
+from registry.client.resolver import FetchLimits, Resolver
 from registry.client.retries import RetryPolicy
+from registry.client.wanted import Wanted, files_of
 from registry.core.hashing import FileContent, checksum_of
 from registry.core.records import ArtifactKey, Owner
 from registry.discovery.cards import Card, CardFile, make_card
@@ -707,7 +700,7 @@ def assert_nothing_partial(directory: Path, contents: dict[str, bytes]) -> None:
 def test_a_process_that_is_stopped_at_a_download_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.client.resolver.CLAIM_PATIENCE_S", 0.2)
+    monkeypatch.setattr("registry.client.fetch.CLAIM_PATIENCE_S", 0.2)
     cache = BlobCache(tmp_path / "cache")
     stopped = cache.try_claim(checksum_of(CONTENTS["tokenizer.json"]))
     assert stopped is not None

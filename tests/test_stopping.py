@@ -16,7 +16,7 @@ import pytest
 
 from registry.core.stopping import ENDS_WITHIN_S
 from registry.errors import Refused
-from registry.store.sqlite import migrate
+from registry.store.sqlite import migrate, upgrade_lock
 from registry.store.tables import MIN_PROGRAM_REVISION
 from tests.containers import First
 from tests.models import make_model
@@ -232,7 +232,7 @@ def test_an_upgrade_that_would_break_a_running_service_waits_and_is_refused(
     old_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On another port, or by hand: what counts is who has the database open."""
-    monkeypatch.setattr(migrate, "OTHERS_LEAVE_S", 2.0)
+    monkeypatch.setattr(upgrade_lock, "OTHERS_LEAVE_S", 2.0)
     said: list[str] = []
     with somebody_elses(old_path):
         for change in (migrate.prepare, migrate.upgrade):

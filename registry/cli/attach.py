@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ from registry.wire.responses import ReceiptResponse, RegisteredResponse
 
 if TYPE_CHECKING:
     from registry.client.attach import Attached
+    from registry.client.client import RegistryClient
     from registry.discovery.cards import Card
 
 HOLD_TIMEOUT_S = 10.0
@@ -105,7 +107,6 @@ def attach(
         raise typer.BadParameter("--address and --public-url need --discovery.")
     owner = _owner(endpoint, instance_id, lora)
     slug = slugify(name)
-    from registry.client.attach import attach as attach_directory
     from registry.client.client import RegistryClient
 
     if hold:
@@ -139,21 +140,8 @@ def attach(
             lambda card: _print_held(owner, card, as_json),
         )
         return
-    with (
-        warnings_shown(),
-        RegistryClient(url, token=token, ca_file=ca_file) as client,
-        ProgressBar() as progress,
-    ):
-        attached = attach_directory(
-            client,
-            owner,
-            slug,
-            model_dir,
-            in_place=in_place,
-            exclude=exclude,
-            worker_name=worker_name,
-            on_progress=progress,
-        )
+    with RegistryClient(url, token=token, ca_file=ca_file) as client:
+        attached = _attach(client, owner, slug, model_dir, in_place, exclude, worker_name)
     if as_json:
         print_json(RegisteredResponse.of(attached.registered))
     else:
@@ -183,6 +171,30 @@ def detach(
         print_json(ReceiptResponse.of(receipt))
     else:
         _print_receipt(receipt)
+
+
+def _attach(
+    client: RegistryClient,
+    owner: Owner,
+    slug: str,
+    model_dir: Path,
+    in_place: bool,
+    exclude: Sequence[str],
+    worker_name: str | None,
+) -> Attached:
+    from registry.client.attach import attach as attach_directory
+
+    with warnings_shown(), ProgressBar() as progress:
+        return attach_directory(
+            client,
+            owner,
+            slug,
+            model_dir,
+            in_place=in_place,
+            exclude=exclude,
+            worker_name=worker_name,
+            on_progress=progress,
+        )
 
 
 def _owner(endpoint: str, instance_id: str | None, lora: str | None) -> Owner:

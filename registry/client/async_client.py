@@ -14,9 +14,10 @@ import httpx2
 from registry.client import protocol
 from registry.client.answers import Answer, error_of
 from registry.client.download import Receiver
+from registry.client.endpoint import Endpoint
 from registry.client.network import AsyncTransport
 from registry.client.pages import Page, Pages
-from registry.client.protocol import Call, Endpoint, OwnerDetails
+from registry.client.protocol import Call, OwnerDetails
 from registry.client.retries import RetryPolicy
 from registry.client.transport import (
     CHUNK_BYTES,
@@ -24,7 +25,6 @@ from registry.client.transport import (
     AnswerBody,
     Attempts,
     OnBytes,
-    Source,
     checked_timeout,
     cookies,
     failures_of,
@@ -33,6 +33,7 @@ from registry.client.transport import (
     timeout_of,
     too_late,
 )
+from registry.client.upload import UploadBody
 from registry.core.events import EventFilter, EventOrder, EventPage
 from registry.core.findings import Explanation
 from registry.core.forks import Birthplace
@@ -114,7 +115,7 @@ class AsyncRegistryClient:
         on_bytes: OnBytes | None = None,
     ) -> None:
         """As `RegistryClient.upload`."""
-        source = await asyncio.to_thread(Source, content, on_bytes)
+        source = await asyncio.to_thread(UploadBody, content, on_bytes)
         await self._send(protocol.put_blob(checksum), source)
 
     async def has_blob(self, checksum: str) -> bool:
@@ -211,11 +212,11 @@ class AsyncRegistryClient:
             for row in answer.rows:
                 yield row
 
-    async def _send(self, call: Call[T], source: Source | None = None) -> T:
+    async def _send(self, call: Call[T], source: UploadBody | None = None) -> T:
         self._birthplace.check()
         return await repeated(self._retries, lambda: self._send_once(call, source))
 
-    async def _send_once(self, call: Call[T], source: Source | None) -> T:
+    async def _send_once(self, call: Call[T], source: UploadBody | None) -> T:
         headers = dict(call.headers)
         content: bytes | AsyncIterator[bytes] = call.body
         content_bytes = 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from registry.client.client import RegistryClient
+from registry.client.lease_terms import LeaseTerms
 from registry.client.model_files import LeftOut, ModelFile, broken, harvest, reason_of
 from registry.core.hashing import FileContent, hash_file
 from registry.core.progress import OnProgress, Tally
@@ -137,21 +138,15 @@ def attach(
     manifest = read_manifest(
         owner, slug, directory, in_place=in_place, exclude=exclude, on_progress=on_progress
     )
-    return register_what_fits(
-        client,
-        manifest,
-        lease_ttl_s=lease_ttl_s,
-        worker_name=worker_name,
-        on_progress=on_progress,
-    )
+    lease = LeaseTerms(lease_ttl_s, worker_name)
+    return register_what_fits(client, manifest, lease, on_progress=on_progress)
 
 
 def register_what_fits(
     client: RegistryClient,
     manifest: Manifest,
+    lease: LeaseTerms,
     *,
-    lease_ttl_s: float | None,
-    worker_name: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Attached:
     """As `register_manifest`, but a file that is larger than the service takes is left out, with
@@ -163,13 +158,7 @@ def register_what_fits(
     """
     while True:
         try:
-            return register_manifest(
-                client,
-                manifest,
-                lease_ttl_s=lease_ttl_s,
-                worker_name=worker_name,
-                on_progress=on_progress,
-            )
+            return register_manifest(client, manifest, lease, on_progress=on_progress)
         except TooLarge as error:
             smaller = _without_large(manifest, error)
         manifest = smaller
@@ -178,9 +167,8 @@ def register_what_fits(
 def register_manifest(
     client: RegistryClient,
     manifest: Manifest,
+    lease: LeaseTerms,
     *,
-    lease_ttl_s: float | None,
-    worker_name: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Attached:
     """Register a manifest, and upload for it what the service lacks.
@@ -198,7 +186,7 @@ def register_manifest(
 
     def offer() -> Attached:
         registered = client.register(
-            manifest.owner, offers, lease_ttl_s=lease_ttl_s, worker_name=worker_name
+            manifest.owner, offers, lease_ttl_s=lease.ttl_s, worker_name=lease.worker_name
         )
         return Attached(registered, tuple(uploaded), manifest)
 

@@ -20,17 +20,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pwd
 import re
 import secrets
 import stat
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from registry.client.cache_directory import check_ours, failures_in, sync_directory
 from registry.core.checks import check_checksum
 from registry.core.hashing import FileContent, hash_file, is_about_the_file, looking_at
 from registry.core.regular import open_regular
@@ -43,81 +42,8 @@ LOCKED_MAX_S = 1.0
 """How long a blob may be locked by somebody who looks whether it can go."""
 
 CLAIM_TRIES = 100
-_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _is_blob = re.compile(r"[0-9a-f]{64}").fullmatch
 _is_partial = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?").fullmatch
-
-
-def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """`$XDG_CACHE_HOME/metadata-registry`, where XDG_CACHE_HOME is `~/.cache` if unset.
-
-    A user without a home that can be written to, as containers have, gets
-    `metadata-registry-<user id>` in the directory for temporary files.
-
-    Raises:
-        DirectoryUnusable: that is there and belongs to somebody else.
-    """
-    base = environ.get("XDG_CACHE_HOME", "")
-    # A relative path there is to be ignored, says the XDG base directory specification.
-    if os.path.isabs(base):
-        return Path(base) / "metadata-registry"
-    home = _home(environ)
-    if home is not None and _can_be_made(home / ".cache" / "metadata-registry"):
-        return home / ".cache" / "metadata-registry"
-    return _temporary_directory()
-
-
-def _home(environ: Mapping[str, str]) -> Path | None:
-    """The user's home directory, or None: there is none."""
-    if os.path.isabs(environ.get("HOME", "")):
-        return Path(environ["HOME"])
-    try:
-        home = pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:
-        return None
-    return Path(home) if os.path.isabs(home) else None
-
-
-def _can_be_made(directory: Path) -> bool:
-    """Whether a directory is there and can be written to, or can be made."""
-    for each in (directory, *directory.parents):
-        if os.path.lexists(each):
-            return each.is_dir() and os.access(each, os.W_OK | os.X_OK)
-    return False
-
-
-def _temporary_directory() -> Path:
-    """A directory of this user's own where everybody may make one."""
-    advice = "Set XDG_CACHE_HOME to a directory that this user may write to."
-    try:
-        directory = Path(tempfile.gettempdir()) / f"metadata-registry-{os.getuid()}"
-        with suppress(FileExistsError):
-            directory.mkdir(mode=0o700)
-        status = directory.lstat()
-    except OSError as error:
-        raise DirectoryUnusable(
-            f"There is no place for a cache: {error.strerror}. {advice}"
-        ) from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise DirectoryUnusable(f"{directory} does not belong to this user alone. {advice}")
-    return directory
-
-
-@contextmanager
-def failures_in(directory: Path) -> Iterator[None]:
-    """Turns what a file system raises about a directory into DirectoryUnusable."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            # A deadline that is over is an OSError as well.
-            raise
-        where = error.filename2 or error.filename
-        named = "" if where is None else f" ({os.fsdecode(where)!a})"
-        raise DirectoryUnusable(
-            f"{directory} cannot be used: {os.strerror(error.errno)}{named}. Check who owns it, "
-            "its rights and its space, or choose another directory."
-        ) from error
 
 
 class BlobCache:
@@ -155,7 +81,7 @@ class BlobCache:
         path = self.path_of(checksum)
         try:
             with looking_at(str(path)):
-                _check_ours(self.blobs)
+                check_ours(self.blobs)
                 # Links on the way to the cache are the user's own; behind it there is none.
                 path = Path(os.path.realpath(self.blobs)) / path.name
                 if not _note_use(path):
@@ -164,7 +90,7 @@ class BlobCache:
         except (FileUnreadable, TooLarge):
             return None
 
-    def try_claim(self, checksum: str) -> Claim | None:
+    def try_claim(self, checksum: str) -> DownloadClaim | None:
         """The right to download content, or None while another process or thread has it."""
         target = self.path_of(checksum)
         path = self._partial / target.name
@@ -178,12 +104,12 @@ class BlobCache:
                     file.close()
                     return None
                 if _is_at(file, path):
-                    return Claim(file, path, target)
+                    return DownloadClaim(file, path, target)
                 # Another one finished with this file between our opening and locking it.
                 file.close()
         raise DirectoryUnusable(f"{path} is replaced again and again by somebody else.")
 
-    def claim_beside(self, checksum: str) -> Claim:
+    def claim_beside(self, checksum: str) -> DownloadClaim:
         """A claim beside another's, for when that one does not get on: its process is stopped."""
         target = self.path_of(checksum)
         path = self._partial / f"{target.name}.{secrets.token_hex(8)}"
@@ -191,7 +117,7 @@ class BlobCache:
             self._make()
             file = os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
             _lock(file, fcntl.LOCK_EX)
-        return Claim(file, path, target)
+        return DownloadClaim(file, path, target)
 
     def partial_size(self, checksum: str) -> int:
         """How much has come of content that is being downloaded."""
@@ -204,8 +130,8 @@ class BlobCache:
         """Remove what others left over, and what the bound leaves no room for, as far as that can
         be done."""
         try:
-            _check_ours(self._partial)
-            _check_ours(self.blobs)
+            check_ours(self._partial)
+            check_ours(self.blobs)
         except (OSError, DirectoryUnusable):
             return
         for path, _ in _files_in(self._partial, _is_partial):
@@ -223,10 +149,10 @@ class BlobCache:
         for directory in (self._partial, self.blobs):
             with suppress(FileExistsError):
                 directory.mkdir(mode=0o755)
-            _check_ours(directory)
+            check_ours(directory)
 
 
-class Claim:
+class DownloadClaim:
     """The right to download one blob, until `close`.
 
     `file` holds what came so far, perhaps of an earlier process. It stays for the next claim,
@@ -262,38 +188,6 @@ class Claim:
                 self._path.unlink()
         with suppress(OSError):
             self.file.close()
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in a directory survive a power loss."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _check_ours(directory: Path) -> None:
-    """Raise unless a directory is one, and is safe from other users.
-
-    Raises:
-        DirectoryUnusable: it is a link or no directory, or others may change what is in it.
-        OSError: it is not there, or cannot be looked at.
-    """
-    status = directory.lstat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise DirectoryUnusable(f"{directory} is no directory, or a link to one. Remove it.")
-    user = os.geteuid()
-    if status.st_uid == user and status.st_mode & _OTHERS_MAY_WRITE:
-        # Made under a generous umask. A file system without modes stays as it is.
-        with suppress(OSError):
-            directory.chmod(stat.S_IMODE(status.st_mode) & ~_OTHERS_MAY_WRITE)
-    elif status.st_uid not in (user, 0) or status.st_mode & _OTHERS_MAY_WRITE:
-        raise DirectoryUnusable(
-            f"{directory} belongs to user {status.st_uid} (mode {stat.S_IMODE(status.st_mode):o}), "
-            f"who could change files behind the back of user {user}. Remove it, or set "
-            "XDG_CACHE_HOME to another directory."
-        )
 
 
 def _open_partial(path: Path) -> BinaryIO | None:

@@ -13,10 +13,12 @@ import httpx2
 
 from registry.client import protocol
 from registry.client.answers import Answer, error_of
+from registry.client.deadline import at_most
 from registry.client.download import Receiver
-from registry.client.network import Transport, at_most
+from registry.client.endpoint import Endpoint
+from registry.client.network import Transport
 from registry.client.pages import Page, Pages
-from registry.client.protocol import Call, Endpoint, OwnerDetails
+from registry.client.protocol import Call, OwnerDetails
 from registry.client.retries import RetryPolicy
 from registry.client.transport import (
     CHUNK_BYTES,
@@ -24,7 +26,6 @@ from registry.client.transport import (
     AnswerBody,
     Attempts,
     OnBytes,
-    Source,
     checked_timeout,
     cookies,
     failures_of,
@@ -32,6 +33,7 @@ from registry.client.transport import (
     service_at,
     timeout_of,
 )
+from registry.client.upload import UploadBody
 from registry.core.events import EventFilter, EventOrder, EventPage
 from registry.core.findings import Explanation
 from registry.core.forks import Birthplace
@@ -139,7 +141,7 @@ class RegistryClient:
             TooLarge: it is larger than the service takes.
             FileUnreadable: the file cannot be read, or changed while it was read.
         """
-        self._send(protocol.put_blob(checksum), Source(content, on_bytes))
+        self._send(protocol.put_blob(checksum), UploadBody(content, on_bytes))
 
     def has_blob(self, checksum: str) -> bool:
         """Whether the service holds a copy of this content."""
@@ -259,10 +261,10 @@ class RegistryClient:
             pages.take(answer)
             yield from answer.rows
 
-    def _send(self, call: Call[T], source: Source | None = None) -> T:
+    def _send(self, call: Call[T], source: UploadBody | None = None) -> T:
         return self._repeated(lambda: self._send_once(call, source))
 
-    def _send_once(self, call: Call[T], source: Source | None) -> T:
+    def _send_once(self, call: Call[T], source: UploadBody | None) -> T:
         headers = dict(call.headers)
         content: bytes | Iterable[bytes] = call.body
         content_bytes = 0

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from registry.client.cache import failures_in, sync_directory
+from registry.client.cache_directory import failures_in, sync_directory
 from registry.core.checks import check_checksum, check_filename
 from registry.core.hashing import hash_file
 from registry.core.regular import open_regular

@@ -57,11 +57,8 @@ class CardPublisher:
         Raises:
             DiscoveryUnavailable: it may be live or not.
         """
-        discovery = self._discovery
-        if discovery is None:
-            return
 
-        def work() -> None:
+        def work(discovery: Discovery) -> None:
             if not still_wanted():
                 return
             if self._address is not None:
@@ -76,11 +73,8 @@ class CardPublisher:
         Raises:
             DiscoveryUnavailable: it may be live or not.
         """
-        discovery = self._discovery
-        if discovery is None:
-            return
 
-        def work() -> None:
+        def work(discovery: Discovery) -> None:
             discovery.withdraw(RecordKey(Kind.MODEL, owner))
             if and_instance and self._address is not None:
                 discovery.withdraw(instance_key(owner))
@@ -89,9 +83,9 @@ class CardPublisher:
 
     def close(self) -> None:
         """Let go of the store, and do not wait long for it."""
-        if self._is_ours and self._discovery is not None:
+        if self._is_ours:
             with suppress(DiscoveryUnavailable):
-                self._ask("The store cannot be closed", self._discovery.close)
+                self._ask("The store cannot be closed", lambda discovery: discovery.close())
 
     def find_name(self, owner: Owner) -> str | None:
         """The name in the card that is live for an owner, whoever published it.
@@ -99,19 +93,21 @@ class CardPublisher:
         Raises:
             DiscoveryUnavailable: nobody knows.
         """
-        discovery = self._discovery
-        if discovery is None:
-            return None
         key = RecordKey(Kind.MODEL, owner)
-        record = self._ask(f"The card of {owner} cannot be read", lambda: discovery.find(key))
+        record = self._ask(
+            f"The card of {owner} cannot be read", lambda discovery: discovery.find(key)
+        )
         try:
             return None if record is None else record.card.name or None
         except Invalid:
             return None
 
-    def _ask(self, what: str, work: Callable[[], T]) -> T:
-        """Let the store do something. What is given up before it was begun is not done any more, so
-        that it cannot come behind what is asked for next."""
+    def _ask(self, what: str, work: Callable[[Discovery], T]) -> T | None:
+        """Let the store do something; without a store nothing is done. What is given up before it
+        was begun is not done any more, so that it cannot come behind what is asked for next."""
+        discovery = self._discovery
+        if discovery is None:
+            return None
         given_up = threading.Event()
 
         def run() -> T:
@@ -120,7 +116,7 @@ class CardPublisher:
             try:
                 if given_up.is_set():
                     raise DiscoveryUnavailable(f"{what}: it was given up.")
-                return work()
+                return work(discovery)
             finally:
                 self._free.release()
 

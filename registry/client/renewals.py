@@ -7,7 +7,6 @@ renewals fail is asked for last, so that it takes no time from those whose renew
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +14,10 @@ from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 from registry.client.lifecycle import find_pause_s
+from registry.client.worker_log import log
 
 CLOSED_WITHIN_S = 5.0
 SHORTEST_SHARE_S = 0.5
-
-log = logging.getLogger("registry.worker")
 
 
 class Renewable(Protocol):
@@ -32,7 +30,7 @@ class Renewable(Protocol):
 T = TypeVar("T", bound=Renewable)
 
 
-class Renewals(Generic[T]):
+class RenewalLoop(Generic[T]):
     """Looks after models in turn, from `start` until `close`.
 
     Args:

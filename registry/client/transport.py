@@ -3,15 +3,12 @@ request, and what failures mean. The clients themselves only send."""
 
 from __future__ import annotations
 
-import os
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import httpx2
@@ -19,10 +16,8 @@ import httpx2
 from registry.client.answers import Answer
 from registry.client.environment import find_proxy, find_user, without_user
 from registry.client.retries import RetryPolicy
-from registry.core.hashing import looking_at
-from registry.core.regular import open_regular
 from registry.core.text import shown, shown_url
-from registry.errors import FileUnreadable, RegistryError, ServiceUnreachable, SettingsError
+from registry.errors import RegistryError, ServiceUnreachable, SettingsError
 
 OnBytes = Callable[[int], None]
 """Called with the number of bytes sent or received so far; a repeated call begins again at 0."""
@@ -245,59 +240,3 @@ class AnswerBody:
     def answer(self, status: int) -> Answer:
         """The whole answer."""
         return Answer(status, self._headers, bytes(self._body), via(self._url))
-
-
-class Source:
-    """Content to upload, as often as it takes.
-
-    Raises:
-        FileUnreadable: the file cannot be read.
-        Busy: it cannot be looked at now.
-    """
-
-    def __init__(self, content: bytes | str | os.PathLike[str], on_bytes: OnBytes | None) -> None:
-        self._content = content if isinstance(content, bytes) else Path(content)
-        self._on_bytes = on_bytes
-        self.size = len(content) if isinstance(content, bytes) else _size_of(Path(content))
-
-    def chunks(self) -> Iterator[bytes]:
-        """The content from its beginning, exactly `size` bytes.
-
-        Raises:
-            FileUnreadable: the file became shorter or longer, or cannot be read.
-            Busy: it cannot be looked at now.
-        """
-        sent = 0
-        for chunk in self._read():
-            sent += len(chunk)
-            if sent > self.size:
-                break
-            yield chunk
-            if self._on_bytes is not None:
-                self._on_bytes(sent)
-        if sent != self.size:
-            raise FileUnreadable(f"{self._content!s} changed while it was uploaded. Try again.")
-
-    def _read(self) -> Iterator[bytes]:
-        if isinstance(self._content, bytes):
-            for start in range(0, self.size, CHUNK_BYTES):
-                yield self._content[start : start + CHUNK_BYTES]
-            return
-        with _opened_file(self._content) as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
-
-
-def _size_of(path: Path) -> int:
-    with _opened_file(path) as file:
-        return os.fstat(file.fileno()).st_size
-
-
-@contextmanager
-def _opened_file(path: Path) -> Iterator[BinaryIO]:
-    """A regular file; opening anything else might take for ever."""
-    with (
-        looking_at(str(path)),
-        os.fdopen(open_regular(path, follow=True), "rb") as file,
-    ):
-        yield file

@@ -79,7 +79,7 @@ class ResponseSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class BodySpec:
     """The body that a call takes: JSON of a type, or bytes."""
 
     says: str
@@ -104,7 +104,7 @@ class RequestSpec:
     problems: Problems = ()
     says: str = ""
     parameters: tuple[Parameter, ...] = ()
-    sent: Sent | None = None
+    sent: BodySpec | None = None
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -36,12 +36,12 @@ from registry.server.file_keys import MEDIA_TYPES, OCTET_STREAM
 from registry.server.http import PAGE_DEFAULT, check_query
 from registry.server.openapi.spec import (
     STORAGE,
+    BodySpec,
     Handler,
     Parameter,
     Problems,
     RequestSpec,
     ResponseSpec,
-    Sent,
     ok,
 )
 from registry.server.routes import artifacts, models, operations, owners, registrations
@@ -164,7 +164,7 @@ CALLS: tuple[RequestSpec, ...] = (
         "All of it or nothing. Each artifact is a file that stays in place (`path`) or a copy that "
         "was uploaded before (`checksum`). Registering adds; what the manifest does not name stays "
         "as it is. Without artifacts it attaches the owner.",
-        sent=Sent("The owner and what it holds.", RegisterRequest),
+        sent=BodySpec("The owner and what it holds.", RegisterRequest),
     ),
     RequestSpec(
         "PUT",
@@ -178,7 +178,7 @@ CALLS: tuple[RequestSpec, ...] = (
         },
         (Invalid, ChecksumMismatch, TooLarge, UploadsPending, *STORAGE),
         "Content that nobody registers is dropped when its grace period is over.",
-        sent=Sent("The content, whose checksum is the one in the path."),
+        sent=BodySpec("The content, whose checksum is the one in the path."),
     ),
     RequestSpec(
         "HEAD",
@@ -235,7 +235,7 @@ CALLS: tuple[RequestSpec, ...] = (
         ok("It drains, and is served until it is detached.", DrainedResponse),
         (Invalid, TooLarge, UnsupportedMediaType, LeaseGone, Superseded, *STORAGE),
         "Past the deadline the sweeper detaches it. Registering again cancels the drain.",
-        sent=Sent("How long it may take; 5 minutes if left out.", DrainRequest, required=False),
+        sent=BodySpec("How long it may take; 5 minutes if left out.", DrainRequest, required=False),
     ),
     RequestSpec(
         "GET",

@@ -1,4 +1,9 @@
-"""The views that people audit with, as SQLite spells them. Part of the schema: see tables.py.
+"""The views that people audit with, as SQLite spells them.
+
+They hold no data, so they need no revision: a program that starts replaces those whose text is
+another than here, and so does every upgrade and downgrade (migrations/env.py). Raise VERSION
+whenever a text changes: of two programs at the same schema revision that use one database, the one
+with the higher number has its views there, and the other leaves them alone.
 
 They use only tables, `clock` and `settings`, so that any SQL client sees what the service sees.
 Where a time bounds a range of an index, it comes from a subquery of its own: joined with `policy`,
@@ -7,8 +12,17 @@ SQLite would look at every row.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from textwrap import dedent
+
 from registry.core.policy import DEFAULTS
 from registry.store.journal import UNRESOLVED
+
+VERSION = 1
+"""The number of these texts. A test holds the two together."""
+
+RECORDED_AS = "views_version"
+"""The row of `settings` that has the number of the views in a database."""
 
 OWNER_FOOTPRINT = """
 CREATE VIEW owner_footprint AS
@@ -200,3 +214,33 @@ VIEWS = {
     "leaks": LEAKS,
 }
 """The views as SQLite spells them, in the order in which they are made."""
+
+
+def version_of(recorded: str | None) -> int:
+    """The number in a database; 0: there is none that one could read."""
+    return int(recorded) if recorded is not None and recorded.isdecimal() else 0
+
+
+def are_outdated(found: Mapping[str, str], recorded: str | None) -> bool:
+    """Whether a program replaces what is there: older views, or views of this version that
+    somebody has changed."""
+    version = version_of(recorded)
+    if version != VERSION:
+        return version < VERSION
+    return any(_words(found.get(name, "")) != _words(text) for name, text in VIEWS.items())
+
+
+def replacing(wanted: Mapping[str, str], version: int | None) -> Iterator[str]:
+    """The statements that put views in the place of those that are there. Without a version any
+    program at the revision may replace them by its own."""
+    for name in sorted(VIEWS.keys() | wanted.keys()):
+        yield f"DROP VIEW IF EXISTS {name}"
+    for text in wanted.values():
+        yield dedent(text).strip()
+    yield f"DELETE FROM settings WHERE name = '{RECORDED_AS}'"
+    if version is not None:
+        yield f"INSERT INTO settings (name, value) VALUES ('{RECORDED_AS}', '{version}')"
+
+
+def _words(text: str) -> list[str]:
+    return text.split()

@@ -1,0 +1,17 @@
+"""On which terms a worker registers files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTerms:
+    """How long what is registered stays without a renewal, and the name of the worker.
+
+    Without `ttl_s` there is no lease. A worker of the same name takes the place of an older
+    instance of it.
+    """
+
+    ttl_s: float | None
+    worker_name: str | None = None
