@@ -202,17 +202,8 @@ class Registry:
             raise trouble
         raise Unserveable(
             f"{'/'.join(key)} is registered, but none of its {len(holders)} holders has bytes with "
-            f"{location.checksum}. {self._advice(holders)}"
+            f"{location.checksum}. {self.roots.advice(holders)}"
         )
-
-    def _advice(self, holders: Sequence[Location]) -> str:
-        allow = self._places.roots.allow
-        if all(each.path is not None and not allow(each.path) for each in holders):
-            return (
-                "Their files lie below no artifact root of this service. Start it with their root "
-                "(--artifact-root), or unregister them and register them again."
-            )
-        return "They must put the file back, or register it again."
 
     # Writing
 

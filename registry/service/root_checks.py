@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from registry.content.places import Places
@@ -68,6 +68,16 @@ class RootChecks:
                 "root (--artifact-root), or unregister their owners"
             )
         return found
+
+    def advice(self, holders: Sequence[Location]) -> str:
+        """What to do about holders none of which has the right bytes."""
+        allow = self._places.roots.allow
+        if all(each.path is not None and not allow(each.path) for each in holders):
+            return (
+                "Their files lie below no artifact root of this service. Start it with their root "
+                "(--artifact-root), or unregister them and register them again."
+            )
+        return "They must put the file back, or register it again."
 
     async def look(self) -> None:
         """Look whether the roots are there, and see to what follows from a change.
