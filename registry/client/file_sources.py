@@ -15,7 +15,7 @@ from registry.client.endpoint import Endpoint
 from registry.client.environment import find_user, without_user
 from registry.client.retries import RetryPolicy
 from registry.client.transport import basic, failures_of
-from registry.client.wanted import Wanted, list_wanted
+from registry.client.wanted_files import Wanted, list_wanted
 from registry.core.text import shown, shown_url
 from registry.errors import NotRegistered, RegistryError, ServiceUnreachable, SettingsError
 

@@ -25,7 +25,7 @@ from registry.core.findings import Explanation
 from registry.core.listings import Entry, HeldEntry, Model, OwnerRecord
 from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, Registered, Renewed
 from registry.core.text import shown, shown_url
-from registry.wire.encoding import encode
+from registry.wire.json_encoding import encode
 from registry.wire.listings import (
     ArtifactsResponse,
     EventsResponse,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from registry.client import aside
+from registry.client import background
 from registry.client.attach import register_manifest
 from registry.client.held_models import HeldModel
 from registry.client.lifecycle import ModelState, Next, after_registration
@@ -63,7 +63,7 @@ class Repairs:
                 model.is_in_repair = False
 
         try:
-            aside.begin(run, "registry-repair")
+            background.begin(run, "registry-repair")
         except BaseException:
             model.is_in_repair = False
             raise

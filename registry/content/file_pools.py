@@ -20,7 +20,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
 from registry.core.regular import shown_path
-from registry.core.steps import watched
+from registry.core.work_progress import watched
 from registry.errors import Busy
 
 T = TypeVar("T")
