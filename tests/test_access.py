@@ -339,6 +339,7 @@ CHANGES = [
     ("DELETE", of_held()),
     ("POST", of_held("/renew")),
     ("POST", of_held("/drain")),
+    ("POST", "/v1/renewals"),
     ("DELETE", "/v1/artifacts/none/_base"),
 ]
 
