@@ -328,6 +328,8 @@ class Service:
     """A registry service without its HTTP side, at the time of a clock: `async with`."""
 
     def __init__(self, path: Path, clock: Clock, **settings: Any) -> None:
+        # Files in place are made up, and are not to be missing because nobody has their root.
+        settings = {"artifact_roots": ("/",), **settings}
         self.settings = Settings(database_url=f"sqlite:///{path}", **settings)
         self.registry = Registry(self.settings, Database(self.settings.database_url, clock=clock))
 

@@ -70,7 +70,7 @@ def audit(
             patience = patience_for_files(limit_s)
             known = {(each.kind, each.owner, each.entry) for each in found}
             try:
-                for each in look_at_files(database, roots, patience.run):
+                for each in look_at_files(database, roots, patience.run, patience.follow):
                     is_known = (each.kind, each.owner, each.entry) in known
                     if (not wanted or each.kind in wanted) and not is_known:
                         found.append(each)

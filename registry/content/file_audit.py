@@ -33,13 +33,16 @@ def _run(path: str, work: Callable[..., T], /, *arguments: Any) -> T:
 
 
 def check_files(
-    database: Engine, roots: ArtifactRoots | None, run: Run = _run
+    database: Engine,
+    roots: ArtifactRoots | None,
+    run: Run = _run,
+    follow: Callable[[str], str] = os.path.realpath,
 ) -> Iterator[Finding]:
     """Look at every file that is held in place: is it there, unchanged, and below a root?
 
-    Without roots every path is taken as allowed. Reads each file whose identity is not the one
-    that was registered. No transaction is open meanwhile: what was registered anew or released
-    since is not reported.
+    Without roots every path is taken as allowed. `follow` tells where a path leads. Reads each
+    file whose identity is not the one that was registered. No transaction is open meanwhile: what
+    was registered anew or released since is not reported.
 
     Raises:
         Busy: at the end, when files could not be looked at, for reasons that are not theirs.
@@ -50,7 +53,7 @@ def check_files(
         for ref in refs:
             owner_id, entry_id = ref.owner_id, ref.entry_id
             try:
-                finding = _look(ref, roots, run)
+                finding = _look(ref, roots, run, follow)
             except Busy as error:
                 unchecked.append(error)
                 continue
@@ -70,8 +73,11 @@ def _is_still_held(database: Engine, ref: InPlaceRef) -> bool:
         return is_still_held(conn, ref)
 
 
-def _look(ref: InPlaceRef, roots: ArtifactRoots | None, run: Run) -> Finding | None:
-    wrong = run(ref.path, _wrong_with, ref, roots)
+def _look(
+    ref: InPlaceRef, roots: ArtifactRoots | None, run: Run, follow: Callable[[str], str]
+) -> Finding | None:
+    path = follow(ref.path)
+    wrong = run(path, _wrong_with, ref, path, roots)
     if wrong is None:
         return None
     kind, detail = wrong
@@ -79,8 +85,7 @@ def _look(ref: InPlaceRef, roots: ArtifactRoots | None, run: Run) -> Finding | N
     return _finding(ref, kind, detail, at)
 
 
-def _wrong_with(ref: InPlaceRef, roots: ArtifactRoots | None) -> tuple[str, str] | None:
-    path = os.path.realpath(ref.path)
+def _wrong_with(ref: InPlaceRef, path: str, roots: ArtifactRoots | None) -> tuple[str, str] | None:
     if roots is not None and not roots.allow(path):
         return "path_outside_roots", f"{path} is below no artifact root"
     now = hashing.find_identity(path)
