@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from registry.content.places import Places
+from registry.core.hashing import is_about_the_file
 from registry.errors import Busy
 from registry.store.group_commit import Writer
 from registry.store.ops.lost_roots import (
@@ -99,9 +101,12 @@ class RootChecks:
 
     async def _is_there(self, root: str) -> bool:
         try:
-            return await self._places.run(root, os.path.isdir, root)
+            return await self._places.run(root, _is_directory, root)
         except Busy:
             return True  # It hangs, which is told where somebody wants something from it.
+        except OSError as error:
+            # A shortage says nothing of the root.
+            return not is_about_the_file(error)
 
     async def _lose_others(self, there: tuple[str, ...]) -> None:
         after, page = START, [(START, "")] * PAGE_ROWS
@@ -122,3 +127,7 @@ class RootChecks:
                 except Busy:
                     continue  # The scrubber, or whoever reads it, looks again.
             after = (page[-1].owner_id, page[-1].entry_id)
+
+
+def _is_directory(path: str) -> bool:
+    return stat.S_ISDIR(os.stat(path).st_mode)
