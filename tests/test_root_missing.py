@@ -14,6 +14,12 @@ from tests.exchanges import journal, problem_of, worker
 from tests.support import Server, in_place, wait_for
 
 CONTENT = b"these bytes were registered"
+OFTEN = (
+    "-c",
+    "from registry.service import root_checks; root_checks.AGAIN_S = 1;"
+    "from registry import cli; cli.main()",
+)
+"""A program that looks again at once at what others noted as missing."""
 
 
 def key(slug: str) -> ArtifactKey:
@@ -75,6 +81,18 @@ def test_what_is_below_a_root_that_is_not_configured_any_more_is_told_of_everywh
     assert "root_missing" not in findings(server)
     kinds = [event["kind"] for event in journal(server.database, "missing", "restored")]
     assert kinds == ["missing", "restored"]
+
+
+def test_what_another_service_with_other_roots_noted_is_put_right(
+    serve: Callable[..., Server], roots: tuple[Path, Path]
+) -> None:
+    mine = serve(artifact_root=[roots[0]], program=OFTEN)
+    register(mine, "kept", roots[0])
+    other = serve(artifact_root=[roots[1]])
+    wait_for(lambda: serveable(other) == {"kept": False})
+    assert other.stop() == 0
+    wait_for(lambda: serveable(mine) == {"kept": True})
+    assert "root_missing" not in findings(mine)
 
 
 def test_without_any_root_what_is_in_place_is_lost_and_copies_are_not(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from registry.store.reads.lookup import Location
 
 PAGE_ROWS = 1000
 START: Ref = (0, 0)
+AGAIN_S = 60.0
 
 log = logging.getLogger("registry")
 
@@ -52,12 +54,12 @@ class RootChecks:
         self._there: tuple[str, ...] | None = None
         """The roots that were there at the last look, each with a slash at its end."""
         self._lost = 0
+        self._looked_again_at = float("-inf")
 
     def warnings(self) -> dict[str, str]:
         """What is wrong, by name, and what to do."""
         found = {}
-        configured = self._places.roots.prefixes
-        gone = [root for root in configured if self._there is not None and root not in self._there]
+        gone = self._gone()
         if gone:
             found["artifact_root"] = (
                 f"{', '.join(gone)} is not there any more: nothing below it can be served. Mount "
@@ -71,9 +73,16 @@ class RootChecks:
             )
         return found
 
+    def _gone(self) -> list[str]:
+        there = self._there
+        return [] if there is None else [r for r in self._places.roots.prefixes if r not in there]
+
     def advice(self, holders: Sequence[Location]) -> str:
         """What to do about holders none of which has the right bytes."""
         allow = self._places.roots.allow
+        gone = [root for root in self._gone() if any(_is_below(each, root) for each in holders)]
+        if gone:
+            return f"The artifact root {gone[0]} is not there any more: mount it again."
         if all(each.path is not None and not allow(each.path) for each in holders):
             return (
                 "Their files lie below no artifact root of this service. Start it with their root "
@@ -96,7 +105,10 @@ class RootChecks:
             self._lost = await self._read(count_lost, there)
             for warning in self.warnings().values():
                 log.warning("%s", warning)
-        elif self._lost:
+        elif time.monotonic() - self._looked_again_at >= AGAIN_S:
+            # Another service on this database, with other roots, may have noted ours as missing.
+            await self._writer.submit(keep_roots, Roots(there))
+            await self._look_again(there)
             self._lost = await self._read(count_lost, there)
 
     async def _is_there(self, root: str) -> bool:
@@ -119,6 +131,7 @@ class RootChecks:
 
     async def _look_again(self, there: tuple[str, ...]) -> None:
         """Look at what was missing below roots that are there, as they may just have come back."""
+        self._looked_again_at = time.monotonic()
         after = START
         while page := await self._read(find_missing_below, there, after, PAGE_ROWS):
             for location in page:
@@ -131,3 +144,7 @@ class RootChecks:
 
 def _is_directory(path: str) -> bool:
     return stat.S_ISDIR(os.stat(path).st_mode)
+
+
+def _is_below(location: Location, root: str) -> bool:
+    return location.path is not None and location.path.startswith(root)

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from registry.errors import Busy, DatabaseRefused
+from registry.store.sqlite.errors import is_read_only
 from registry.store.sqlite.in_use import SHM_SUFFIX, WAL_SUFFIX, size_of
 
 
@@ -90,6 +91,12 @@ def _check_directory(path: Path, *, to_write: bool) -> None:
     if not parent.is_dir():
         raise DatabaseRefused(
             f"There is no directory {parent} for the database. Make it first: mkdir -p {parent}"
+        )
+    if to_write and is_read_only(parent):
+        raise DatabaseRefused(
+            f"The directory {parent} is on a file system that is mounted read-only. SQLite keeps "
+            f"files beside {path.name}: name a file in a directory that may be written "
+            "(--database-url, REGISTRY_DATABASE_URL)."
         )
     if to_write and not _may(parent, os.W_OK | os.X_OK):
         raise DatabaseRefused(
