@@ -43,6 +43,43 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+# Wishes for another protocol, which is not spoken here (RFC 9110, 7.8)
+
+UPGRADES = {
+    "another protocol": "Upgrade: x\r\nConnection: Upgrade\r\n",
+    "HTTP/2": "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\n",
+    "WebSocket": "Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n",
+}
+
+
+def framed(body: bytes, how: str) -> bytes:
+    if how == "length":
+        return b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    parts = b"".join(b"%x\r\n%s\r\n" % (len(each), each) for each in (body[:3], body[3:]))
+    return b"Transfer-Encoding: chunked\r\n\r\n" + parts + b"0\r\nA: trailer\r\n\r\n"
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "byte for byte"])
+@pytest.mark.parametrize("how", ["length", "chunks"])
+@pytest.mark.parametrize("upgrade", UPGRADES)
+def test_the_body_of_who_asks_for_another_protocol_is_its_body(
+    shared: Server, upgrade: str, how: str, apart: bool
+) -> None:
+    """And not the next request."""
+    body = f"DELETE /v1/owners/{OWNER} HTTP/1.1\r\n{HOST}\r\n".encode()
+    head = f"PUT /v1/blobs/{checksum(body)} HTTP/1.1\r\n{HOST}{UPGRADES[upgrade]}".encode()
+    sent = head + framed(body, how) + request("/live")
+    with Line(shared) as line:
+        for start in range(len(sent)) if apart else [None]:
+            line.send(sent if start is None else sent[start : start + 1])
+        assert line.read_answer().status_code in (200, 201)
+        assert line.read_answer().json()["status"] == "ok"
+        line.ask("/live", *UPGRADES[upgrade].strip().split("\r\n"))
+        assert line.read_answer().status_code == 200
+        line.ask(f"/v1/metadata/{KEY}")
+        assert line.read_answer().content == CONTENT
+
+
 # Answers that no application gives
 
 H = f"GET /live HTTP/1.1\r\n{HOST}"

@@ -16,7 +16,7 @@ from tests.support import Server, in_place, wait_for
 CONTENT = b"these bytes were registered"
 OFTEN = (
     "-c",
-    "from registry.service import root_checks as r; r.AGAIN_S = 1; import registry.cli as c; c.main()",
+    "import registry.cli as c, registry.service.root_checks as r; r.AGAIN_S = 1; c.main()",
 )
 """A program that looks again at once at what others noted as missing."""
 

@@ -32,6 +32,7 @@ READ_AS = {
     "HttpToolsProtocol.on_headers_complete": "1ea8589acfad",
     "HttpToolsProtocol.on_message_begin": "96d377fdc7c2",
     "HttpToolsProtocol.on_message_complete": "1fbad42dc31f",
+    "HttpToolsProtocol.on_url": "37be44e962b0",
     "HttpToolsProtocol.on_response_complete": "64e254f28e38",
     "Server.__init__": "c150b55284f7",
     "Server.capture_signals": "e1bbcd4770d1",

@@ -14,24 +14,24 @@ from collections.abc import Callable
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from registry import errors
 from registry.server.hosts import TWO_HOSTS, target_of
 from registry.server.http import request_id_for
 from registry.server.http1.config import AtOnce, Config, Flow, Refused
+from registry.server.http1.framing import framing_of, make_parser
 from registry.server.http1.head_buffer import HeadBuffer
 from registry.server.http1.part import Part
 from registry.server.http1.refusals import TOO_MANY_CONNECTIONS, cause_of, raw_answer
-from registry.server.http1.watch import LINGER_S
+from registry.server.http1.waiting import WaitingConnection
 
 HEADERS_MAX = 128
 SLICE_BYTES = 4 << 10
-BODY_MIN_BYTES_PER_S = 16 << 10
 _UNKNOWN: Any = object()
 
 
-class HttpConnection(HttpToolsProtocol):
+class HttpConnection(WaitingConnection):
     """One connection, from its first byte to its last."""
 
     config: Config
@@ -70,10 +70,11 @@ class HttpConnection(HttpToolsProtocol):
         """Whether the peer has said that nothing more comes."""
         self._refusal: errors.RegistryError | None = None
         self._lingers = False
+        self._framing: bytes | None = None
+        """How the body ends that another parser is to read."""
+        self._is_told = False
+        """Whether the head that is being parsed was told of before."""
         self._body_bytes = 0
-        self._phase: tuple[object, ...] = ()
-        self._phase_since = 0.0
-        self._phase_body_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if not self._watch.admit(self):
@@ -137,6 +138,8 @@ class HttpConnection(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             # No other protocol is spoken here: what follows is HTTP/1.1 as before.
+            if self._framing is not None:
+                self._begin_body(self._framing)
             self._feed(data[upgrade.args[0] :])
         except (httptools.HttpParserError, MemoryError) as error:
             self._refuse(cause_of(error))
@@ -146,7 +149,20 @@ class HttpConnection(HttpToolsProtocol):
             ):
                 self._refuse(errors.HeadersTooLarge())
 
+    def _begin_body(self, framing: bytes) -> None:
+        """Let another parser read on, behind a head that was told of already."""
+        self._is_told, self._framing = True, None
+        self.parser = make_parser(self)
+        self.parser.feed_data(framing)
+        self._is_told = False
+
+    def on_url(self, url: bytes) -> None:
+        if not self._is_told:
+            super().on_url(url)
+
     def on_message_begin(self) -> None:
+        if self._is_told:
+            return
         # The scope is made when the application is called, which it mostly is not.
         self._begun += 1
         self._part = Part.HEAD
@@ -157,6 +173,8 @@ class HttpConnection(HttpToolsProtocol):
         self.expect_100_continue = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_told:
+            return
         name = name.lower()
         if name == b"host":
             self._host = value if self._host is None else TWO_HOSTS
@@ -165,6 +183,8 @@ class HttpConnection(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._is_told:
+            return
         self._unframed_bytes = 0
         if len(self.headers) > HEADERS_MAX:
             raise errors.HeadersTooLarge
@@ -182,6 +202,7 @@ class HttpConnection(HttpToolsProtocol):
         self.scope["headers"] = headers
         self._part = Part.BODY
         super().on_headers_complete()
+        self._framing = framing_of(self.parser, headers)
 
     def _check_target(self) -> None:
         """See to it that a request says for whom it is, once and rightly (RFC 9112, 3.2)."""
@@ -232,6 +253,8 @@ class HttpConnection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._framing is not None:
+            return  # The parser has stopped at the end of the head.
         self._unframed_bytes = 0
         self._part = Part.BETWEEN
         if self._is_answered:
@@ -338,57 +361,6 @@ class HttpConnection(HttpToolsProtocol):
         self.transport.write(answer)
         if self._refused is not None:
             self._refused(error, status, request_id)
-
-    # Waiting
-
-    def look(self, now: float) -> None:
-        """Cut the connection off if the service waits for its peer for too long."""
-        phase, limit_s = self._waits_for()
-        if phase != self._phase:
-            self._phase, self._phase_since = phase, now
-            self._phase_body_bytes = self._body_bytes
-        elif limit_s is not None and now - self._phase_since > limit_s:
-            self._cut_off()
-
-    def _waits_for(self) -> tuple[tuple[object, ...], float | None]:
-        """What the service waits for, and how long it may at most."""
-        cycle, timeout_s = self.cycle, self._limits.timeout_s
-        if self.transport.is_closing():
-            # What was answered leaves first. Then, with TLS, the peer should say goodbye as well.
-            unsent_bytes = self.transport.get_write_buffer_size()
-            return ("goodbye", unsent_bytes), timeout_s if unsent_bytes else LINGER_S
-        if self._lingers:
-            return ("end",), LINGER_S
-        if self.flow.write_paused:
-            return ("reader", self._answered, self._taken_bytes()), timeout_s
-        if self.timeout_keep_alive_task is not None:
-            return ("request",), None
-        if self._is_idle:
-            return ("request", self._answered), self.timeout_keep_alive
-        if cycle is None or (cycle.response_complete and not cycle.more_body):
-            return ("head", self._begun), timeout_s
-        if not cycle.more_body or self.flow.read_paused:
-            return ("service",), None
-        if cycle.response_complete:
-            return ("unwanted body", self._begun), timeout_s
-        came = self._body_bytes - self._phase_body_bytes
-        return ("body", self._begun), timeout_s + came / BODY_MIN_BYTES_PER_S
-
-    def _taken_bytes(self) -> int:
-        """What the reader has taken of an answer: a number that grows while it takes anything."""
-        written = 0 if self._head_buffer is None else self._head_buffer.written_bytes
-        return written - self.transport.get_write_buffer_size()
-
-    def _cut_off(self) -> None:
-        match self._phase[0]:
-            case "reader" | "goodbye":
-                self.transport.abort()
-            case "body":
-                self._refuse(errors.RequestTimeout())
-            case "head" if self._part is Part.HEAD:
-                self._refuse(errors.RequestTimeout())
-            case _:
-                self.transport.close()
 
 
 _SLASH = ord("/")
