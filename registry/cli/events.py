@@ -6,20 +6,21 @@ import select
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
-from registry.cli.output import print_json, shown_checksum
+from registry.cli.output import shown_checksum
 from registry.cli.streams import ReaderGone
-from registry.cli.text import json_line
+from registry.cli.text import json_line, json_plain
 from registry.core.events import Event, EventFilter, EventKind, EventOrder, EventPage
 from registry.core.records import Owner
 from registry.core.text import printable
 from registry.core.times import format_time
 from registry.errors import Busy, ServiceUnreachable, StorageUnavailable
-from registry.wire.listings import EventResponse, EventsResponse
+from registry.wire.listings import EventResponse
 
 if TYPE_CHECKING:
     from registry.client.client import RegistryClient
@@ -66,7 +67,7 @@ def events(
         if follow:
             _print_following(client, wanted, pages, as_json)
         elif as_json:
-            print_json(_joined(pages))
+            _print_json(pages)
         else:
             for page in pages:
                 print_lines(page.events)
@@ -116,13 +117,17 @@ def _behind(client: RegistryClient, wanted: EventFilter, after: int) -> Iterator
     return bounded(pages())
 
 
-def _joined(pages: Iterable[EventPage]) -> EventsResponse:
-    found: list[Event] = []
-    last = 0
+def _print_json(pages: Iterable[EventPage]) -> None:
+    """Print all pages as one answer, a page in memory at a time: a journal may be long."""
+    last, separator = 0, "\n"
+    print('{\n  "events": [', end="")
     for page in pages:
-        found += page.events
+        for event in page.events:
+            print(separator + indent(json_plain(EventResponse.of(event), 2), "    "), end="")
+            separator = ",\n"
         last = page.last
-    return EventsResponse.of(EventPage(tuple(found), None, last))
+    print("]" if separator == "\n" else "\n  ]", end="")
+    print(f',\n  "next": null,\n  "last": "{last}"\n}}')
 
 
 def _print_following(

@@ -193,7 +193,10 @@ class AsyncRegistryClient:
 
     async def is_held(self, key: ArtifactKey | str, endpoint: Endpoint | str | None = None) -> bool:
         """As `RegistryClient.is_held`."""
-        return await self._send(protocol.is_held(key, endpoint))
+        held = await self._send(protocol.is_held(key, endpoint))
+        if held is None:
+            held = await self._send(protocol.is_held_unserveable(key, endpoint))
+        return held
 
     async def download(
         self,

@@ -225,8 +225,15 @@ class RegistryClient:
         return self._send(protocol.explain(key))
 
     def is_held(self, key: ArtifactKey | str, endpoint: Endpoint | str | None = None) -> bool:
-        """Whether a key is held; with an endpoint, whether an owner of that endpoint holds it."""
-        return self._send(protocol.is_held(key, endpoint))
+        """Whether a key is held; with an endpoint, whether an owner of that endpoint holds it.
+
+        Raises:
+            Busy: it cannot be told now.
+        """
+        held = self._send(protocol.is_held(key, endpoint))
+        if held is None:
+            held = self._send(protocol.is_held_unserveable(key, endpoint))
+        return held
 
     def download(
         self,

@@ -76,16 +76,26 @@ class Pages:
 
 
 def bounded(pages: Iterable[EventPage]) -> Iterator[EventPage]:
-    """Pages of the journal, as long as events come.
+    """Pages of the journal, as long as it gets on and may come to an end.
 
     Raises:
-        ServiceUnreachable: too many pages without one.
+        ServiceUnreachable: too many pages without an event, too many events, or too long a wait.
     """
-    empty = 0
-    for page in pages:
+    empty = rows = 0
+    waited_s = 0.0
+    following = iter(pages)
+    while True:
+        began = time.monotonic()
+        page = next(following, None)
+        if page is None:
+            return
+        waited_s += time.monotonic() - began
         empty = 0 if page.events else empty + 1
-        if empty > EMPTY_EVENTS_PAGES_MAX:
+        rows += len(page.events)
+        if empty > EMPTY_EVENTS_PAGES_MAX or rows > LIST_MAX_ROWS:
             raise endless("has no end")
+        if waited_s > LIST_MAX_S and page.next is not None:
+            raise endless(f"did not come to its end within {LIST_MAX_S:g} s")
         yield page
 
 

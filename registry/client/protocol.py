@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Generic, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
@@ -223,6 +224,11 @@ def events_page(
 
 def _advanced(page: EventPage, order: EventOrder, after: int | None) -> EventPage:
     """A page whose next one begins further on; much further, if it has no event."""
+    ids = [event.id for event in page.events]
+    if order is EventOrder.NEWEST:
+        ids.reverse()
+    if any(one >= other for one, other in pairwise(ids)):
+        raise endless("goes back to what it had listed")
     if page.next is None or after is None:
         return page
     step = page.next - after if order is EventOrder.OLDEST else after - page.next
@@ -236,9 +242,19 @@ def explain(key: ArtifactKey | str) -> Call[Explanation]:
     return Call("GET", f"/v1/artifacts/{_key_path(ArtifactKey.of(key))}", _read_explanation)
 
 
-def is_held(key: ArtifactKey | str, endpoint: Endpoint | str | None = None) -> Call[bool]:
-    """Whether a key is held; with an endpoint, whether an owner of that endpoint holds it."""
+def is_held(key: ArtifactKey | str, endpoint: Endpoint | str | None = None) -> Call[bool | None]:
+    """Whether a key is held; with an endpoint, whether an owner of that endpoint holds it. None: it
+    takes an answer with a body to know, see `is_held_unserveable`."""
     return Call("HEAD", content_path(key, endpoint), _read_held)
+
+
+def is_held_unserveable(
+    key: ArtifactKey | str, endpoint: Endpoint | str | None = None
+) -> Call[bool]:
+    """Whether a key is held, although it may be that no holder has its bytes just now. Asks for a
+    byte of it, as a refusal says why only where there is a body."""
+    path, headers = content_path(key, endpoint), {"range": "bytes=0-0"}
+    return Call("GET", path, _read_first_byte, headers=headers)
 
 
 def content_path(key: ArtifactKey | str, endpoint: Endpoint | str | None = None) -> str:
@@ -300,9 +316,15 @@ def _read_presence(answer: Answer) -> bool:
     return True
 
 
-def _read_held(answer: Answer) -> bool:
-    # 503 is for content that is held, but whose bytes are wrong just now. Reading it will tell.
-    return answer.status == 503 or _read_presence(answer)
+def _read_held(answer: Answer) -> bool | None:
+    return None if answer.status == 503 else _read_presence(answer)
+
+
+def _read_first_byte(answer: Answer) -> bool:
+    try:
+        return answer.status == 416 or _read_presence(answer)
+    except errors.Unserveable:
+        return True
 
 
 def _read_explanation(answer: Answer) -> Explanation:
