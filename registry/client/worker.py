@@ -19,7 +19,6 @@ from typing import Any, Self
 
 from registry.client.attach import read_manifest
 from registry.client.client import RegistryClient
-from registry.client.environment import find_user
 from registry.client.held_models import HeldModel, HeldModels, ModelNames
 from registry.client.lease_renewer import LeaseRenewer
 from registry.client.lease_terms import LeaseTerms
@@ -45,6 +44,7 @@ from registry.core.slugs import slugify
 from registry.discovery import Discovery
 from registry.discovery.cards import Card, LoraInfo
 from registry.errors import Invalid, RegistryError, Superseded
+from registry.network.environment import find_user
 from registry.wire.requests import LEASE_DEFAULT_S
 
 

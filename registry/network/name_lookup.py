@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from concurrent.futures import Future
 
-from registry.client import aside
+from registry.core import aside
 
 
 def begin_lookup(host: str, port: int) -> Future[list[str]]:
