@@ -87,7 +87,12 @@ class Follower:
         Raises:
             DiscoveryUnavailable: etcd is away for longer than the patience.
         """
-        yield from self._list()
+        try:
+            yield from self._list()
+        except DiscoveryUnavailable:
+            if self._closed.is_set():
+                return
+            raise
         must_list = False
         while not self._closed.is_set():
             try:

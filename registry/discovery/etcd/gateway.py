@@ -255,8 +255,6 @@ def _refusal_in(response: httpx2.Response) -> Exception:
         error, content = None, b""
     if error is not None:
         return EtcdRefusal(error)
-    if b"HTTPS server" in content:
-        return EndpointFailed("it takes only TLS: the URL must begin with etcds://")
     return EndpointFailed(
         f"what answers there (status {response.status_code}) is no JSON gateway of etcd; its "
         "option --listen-client-http-urls puts that at another address"
@@ -282,7 +280,9 @@ def find_error(content: bytes) -> GatewayError | None:
 
 
 def _reason_of(error: Exception) -> str:
-    text = str(error) or type(error).__name__
+    text = (str(error) or type(error).__name__).removesuffix(".")
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return f"{text}: name its authority with ETCD_AUTH_CA or ca_file"
+    if "disconnected without" in text:
+        return f"{text} (one that takes only TLS does that: its URL begins with etcds://)"
     return text
