@@ -43,13 +43,23 @@ def free_port() -> int:
 class Etcd:
     """One member with its data in a directory.
 
-    `flags` are options of etcd: `auth_token_ttl=1` is `--auth-token-ttl=1`.
+    `flags` are options of etcd: `auth_token_ttl=1` is `--auth-token-ttl=1`. One of several members
+    has a name, and does not wait for the others.
     """
 
-    def __init__(self, data: Path, *, trust: ssl.SSLContext | None = None, **flags: object) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *,
+        trust: ssl.SSLContext | None = None,
+        name: str = "default",
+        peer_port: int | None = None,
+        **flags: object,
+    ) -> None:
         self.data = data
+        self.name = name
         self.port = free_port()
-        self._peer_port = free_port()
+        self._peer_port = peer_port or free_port()
         self._flags = flags
         self._trust = trust
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,12 +84,13 @@ class Etcd:
         peer = f"http://127.0.0.1:{self._peer_port}"
         here = f"{self.scheme}://127.0.0.1:{self.port}"
         options = {
+            "name": self.name,
             "data_dir": self.data,
             "listen_client_urls": here,
             "advertise_client_urls": here,
             "listen_peer_urls": peer,
             "initial_advertise_peer_urls": peer,
-            "initial_cluster": f"default={peer}",
+            "initial_cluster": f"{self.name}={peer}",
             # Leases of a second need a short election timeout.
             "heartbeat_interval": 20,
             "election_timeout": 200,
@@ -94,6 +105,10 @@ class Etcd:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        if "initial_cluster" not in self._flags:
+            self.wait_until_serving()
+
+    def wait_until_serving(self) -> None:
         wait_for(self._answers, START_S)
 
     def _answers(self) -> bool:

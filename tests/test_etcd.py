@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -390,13 +391,26 @@ def test_an_etcd_that_was_restored_from_older_data_is_listed_again(
     watcher.wait_until(MODEL_2, MODEL, ADAPTER)
 
 
+def test_a_record_that_a_restored_etcd_has_under_an_old_lease_is_taken_over(
+    own: Etcd, open_etcd: EtcdOpener, tmp_path: Path
+) -> None:
+    """That lease ends, and nobody renews it."""
+    store = open_etcd(own.url, ttl_s=3.0)
+    store.publish(MODEL)
+    first = lease_of(own, "v1/")
+    own.save(tmp_path / "snapshot")
+    own.ask("lease/revoke", {"ID": str(first)})
+    wait_for(lambda: store.list(Kind.MODEL) == [MODEL])
+    second = lease_of(own, "v1/")
+    own.restore(tmp_path / "snapshot", tmp_path / "restored")
+    wait_for(lambda: lease_of(own, "v1/") not in (first, second))
+    assert store.list(Kind.MODEL) == [MODEL]
+
+
 @pytest.mark.usefixtures("impatient")
 def test_of_two_endpoints_one_is_enough(shared: Etcd, prefix: str, open_etcd: EtcdOpener) -> None:
-    ended = []
-
     def be_silent(connection: object) -> None:
         silent.ended.wait()
-        ended.append(connection)
 
     with Peer(be_silent) as silent:
         for dead in (free_port(), silent.port):
@@ -408,6 +422,41 @@ def test_of_two_endpoints_one_is_enough(shared: Etcd, prefix: str, open_etcd: Et
             watcher.wait_until(MODEL)
             store.withdraw(MODEL.key)
             watcher.wait_until()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_member_that_has_lost_the_others_is_left_for_one_that_has_a_leader(
+    tmp_path: Path, open_etcd: EtcdOpener
+) -> None:
+    """Its watch stands, and says nothing."""
+    ports = [free_port() for _ in range(3)]
+    cluster = ",".join(f"m{at}=http://127.0.0.1:{port}" for at, port in enumerate(ports))
+    with ExitStack() as stack:
+        members = []
+        for at, port in enumerate(ports):
+            data = tmp_path / f"data{at}"
+            each = Etcd(data, name=f"m{at}", peer_port=port, initial_cluster=cluster)
+            members.append(stack.enter_context(each))
+        for each in members:
+            each.wait_until_serving()
+        store = open_etcd(f"etcd://{','.join(f'127.0.0.1:{each.port}' for each in members)}")
+        lonely = open_etcd(members[0].url, patience_s=0.5)
+        store.publish(MODEL)
+        watchers = [Watcher(store), Watcher(lonely)]
+        for watcher in watchers:
+            watcher.wait_until(MODEL)
+        # The last one that is left has no leader.
+        members[1].kill()
+        members[2].kill()
+        wait_for(lambda: watchers[1].has_ended)
+        assert watchers[1].error is not None
+        members[0].kill()
+        members[1].start()
+        members[2].start()
+        members[1].wait_until_serving()
+        store.publish(ADAPTER)
+        store.publish(MODEL)
+        watchers[0].wait_until(MODEL, ADAPTER)
 
 
 # Users
@@ -513,13 +562,14 @@ def test_certificates_come_by_the_url_and_by_dynamos_variables(
     tmp_path: Path, open_etcd: EtcdOpener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pems = Certificates(tmp_path)
-    flags = {
-        "cert_file": pems.server,
-        "key_file": pems.server_key,
-        "trusted_ca_file": pems.ca,
-        "client_cert_auth": "true",
-    }
-    with Etcd(tmp_path / "data", trust=pems.context, **flags) as etcd:
+    with Etcd(
+        tmp_path / "data",
+        trust=pems.context,
+        cert_file=pems.server,
+        key_file=pems.server_key,
+        trusted_ca_file=pems.ca,
+        client_cert_auth="true",
+    ) as etcd:
         files = f"ca_file={pems.ca}&cert_file={pems.client}&key_file={pems.client_key}"
         by_url = open_etcd(f"{etcd.url}?{files}", ttl_s=60)
         by_url.publish(MODEL)

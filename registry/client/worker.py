@@ -64,8 +64,8 @@ class Worker:
     Args:
         url: the registry.
         owner: who this worker is, or the text that names it; its LoRAs are owners beside it.
-        discovery: a store or its URL, like `file:/var/run/dynamo`; None publishes nothing. A store
-            given as an object is not closed with the worker.
+        discovery: a store or its URL, like `file:/var/run/dynamo` or `etcd://host`; None publishes
+            nothing. A store given as an object is not closed with the worker.
         worker_name: a name that outlives restarts: a worker of this name takes the place of an
             older instance of it.
         address: `host:port` where the engine takes requests, if the worker is to publish that as

@@ -6,7 +6,7 @@ restored from older data, the records are listed again, and what differs is told
 
 A watch in which nothing happens looks like one whose etcd is frozen, has lost its leader, or is
 behind a connection that nobody ended. So after each silence etcd is asked something else, which
-only one with a leader answers, and the watch is made anew.
+only one with a leader answers, and then the watch is made anew.
 """
 
 from __future__ import annotations
@@ -124,11 +124,12 @@ class Follower:
         return gone + news
 
     def _watch(self) -> Iterator[Change]:
-        """Each change, until there is a silence in which etcd was asked and answered.
+        """Each change, until there is a silence.
 
         Raises:
-            DiscoveryUnavailable: the watch broke off.
+            DiscoveryUnavailable: the watch broke off, or is not begun, because etcd has no leader.
         """
+        self._check_history(self._listing.look(self._kind))
         prefix = self._listing.prefix_of(self._kind)
         request: dict[str, object] = {
             "key": base64_of(prefix),
@@ -141,8 +142,6 @@ class Follower:
             self._outage.end()
             while (message := _next(stream, SILENCE_MAX_S)) is not None:
                 yield from self._take(message)
-        if not self._closed.is_set():
-            self._check_history(self._listing.look(self._kind))
 
     def _begin(self, message: WatchResult | None) -> None:
         if message is None:

@@ -75,29 +75,42 @@ class EtcdGateway:
             TooMuchAnswered: it has more than `max_bytes`.
         """
         try:
-            return self.ask(path, body, answer, max_bytes)
+            return self.ask(path, body, answer)
         except EtcdRefusal as refusal:
             raise self.refused(refusal) from None
 
-    def ask(self, path: str, body: Body, answer: type[T], max_bytes: int = ANSWER_MAX_BYTES) -> T:
-        """As `call`, for whoever can do something about a refusal.
+    def ask(
+        self, path: str, body: Body, answer: type[T], *, page_max_bytes: int | None = None
+    ) -> T:
+        """As `call`, for whoever can do something about a refusal, or about a page that is too
+        large.
 
         Raises:
+            DiscoveryUnavailable: no endpoint gave an answer.
             EtcdRefusal: etcd does not do it.
+            TooMuchAnswered: the answer has more than `page_max_bytes`.
         """
         self._check_process()
         decoder = msgspec.json.Decoder(answer, strict=False)
 
         def attempt(endpoint: str, token: str) -> T:
             with self._opened(endpoint, path, body, token) as response:
-                content = _read_all(response, max_bytes)
+                content = _read_all(response, page_max_bytes or ANSWER_MAX_BYTES)
             try:
                 return decoder.decode(content)
             except (ValueError, RecursionError):
                 raise EndpointFailed("its answer is none of an etcd") from None
 
+        def bounded_attempt(endpoint: str, token: str) -> T:
+            try:
+                return attempt(endpoint, token)
+            except TooMuchAnswered as error:
+                if page_max_bytes is not None:
+                    raise
+                raise EndpointFailed(str(error)) from None
+
         with at_most(CALL_MAX_S):
-            return self._try_endpoints(lambda endpoint: self._with_token(endpoint, attempt))
+            return self._try_endpoints(lambda endpoint: self._with_token(endpoint, bounded_attempt))
 
     @contextmanager
     def stream(self, path: str, body: Body) -> Iterator[httpx2.Response]:
@@ -202,7 +215,7 @@ class EtcdGateway:
             if refusal.grpc_code == FAILED_PRECONDITION and refusal.says("not enabled"):
                 return ""
             raise
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, TooMuchAnswered):
             token = ""
         if not (token.isascii() and token.isprintable() and 0 < len(token) < TOKEN_MAX_CHARACTERS):
             raise EndpointFailed("it gives no token that can be sent")
@@ -230,7 +243,7 @@ class EtcdGateway:
         except httpx2.TimeoutException:
             raise EndpointFailed("it does not answer in time") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-            raise EndpointFailed(_reason_of(error)) from None
+            raise EndpointFailed(_reason_of(error, endpoint)) from None
         except RuntimeError:
             if not self._http.is_closed:
                 raise
@@ -279,10 +292,10 @@ def find_error(content: bytes) -> GatewayError | None:
     return GatewayError(found.code, message=found.message) if found.code else None
 
 
-def _reason_of(error: Exception) -> str:
+def _reason_of(error: Exception, endpoint: str) -> str:
     text = (str(error) or type(error).__name__).removesuffix(".")
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return f"{text}: name its authority with ETCD_AUTH_CA or ca_file"
-    if "disconnected without" in text:
+    if endpoint.startswith("http:") and ("disconnected without" in text or "reset by" in text):
         return f"{text} (one that takes only TLS does that: its URL begins with etcds://)"
     return text

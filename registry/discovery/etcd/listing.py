@@ -60,9 +60,7 @@ class EtcdListing:
         """The record under a key."""
         stored = self.key_of(key)
         try:
-            answer = self._gateway.call(
-                "kv/range", {"key": base64_of(stored)}, RangeAnswer, PAGE_MAX_BYTES
-            )
+            answer = self._page({"key": base64_of(stored)})
         except TooMuchAnswered as error:
             self._reader.leave_out(str(key), str(error))
             return None
@@ -143,10 +141,10 @@ class EtcdListing:
                 answer = self._page(body)
             except TooMuchAnswered as error:
                 if limit > 1:
-                    limit = max(1, limit // 8)
+                    limit = max(1, limit // 16)
                     continue
                 # One value alone is too large.
-                answer = self._page(body | {"keys_only": True})
+                answer = self._gateway.call("kv/range", body | {"keys_only": True}, RangeAnswer)
                 for kv in answer.kvs:
                     self._reader.leave_out(kv.key.decode("utf-8", "backslashreplace"), str(error))
                 answer = RangeAnswer(
@@ -163,13 +161,13 @@ class EtcdListing:
                     f"{self._gateway} lists {shown(answer.kvs[-1].key)} twice. What answers there "
                     "is no etcd."
                 )
-            start = answer.kvs[-1].key + b"\0"
+            start, limit = answer.kvs[-1].key + b"\0", min(2 * limit, PAGE_KEYS)
             revision = revision or answer.header.revision
 
     def _page(self, body: dict[str, object]) -> RangeAnswer:
         try:
-            return self._gateway.ask("kv/range", body, RangeAnswer, PAGE_MAX_BYTES)
+            return self._gateway.ask("kv/range", body, RangeAnswer, page_max_bytes=PAGE_MAX_BYTES)
         except EtcdRefusal as refusal:
-            if refusal.grpc_code == OUT_OF_RANGE and body["revision"]:
+            if refusal.grpc_code == OUT_OF_RANGE and body.get("revision"):
                 raise _Compacted from None
             raise self._gateway.refused(refusal) from None

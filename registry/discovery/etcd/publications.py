@@ -171,11 +171,15 @@ class Publications:
     def _keys_of_lease(self) -> set[bytes]:
         body = {"ID": str(self._lease), "keys": True}
         try:
-            answer = self._gateway.call("lease/timetolive", body, LeaseAnswer, KEYS_MAX_BYTES)
+            answer = self._gateway.ask(
+                "lease/timetolive", body, LeaseAnswer, page_max_bytes=KEYS_MAX_BYTES
+            )
         except TooMuchAnswered:
             raise DiscoveryUnavailable(
                 f"{self._gateway} tells of more keys than this process has written."
             ) from None
+        except EtcdRefusal as refusal:
+            raise self._gateway.refused(refusal) from None
         return set(answer.keys)
 
     def _remove_own(self, key: bytes) -> None:

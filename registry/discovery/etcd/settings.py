@@ -157,8 +157,7 @@ def _user_of(
         return None
     if password is None:
         raise SettingsError(
-            f"There is no password for the etcd user {shown(name)}: set ETCD_AUTH_PASSWORD, or put "
-            "it into the URL."
+            "The user for etcd has no password: set ETCD_AUTH_PASSWORD, or put it into the URL."
         )
     return name, password
 
