@@ -176,13 +176,14 @@ def test_a_watch_tells_what_is_live_and_then_every_change(opener: Opener) -> Non
 
 
 def test_closing_a_store_ends_a_watch_that_waits(opener: Opener) -> None:
-    store = opener()
-    store.publish(MODEL)
+    publisher, store = opener(), opener()
+    publisher.publish(MODEL)
     watcher = Watcher(store)
     watcher.wait_until(MODEL)
     store.close()
     wait_for(lambda: watcher.has_ended, 5)
     assert watcher.error is None
+    assert watcher.live == {MODEL.key: MODEL}
 
 
 def test_a_card_that_nobody_would_read_is_not_published(opener: Opener) -> None:
