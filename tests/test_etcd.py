@@ -27,7 +27,7 @@ from registry.discovery import (
     open_discovery,
 )
 from registry.discovery.cards import make_card
-from registry.discovery.etcd import EtcdDiscovery, follower, gateway
+from registry.discovery.etcd import EtcdDiscovery, follower, gateway, publications
 from registry.discovery.etcd.settings import read_settings
 from registry.discovery.file import FileDiscovery
 from registry.discovery.record_io import RECORD_MAX_BYTES
@@ -241,6 +241,23 @@ def test_records_whose_lease_ended_are_written_again_and_none_that_was_withdrawn
     shared.ask("lease/revoke", {"ID": str(before)})
     wait_for(lambda: store.list(Kind.MODEL) == [MODEL, ADAPTER])
     assert lease_of(shared, prefix) != before
+
+
+def test_many_records_whose_lease_ended_are_written_again(
+    shared: Etcd, prefix: str, store: EtcdDiscovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publications, "BATCH_MAX_BYTES", 100_000)
+    records = []
+    for number in range(120):
+        # Some fill a transaction alone, one is larger than that.
+        text = "x" * (number % 3 * 20_000 + 150_000 * (number == 60))
+        card = make_card("Org/Tiny", [], fields={"user_data": text})
+        records.append(model_record(Owner("n", "c", "e", 0x100 + number), card))
+        store.publish(records[-1])
+    shared.put(f"{prefix}{records[7].key}", b"{}")
+    records[7] = Record(records[7].key, {})
+    shared.ask("lease/revoke", {"ID": str(lease_of(shared, f"{prefix}{records[0].key}"))})
+    wait_for(lambda: store.list(Kind.MODEL) == records)
 
 
 def test_a_lease_that_ended_unseen_is_replaced_by_the_next_that_is_published(

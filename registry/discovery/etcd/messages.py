@@ -41,11 +41,18 @@ class RangeAnswer(msgspec.Struct, frozen=True):
     count: int = 0
 
 
+class StepAnswer(msgspec.Struct, frozen=True):
+    """What a step of a transaction is answered with, if it reads."""
+
+    response_range: RangeAnswer = RangeAnswer()
+
+
 class WrittenAnswer(msgspec.Struct, frozen=True):
     """What a put, a deletion or a transaction is answered with. Only the last may not succeed."""
 
     header: EtcdHeader = EtcdHeader()
     succeeded: bool = False
+    responses: list[StepAnswer] = []
 
 
 class LeaseAnswer(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
 from registry.discovery.etcd.failures import (
     INVALID_ARGUMENT,
@@ -22,7 +23,6 @@ from registry.discovery.etcd.gateway import Body, EtcdGateway
 from registry.discovery.etcd.messages import (
     KeepAliveAnswer,
     LeaseAnswer,
-    RangeAnswer,
     WrittenAnswer,
     base64_of,
 )
@@ -33,6 +33,10 @@ JOB_MAX_S = 9.0
 """Less than whoever waits for the keeper does."""
 
 LEASES_REMEMBERED = 16
+BATCH_KEYS = 50
+BATCH_MAX_BYTES = 512 << 10
+"""etcd takes 128 steps and 1.5 MiB in one transaction, unless it is told otherwise."""
+
 KEYS_MAX_BYTES = 16 << 20
 
 log = logging.getLogger("registry.discovery")
@@ -160,12 +164,13 @@ class Publications:
         """Make what hangs on the lease what was published."""
         there = self._keys_of_lease()
         for key in there - self._published.keys():
-            self._remove_own(key)
-        for key, content in list(self._published.items()):
-            if key in self._unsure and key in there:
-                self._write_over(key, content)
-            elif key not in there:
-                self._write_again(key, content)
+            # It came late, after it was withdrawn or given up.
+            self._if_lease(key, {"request_delete_range": {"key": base64_of(key)}})
+        for key in self._unsure & there & self._published.keys():
+            self._if_lease(key, self._put_step(key))
+        missing = [key for key in self._published if key not in there]
+        for batch in self._batches(missing):
+            self._write_again(batch)
         self._unsure.clear()
 
     def _keys_of_lease(self) -> set[bytes]:
@@ -182,35 +187,46 @@ class Publications:
             raise self._gateway.refused(refusal) from None
         return set(answer.keys)
 
-    def _remove_own(self, key: bytes) -> None:
-        """Take away what came late, after it was withdrawn or given up."""
-        self._if_unchanged(
-            {"key": base64_of(key), "target": "LEASE", "lease": str(self._lease)},
-            {"request_delete_range": {"key": base64_of(key)}},
-        )
+    def _batches(self, keys: Iterable[bytes]) -> Iterator[list[bytes]]:
+        batch: list[bytes] = []
+        size = 0
+        for key in keys:
+            size += len(self._published[key])
+            if batch and (len(batch) == BATCH_KEYS or size > BATCH_MAX_BYTES):
+                yield batch
+                batch, size = [], len(self._published[key])
+            batch.append(key)
+        if batch:
+            yield batch
 
-    def _write_over(self, key: bytes, content: bytes) -> None:
-        self._if_unchanged(
-            {"key": base64_of(key), "target": "LEASE", "lease": str(self._lease)},
-            {"request_put": self._put_request(key, content)},
-        )
+    def _write_again(self, keys: Sequence[bytes]) -> None:
+        """Write what is not there any more. What another has put in its place stays, and so does
+        what another writes meanwhile: the next time will tell."""
+        reads = [{"request_range": {"key": base64_of(key), "keys_only": True}} for key in keys]
+        answers = self._txn([], reads).responses
+        conditions, steps = [], []
+        for key, answer in zip(keys, answers, strict=False):
+            found = next(iter(answer.response_range.kvs), None)
+            if found is None or found.lease in self._earlier:
+                revision = str(0 if found is None else found.mod_revision)
+                conditions.append(
+                    {"key": base64_of(key), "target": "MOD", "mod_revision": revision}
+                )
+                steps.append(self._put_step(key))
+        if steps:
+            self._txn(conditions, steps)
 
-    def _write_again(self, key: bytes, content: bytes) -> None:
-        """Write what is not there any more. What another has put in its place stays."""
-        body = {"key": base64_of(key), "keys_only": True}
-        answer = self._gateway.call("kv/range", body, RangeAnswer)
-        found = answer.kvs[0] if answer.kvs else None
-        if found is not None and found.lease not in self._earlier:
-            return
-        revision = 0 if found is None else found.mod_revision
-        self._if_unchanged(
-            {"key": base64_of(key), "target": "MOD", "mod_revision": str(revision)},
-            {"request_put": self._put_request(key, content)},
-        )
+    def _put_step(self, key: bytes) -> Body:
+        return {"request_put": self._put_request(key, self._published[key])}
 
-    def _if_unchanged(self, condition: Body, request: Body) -> None:
-        body = {"compare": [{"result": "EQUAL", **condition}], "success": [request]}
+    def _if_lease(self, key: bytes, step: Body) -> None:
+        """Do something with a key that still hangs on the lease."""
+        condition = {"key": base64_of(key), "target": "LEASE", "lease": str(self._lease)}
+        self._txn([condition], [step])
+
+    def _txn(self, conditions: Sequence[Body], steps: Sequence[Body]) -> WrittenAnswer:
+        compare = [{"result": "EQUAL", **condition} for condition in conditions]
         try:
-            self._write("kv/txn", body)
+            return self._write("kv/txn", {"compare": compare, "success": steps})
         except EtcdRefusal as refusal:
             raise self._gateway.refused(refusal) from None
