@@ -28,6 +28,8 @@ from registry.discovery import (
 )
 from registry.discovery.cards import make_card
 from registry.discovery.etcd import EtcdDiscovery, follower, gateway, publications
+from registry.discovery.etcd.listing import EtcdListing
+from registry.discovery.etcd.messages import EtcdHeader
 from registry.discovery.etcd.settings import read_settings
 from registry.discovery.file import FileDiscovery
 from registry.discovery.record_io import RECORD_MAX_BYTES
@@ -481,7 +483,7 @@ def test_a_member_that_has_lost_the_others_is_left_for_one_that_has_a_leader(
 
 
 def test_users_are_asked_who_they_are_again_when_that_was_forgotten(
-    tmp_path: Path, open_etcd: EtcdOpener, impatient: None
+    tmp_path: Path, open_etcd: EtcdOpener, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
     with Etcd(tmp_path / "data", auth_token="simple", auth_token_ttl=1, bcrypt_cost=4) as etcd:
         etcd.ask_for_users("worker", "s3:cret/")
@@ -500,11 +502,33 @@ def test_users_are_asked_who_they_are_again_when_that_was_forgotten(
         etcd.start()
         store.withdraw(MODEL.key)
         watcher.wait_until(MODEL_2)
-        for each in (store, reader):
-            each._gateway._token = "nonsense.1"
+        store._gateway._token = "nonsense.1"
         store.publish(ADAPTER)
         watcher.wait_until(MODEL_2, ADAPTER)
+        # A token that expires between the last call and the watch: etcd begins the watch, and ends
+        # it at once.
+        with monkeypatch.context() as patch:
+            patch.setattr(EtcdListing, "look", spoil_tokens(3))
+            store.withdraw(ADAPTER.key)
+            another = Watcher(reader)
+            another.wait_until(MODEL_2)
+            store.publish(ADAPTER)
+            another.wait_until(MODEL_2, ADAPTER)
         check_refusals(etcd, open_etcd)
+
+
+def spoil_tokens(times: int) -> Callable[[EtcdListing, Kind], EtcdHeader]:
+    """As `EtcdListing.look`, after which the token is not taken any more, so many times."""
+    look, left = EtcdListing.look, list(range(times))
+
+    def spoil(listing: EtcdListing, kind: Kind) -> EtcdHeader:
+        header = look(listing, kind)
+        if left:
+            left.pop()
+            listing._gateway._token = "nonsense.1"
+        return header
+
+    return spoil
 
 
 class Expiry:

@@ -156,21 +156,22 @@ class Follower:
         if not header.follows(self._seen):
             raise _ListAgain("etcd was restored from older data")
 
-    def _take(self, message: WatchResult) -> list[Change]:
-        """What a message changes. What came before it broke off comes again."""
+    def _take(self, message: WatchResult) -> Iterator[Change]:
+        """What a message changes. What came before a watch broke off comes again."""
         _check(message)
-        changes = []
         for event in message.events:
             if event.kv.mod_revision >= self._event_revision:
                 self._event_revision = event.kv.mod_revision
                 change = self._apply(event)
                 if change is not None:
-                    changes.append(change)
+                    yield change
         if message.events and not message.fragment:
             self._next_revision = self._event_revision + 1
         if message.header.revision > self._seen.revision:
             self._seen = message.header
-        return changes
+        # What was told before is known to the caller; the listing says what to do about it.
+        if len(self._known) > LISTING_MAX_NAMES or self._size > LISTING_MAX_BYTES:
+            raise _ListAgain("there are more than can be held")
 
     def _apply(self, event: WatchEvent) -> Change | None:
         key = self._listing.find_key(self._kind, event.kv.key)
@@ -183,8 +184,6 @@ class Follower:
         if record is not None:
             self._known[key] = record, len(event.kv.value)
             self._size += len(event.kv.value)
-            if len(self._known) > LISTING_MAX_NAMES or self._size > LISTING_MAX_BYTES:
-                raise _ListAgain("there are more than can be held")
         return None if before == record else Change(key, record)
 
 

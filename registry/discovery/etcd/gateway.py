@@ -67,12 +67,11 @@ class EtcdGateway:
         if os.getpid() == self._process:
             self._http.close()
 
-    def call(self, path: str, body: Body, answer: type[T], max_bytes: int = ANSWER_MAX_BYTES) -> T:
+    def call(self, path: str, body: Body, answer: type[T]) -> T:
         """The answer to a call.
 
         Raises:
             DiscoveryUnavailable: no endpoint gave one, or it was refused.
-            TooMuchAnswered: it has more than `max_bytes`.
         """
         try:
             return self.ask(path, body, answer)
@@ -115,7 +114,7 @@ class EtcdGateway:
     @contextmanager
     def stream(self, path: str, body: Body) -> Iterator[httpx2.Response]:
         """An answer that goes on and on, from the endpoint that answered last. When it, or what is
-        read of it, fails or is refused, the next call goes to another endpoint, with a new token.
+        read of it, fails or is refused, the next call goes to another endpoint.
 
         Raises:
             DiscoveryUnavailable: there is none, or it failed.
@@ -137,8 +136,6 @@ class EtcdGateway:
             self._leave(at)
             raise self._unavailable({endpoint: error}) from None
         except EtcdRefusal as refusal:
-            if refusal.is_about_token:
-                self._token = None
             self._leave(at)
             raise self.refused(refusal) from None
 
