@@ -14,7 +14,11 @@ _ABOUT_TOKEN = ("user name is empty", "revision of auth store is old", "invalid 
 
 
 class EndpointFailed(Exception):
-    """An endpoint gave no answer, or none of an etcd. Another one may."""
+    """An endpoint gave no answer. Another one may, or this one over another connection."""
+
+
+class NotAnEtcd(EndpointFailed):
+    """What answers at an endpoint is none, and will be none when it is asked again."""
 
 
 class TooMuchAnswered(Exception):

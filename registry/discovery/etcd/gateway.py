@@ -20,6 +20,7 @@ from registry.discovery.etcd.failures import (
     FAILED_PRECONDITION,
     EndpointFailed,
     EtcdRefusal,
+    NotAnEtcd,
     TooMuchAnswered,
 )
 from registry.discovery.etcd.messages import GatewayError, TokenAnswer
@@ -98,7 +99,7 @@ class EtcdGateway:
             try:
                 return decoder.decode(content)
             except (ValueError, RecursionError):
-                raise EndpointFailed("its answer is none of an etcd") from None
+                raise NotAnEtcd("its answer is none of an etcd") from None
 
         def bounded_attempt(endpoint: str, token: str) -> T:
             try:
@@ -106,7 +107,7 @@ class EtcdGateway:
             except TooMuchAnswered as error:
                 if page_max_bytes is not None:
                     raise
-                raise EndpointFailed(str(error)) from None
+                raise NotAnEtcd(str(error)) from None
 
         with at_most(CALL_MAX_S):
             return self._try_endpoints(lambda endpoint: self._with_token(endpoint, bounded_attempt))
@@ -155,6 +156,8 @@ class EtcdGateway:
         for number in range(tries):
             at = self._at
             endpoint = self._endpoints[at]
+            if isinstance(failures.get(endpoint), NotAnEtcd):
+                break
             try:
                 share_s = max(seconds_left(None) / (tries - number), ATTEMPT_MAX_S / 4)
                 with at_most(min(share_s, ATTEMPT_MAX_S)):
@@ -215,7 +218,7 @@ class EtcdGateway:
         except (ValueError, RecursionError, TooMuchAnswered):
             token = ""
         if not (token.isascii() and token.isprintable() and 0 < len(token) < TOKEN_MAX_CHARACTERS):
-            raise EndpointFailed("it gives no token that can be sent")
+            raise NotAnEtcd("it gives no token that can be sent")
         return token
 
     # HTTP
@@ -265,7 +268,7 @@ def _refusal_in(response: httpx2.Response) -> Exception:
         error, content = None, b""
     if error is not None:
         return EtcdRefusal(error)
-    return EndpointFailed(
+    return NotAnEtcd(
         f"what answers there (status {response.status_code}) is no JSON gateway of etcd; its "
         "option --listen-client-http-urls puts that at another address"
     )
