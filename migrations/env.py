@@ -3,24 +3,27 @@
 The lock is taken before the schema's revision is read. Of two upgrades at once the second waits,
 finds everything done and does nothing; a revision that fails leaves the schema as it was.
 
+On SQLite the views are made anew after the last revision: those of the program at the newest
+revision, and at an older one what its programs need, see `views_at`.
+
 Whoever calls Alembic from a program passes what it wants in `config.attributes`:
 
+    connection      a connection to an empty database that nobody else has: nothing else is asked
     url             the database, a string or a SQLAlchemy URL
     lock_timeout_s  how long to wait for other processes (60)
     guard           makes a context manager of the driver's connection, for while it is in use
     on_wait         called once if others keep the database locked for a second and a half
     before_commit   called with the revision before and after (None: no schema) if they differ,
                     while other connections still see the schema as it was; may refuse by raising
+    on_views        called when only the views were made anew
 """
 
 from __future__ import annotations
 
 import logging.config
 import os
-import random
 import sqlite3
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, TypeVar
 
@@ -28,11 +31,11 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, NullPool, create_engine, event, make_url, text
 
+from registry.store.sqlite import locks, views
+
 APPLICATION_ID = 0x4D524547
 LOCK_TIMEOUT_S = 60.0
-LOCK_PAUSE_S = (0.0002, 0.002)
 LOCK_PAUSE_MAX_S = 0.05
-WAIT_SAID_AFTER_S = 1.5
 ADVISORY_LOCK = 0x4D524547
 
 T = TypeVar("T")
@@ -42,6 +45,9 @@ config = context.config
 
 def main() -> None:
     set_up_logging()
+    if (connection := config.attributes.get("connection")) is not None:
+        migrate(connection)
+        return
     url = database_url()
     if context.is_offline_mode():
         write_sql(url)
@@ -73,9 +79,18 @@ def database_url() -> URL:
 
 def write_sql(url: URL) -> None:
     """`--sql`: the statements go to standard output, as one transaction."""
-    context.configure(url=url, transactional_ddl=True, literal_binds=True)
+    reached: list[str | None] = []
+    context.configure(
+        url=url,
+        transactional_ddl=True,
+        literal_binds=True,
+        on_version_apply=lambda heads, **_: reached.append(next(iter(heads), None)),
+    )
     with context.begin_transaction():
         context.run_migrations()
+        if reached and url.get_backend_name() == "sqlite":
+            for statement in view_statements(reached[-1]):
+                context.execute(statement)
 
 
 def migrate_sqlite(url: URL) -> None:
@@ -125,13 +140,52 @@ def migrate(connection: Connection) -> bool:
     context.run_migrations()
     after = current_revision()
     if before == after:
+        replace_old_views(connection, after)
         return False
+    make_views(connection, after)
     if before is not None and after is not None and before < after:
         write_journal(connection, f"schema {before} to {after}")
     before_commit = config.attributes.get("before_commit")
     if before_commit is not None:
         before_commit(before, after)
     return True
+
+
+# Views
+
+
+def make_views(connection: Connection, revision: str | None) -> None:
+    if connection.dialect.name == "sqlite":
+        for statement in view_statements(revision):
+            connection.exec_driver_sql(statement)
+
+
+def replace_old_views(connection: Connection, revision: str | None) -> None:
+    """Also a program that has no revision to run may be newer than the views."""
+    if connection.dialect.name != "sqlite" or revision != context.script.get_current_head():
+        return
+    driver = driver_of(connection)
+    found = dict(query(driver, "SELECT name, sql FROM sqlite_master WHERE type = 'view'"))
+    recorded = query(driver, f"SELECT value FROM settings WHERE name = '{views.RECORDED_AS}'")
+    if views.are_outdated(found, recorded[0][0] if recorded else None):
+        make_views(connection, revision)
+        config.attributes.get("on_views", lambda: None)()
+
+
+def view_statements(revision: str | None) -> Iterator[str]:
+    if revision is None:
+        return (f"DROP VIEW IF EXISTS {name}" for name in views.VIEWS)
+    is_head = revision == context.script.get_current_head()
+    return views.replacing(views_at(revision), views.VERSION if is_head else None)
+
+
+def views_at(revision: str) -> dict[str, str]:
+    """The program's views; but a revision's `VIEWS` say what its programs, and older ones, need
+    instead (None: no such view)."""
+    wanted: dict[str, str | None] = dict(views.VIEWS)
+    for script in context.script.walk_revisions(revision, "heads"):
+        wanted |= getattr(script.module, "VIEWS", {})
+    return {name: sql for name, sql in wanted.items() if sql is not None}
 
 
 def current_revision() -> str | None:
@@ -204,33 +258,11 @@ def query(driver: sqlite3.Connection, statement: str) -> list[tuple[Any, ...]]:
 
 
 def patiently(step: Callable[[], T]) -> T:
-    """Repeat what finds the database locked, in short random pauses.
-
-    SQLite's own waiting is unfair between processes, and there is none while a file is switched
-    to its write-ahead log.
-    """
-    began = time.monotonic()
-    said = False
-    low, high = LOCK_PAUSE_S
-    while True:
-        try:
-            return step()
-        except sqlite3.OperationalError as error:
-            waited = time.monotonic() - began
-            if not is_locked(error) or waited > lock_timeout_s():
-                raise
-            if waited > WAIT_SAID_AFTER_S and not said:
-                said = True
-                config.attributes.get("on_wait", lambda: None)()
-        time.sleep(random.uniform(low, high))
-        high = min(high * 1.2, LOCK_PAUSE_MAX_S)
-
-
-def is_locked(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_PROTOCOL,
+    return locks.patiently(
+        step,
+        lock_timeout_s(),
+        on_wait=config.attributes.get("on_wait", lambda: None),
+        pause_max_s=LOCK_PAUSE_MAX_S,
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from registry.core import stopping
+from registry.core import standard_descriptors, stopping
 
 
 def main() -> NoReturn:
     """Run the command of this process's arguments and exit."""
     try:
+        standard_descriptors.occupy()
         stopping.catch()  # Before what takes a while to load.
         from registry.cli import main as run_command
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from registry.core.hashing import checksum_of
 from registry.core.listings import Entry
 from registry.core.records import ArtifactKey
-from registry.wire.encoding import encode
+from registry.wire.json_encoding import encode
 from registry.wire.listings import ArtifactsResponse, EntryResponse
 
 SLUG = "tiny"

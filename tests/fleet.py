@@ -31,6 +31,7 @@ from registry.core.records import (
 from registry.errors import RegistryError
 from registry.service.registry import Registry
 from registry.service.sweeper import policy_from
+from registry.store.engine import Connection
 from registry.store.ops import blobs, leases, register, unregister
 from registry.store.ops import prune as prune_module
 from registry.store.ops.expire import Sweep, Swept
@@ -38,7 +39,7 @@ from registry.store.ops.expire import sweep as sweep_operation
 from registry.store.ops.settings_table import Adoption, adopt
 from registry.store.reads.audit import CLASSES, audit
 from registry.store.reads.verify import verify
-from registry.store.sqlite.engine import Connection, Database
+from registry.store.sqlite.engine import Database
 from registry.store.sqlite.migrate import prepare
 from tests.support import assert_sound, checksum, sql
 
@@ -327,6 +328,8 @@ class Service:
     """A registry service without its HTTP side, at the time of a clock: `async with`."""
 
     def __init__(self, path: Path, clock: Clock, **settings: Any) -> None:
+        # Files in place are made up, and are not to be missing because nobody has their root.
+        settings = {"artifact_roots": ("/",), **settings}
         self.settings = Settings(database_url=f"sqlite:///{path}", **settings)
         self.registry = Registry(self.settings, Database(self.settings.database_url, clock=clock))
 

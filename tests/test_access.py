@@ -83,6 +83,7 @@ CALLS: dict[tuple[str, str], RequestSpec] = {
     ("GET", OWNER): plain(of_held(), "read"),
     ("DELETE", OWNER): plain(f"/v1/owners/{OURS}/a/b/9/_base", "owner"),
     ("POST", f"{OWNER}/renew"): plain(of_held("/renew"), "owner"),
+    ("POST", "/v1/renewals"): plain("/v1/renewals", "owner", json={"owners": [owner_body(HELD)]}),
     ("POST", f"{OWNER}/drain"): plain(of_held("/drain"), "owner"),
     ("GET", "/v1/artifacts"): plain("/v1/artifacts", "read"),
     ("DELETE", "/v1/artifacts/{slug}/{suffix}"): plain("/v1/artifacts/none/_base", "administer"),
@@ -338,6 +339,7 @@ CHANGES = [
     ("DELETE", of_held()),
     ("POST", of_held("/renew")),
     ("POST", of_held("/drain")),
+    ("POST", "/v1/renewals"),
     ("DELETE", "/v1/artifacts/none/_base"),
 ]
 

@@ -234,6 +234,18 @@ PLANTS = {
         since="{now}",
         inherent=("unserveable_entry",),
     ),
+    "a file below a root that is not there any more": Plant(
+        "root_missing",
+        f"""
+        INSERT OR REPLACE INTO settings (name, value)
+        VALUES ('artifact_roots', '["/elsewhere/"]');
+        UPDATE owner_refs SET status = 'missing', verified_at = {{now}} WHERE {REF_OF_SHARING}
+        """,
+        SHARING,
+        CONFIG,
+        again,
+        since="{now}",
+    ),
     "a copy that is not there": Plant(
         "missing_blob",
         """
@@ -413,8 +425,14 @@ def test_every_fault_is_reported_over_http(template: Path, tmp_path: Path) -> No
     with sql(path) as connection:
         connection.execute("DELETE FROM settings WHERE name = 'last_sweep_at'")
     # A sweep every hour: what is planted is not to be mended before it is looked at.
-    with Server(path, lease_grace_s=30 * 86_400, sweep_interval_s=3600) as server:
+    flags: dict[str, Any] = {
+        "lease_grace_s": 30 * 86_400,
+        "sweep_interval_s": 3600,
+        "artifact_root": "/",
+    }
+    with Server(path, **flags) as server:
         wait_for(lambda: bool(variable(path, "journal_round_at")))
+        wait_for(lambda: variable(path, "artifact_roots") == '["/"]')
         for name, case in PLANTS.items():
             now = system_clock()
             plant(path, case.statements, now)
@@ -659,11 +677,11 @@ def test_a_ref_that_is_released_while_its_file_is_looked_at_is_not_reported(
     in_place: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The look takes its time, and no transaction is open meanwhile."""
-    from registry.store.reads import audit as audits
+    from registry.content.file_audit import check_files
 
     for each in (tmp_path / "models").iterdir():
         each.unlink()
-    found = audits.check_files(in_place.database, None)
+    found = check_files(in_place.database, None)
     assert next(found).kind == "missing_file"
     in_place.unregister(worker(1))
     assert list(found) == []

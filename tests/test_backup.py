@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from registry.core.records import ArtifactKey, Owner
-from registry.store.sqlite import migrate
+from registry.store.sqlite import compatibility, migrate
 from registry.store.tables import HEAD_REVISION
 from tests.commands import Done, run_here
 from tests.support import Server, assert_sound, dump_of, sql, wait_for
@@ -245,7 +245,7 @@ def test_restoring_to_a_new_place_needs_no_force(path: Path) -> None:
     found = json.loads(fine(db_apart(other, "restore", copy, "--json")))
     assert found == {"path": str(other), "revision": HEAD_REVISION, "kept": None}
     assert dump_of(other) == dump_of(path) == dump_of(copy)
-    assert migrate.find_problem(url_of(other)) is None
+    assert compatibility.find_problem(url_of(other)) is None
 
 
 def test_a_database_that_is_there_is_replaced_only_with_force_and_kept_beside(path: Path) -> None:

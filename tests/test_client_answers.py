@@ -20,7 +20,7 @@ from registry.client import RegistryClient, Resolver
 from registry.client.cache import BlobCache
 from registry.client.resolver import FetchLimits
 from registry.client.retries import RetryPolicy
-from registry.client.wanted import files_of
+from registry.client.wanted_files import files_of
 from registry.core.hashing import checksum_of
 from registry.core.records import ArtifactKey, Owner
 from registry.discovery.cards import Card

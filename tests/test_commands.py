@@ -107,7 +107,7 @@ SETTINGS = {
     "no colours, columns that are no number, no home to write to": Setting(
         Surroundings({"NO_COLOR": "1", "COLUMNS": "wide", "HOME": "/dev/null"}, stdout=TERMINAL)
     ),
-    "standard output and input closed": Setting(Surroundings(stdout=CLOSED, stdin=CLOSED)),
+    "standard output closed": Setting(Surroundings(stdout=CLOSED)),
     "standard error closed": Setting(Surroundings(stderr=CLOSED), is_quiet=True),
     "all streams closed": Setting(
         Surroundings(stdin=CLOSED, stdout=CLOSED, stderr=CLOSED), is_quiet=True

@@ -20,7 +20,7 @@ from tests.support import ROOT, assert_sound, checksum, copied, in_place, owner_
 
 PROXY = "http://127.0.0.1:9"
 PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY"), PROXY)
-LARGE = b"x" * (200 << 10)
+LARGE = b"x" * (2 << 20)
 STOP_S = 30
 
 
@@ -45,7 +45,7 @@ def test_it_starts_serves_in_both_ways_counts_and_ends(data: Path, tmp: bool, wo
             use(client, model / "config.json")
             health = client.get("/health")
             assert (health.status_code, health.json()["warnings"]) == (200, {})
-            attach(box(data, tmp=tmp, PYTHONPATH=str(ROOT)), url, model)
+            attach(inside, url, model)
             wait_for(lambda: "registry_entries 11.0" in client.get("/metrics").text)
         service.send(signal.SIGTERM)
         code, _, errors = service.end(STOP_S)

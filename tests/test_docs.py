@@ -36,10 +36,11 @@ from registry.server.http import STATUS
 from registry.server.openapi.spec import STORAGE, RequestSpec
 from registry.server.routes.owners import PATH as OWNER_PATH
 from registry.server.routes.table import CALLS
+from registry.store.engine import Connection
 from registry.store.ops import blobs, expire, file_status, leases, register, unregister
 from registry.store.ops.settings_table import Adoption, adopt
 from registry.store.reads.audit import CLASSES
-from registry.store.sqlite.engine import Connection, Database
+from registry.store.sqlite.engine import Database
 from registry.store.sqlite.migrate import prepare
 from registry.store.sqlite.views import VIEWS
 from registry.store.tables import metadata

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from registry.content.file_pools import THREADS_PER_PLACE, FilePools, Patience
-from registry.core.steps import step
+from registry.core.work_progress import step
 from registry.errors import Busy
 
 LIMIT_S = 0.3

@@ -18,13 +18,14 @@ import pytest
 
 import registry.store
 from registry.core.records import Artifact, ArtifactKey, Owner, Registration, Unregistration
+from registry.store.engine import Connection
 from registry.store.ops import expire, leases, register, register_rows, release, unregister
 from registry.store.ops.expire import Sweep
 from registry.store.reads.audit import audit
 from registry.store.reads.lookup import Locator
 from registry.store.sql import Statement
 from registry.store.sqlite import migrate
-from registry.store.sqlite.engine import Connection, Database
+from registry.store.sqlite.engine import Database
 from tests.support import checksum
 
 Operation = Callable[[Connection, int, Sequence[Any]], Sequence[Any]]

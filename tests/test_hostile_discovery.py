@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from registry.client.wanted import files_of
+from registry.client.wanted_files import files_of
 from registry.core.hashing import checksum_of
 from registry.core.records import Owner
 from registry.discovery import Kind, RecordKey, file, keeper, model_record, open_discovery

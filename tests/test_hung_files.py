@@ -369,6 +369,8 @@ def test_the_scrub_of_a_root_that_hangs_holds_up_nobody(
 def test_the_audit_of_files_gives_a_mount_up_that_does_not_answer(scene: Scene) -> None:
     lines = [in_place(scene.key(f"{n}.json"), scene.hung / f"{n}.json") for n in range(MANY)]
     wait_until_answered(partial(scene.server.register, worker(scene.slug, 9), lines))
+    linked = scene.fine / "link" / "0.json"  # Where the link is nothing hangs.
+    wait_until_answered(partial(scene.register, 8, "linked.json", linked))
     gone = scene.fine / f"{scene.slug}.json"
     gone.write_bytes(CONTENT)
     assert scene.register(10, "gone.json", gone).status_code == 200

@@ -12,16 +12,17 @@ from typing import Any
 import httpx2
 import pytest
 
+from registry.client.async_client import AsyncRegistryClient
 from registry.client.client import RegistryClient
 from registry.core.records import Drained, Lease, Owner, Registration, Renewed
 from registry.core.times import parse_time
-from registry.errors import Invalid, LeaseGone, Superseded
+from registry.errors import Invalid, LeaseGone, RegistryError, Superseded
 from registry.store.group_commit import BATCH_ITEMS, Writer
 from registry.store.ops import leases, register
 from registry.store.sqlite.engine import Database
 from registry.wire.requests import DRAIN_DEFAULT_S
 from tests.fleet import DAY, GRACE, LEASE, SECOND, START, World, count_statements, run_cli, worker
-from tests.support import Server
+from tests.support import Server, owner_body
 
 
 def lease_of(outcome: object) -> Lease | None:
@@ -287,3 +288,82 @@ def test_a_replaced_worker_is_told_so_on_the_command_line(shared_server: Server)
         shared_server.register(worker(number), [], worker_name="rank-1")
     code, _, err = run_cli("renew", worker(21), "--url", shared_server.url)
     assert (code, "newer instance" in err) == (1, True)
+
+
+# Many in one call
+
+
+def test_many_renewals_over_http_are_judged_each_for_itself_in_their_order(
+    shared_server: Server,
+) -> None:
+    mine, tuned, gone = worker(31), worker(31, "tuned"), worker(32)
+    for each in (mine, tuned):
+        shared_server.register(each, [], lease_ttl_s=30)
+    wanted = [owner_body(each) for each in (tuned, gone, mine)]
+    answer = shared_server.client.post("/v1/renewals", json={"owners": wanted})
+    assert answer.status_code == 200
+    first, lost, last = answer.json()["renewals"]
+    assert [each["owner"]["instance_id"] for each in (first, lost, last)] == ["31", "32", "31"]
+    assert (first["lease"]["ttl_s"], first["refs"], first["unserveable"]) == (30, 0, 0)
+    assert set(lost) == {"owner", "error"}
+    assert lost["error"]["code"] == "lease_gone"
+    assert "error" not in last
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"owners": []}, 200),
+        ({"owners": [owner_body(worker(1))] * 1001}, 422),
+        ({"owners": [{"namespace": "a"}]}, 422),
+        ({"owners": None}, 422),
+        ({}, 422),
+        ({"owners": [], "more": 1}, 422),
+        ([], 422),
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_at_most_1000_owners_is_refused(
+    shared_server: Server, body: object, status: int
+) -> None:
+    answer = shared_server.client.post("/v1/renewals", json=body)
+    assert answer.status_code == status
+    assert status == 422 or answer.json() == {"renewals": []}
+
+
+def test_the_client_renews_many_a_thousand_by_a_call(shared_server: Server) -> None:
+    fleet = [Owner("own", "backend", "generate", number) for number in range(1, 1203)]
+    with RegistryClient(shared_server.url) as client:
+        for owner in fleet[::600]:
+            client.register(owner, [], lease_ttl_s=30)
+        outcomes = client.renew_many([str(fleet[0]), *fleet[1:]])
+    assert len(outcomes) == len(fleet)
+    for number, outcome in enumerate(outcomes):
+        if number % 600:
+            assert isinstance(outcome, LeaseGone)
+        else:
+            assert isinstance(outcome, Renewed)
+            assert outcome.owner == fleet[number]
+
+
+def test_an_asyncio_client_renews_many(shared_server: Server) -> None:
+    async def scenario() -> list[Renewed | RegistryError]:
+        async with AsyncRegistryClient(shared_server.url) as client:
+            await client.register(worker(41), [], lease_ttl_s=30)
+            return await client.renew_many([worker(41), worker(42)])
+
+    renewed, gone = asyncio.run(scenario())
+    assert isinstance(renewed, Renewed)
+    assert isinstance(gone, LeaseGone)
+
+
+def test_many_renewals_are_one_commit_and_none_in_the_journal(world: World) -> None:
+    fleet = [worker(number) for number in range(1, 50)]
+    for each in fleet:
+        world.attach(each)
+    before = world.kinds()
+    with world.database.write() as conn:
+        [outcomes] = leases.renew_many(conn, conn.now, [fleet])
+    assert all(isinstance(each, Renewed) for each in outcomes)
+    assert world.kinds() == before
+    world.assert_healthy()

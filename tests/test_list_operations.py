@@ -21,8 +21,9 @@ from registry.core.records import (
     Unregistration,
 )
 from registry.errors import Conflict, ContentMissing, RegistryError
+from registry.store.engine import Connection
 from registry.store.ops import blobs, file_status, leases, register, unregister
-from registry.store.sqlite.engine import Connection, Database
+from registry.store.sqlite.engine import Database
 from tests.support import FAULTS, Dump, checksum, dump
 
 Operation = Callable[[Connection, int, Sequence[Any]], Sequence[Any]]

@@ -13,10 +13,11 @@ from registry.core.checks import LEASE_MAX_MS
 from registry.core.policy import Policy
 from registry.core.records import Artifact, Owner, Registration, Renewed
 from registry.service.sweeper import Sweeper
+from registry.store.engine import Connection
 from registry.store.ops import expire, register
 from registry.store.ops import leases as leases_module
 from registry.store.ops.expire import Sweep
-from registry.store.sqlite.engine import Connection, Database, system_clock
+from registry.store.sqlite.engine import Database, system_clock
 from tests.fleet import (
     DAY,
     GRACE,

@@ -173,7 +173,7 @@ def test_a_log_that_cannot_be_read_is_not_left_out_in_silence(path: Path) -> Non
 def test_a_file_that_is_changed_while_it_is_read_as_it_is_is_told(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.store.sqlite.inspect.may_write", lambda path: False)
+    monkeypatch.setattr("registry.store.sqlite.file_access.may_write", lambda path: False)
     with ExitStack() as stack:
         connection = stack.enter_context(reading(path))
         assert connection.execute("SELECT count(*) FROM owners").fetchall() == [(0,)]

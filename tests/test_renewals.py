@@ -17,7 +17,7 @@ from registry.client import RegistryClient, Worker, publishing
 from registry.client.lifecycle import ModelState
 from registry.client.renewals import RenewalLoop
 from registry.client.retries import RetryPolicy
-from registry.core import aside as aside_module
+from registry.core import background as background_module
 from registry.core.hashing import checksum_of
 from registry.core.records import Owner
 from registry.discovery import Change, Kind, Record, RecordKey
@@ -300,10 +300,10 @@ def test_no_thread_to_be_had_stops_nothing(
     stage = make_stage()
 
     def begin(*args: Any, **kwargs: Any) -> NoReturn:
-        raise aside_module.NoThread("can't start new thread")
+        raise background_module.NoThread("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(aside_module, "begin", begin)
+        patch.setattr(background_module, "begin", begin)
         stage.refuse_the_lora()
         stage.wait_for_renewals(stage.owner)
         assert stage.told == []

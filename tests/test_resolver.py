@@ -26,7 +26,7 @@ from registry.client.fetch_plan import Download, Refuse, Use, decide
 from registry.client.protocol import Endpoint
 from registry.client.resolver import FetchLimits, Resolver
 from registry.client.retries import RetryPolicy
-from registry.client.wanted import Wanted, files_of
+from registry.client.wanted_files import Wanted, files_of
 from registry.core.hashing import FileContent, checksum_of
 from registry.core.records import ArtifactKey, Owner
 from registry.discovery.cards import Card, CardFile, make_card

@@ -17,7 +17,7 @@ from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
 from registry.store.ops import register
 from registry.store.reads.lookup import Location
-from tests.fleet import DAY, INTERVAL, MINUTE, SECOND, START, Service, World, key, worker
+from tests.fleet import DAY, INTERVAL, MINUTE, SECOND, Service, World, key, worker
 from tests.support import wait_for
 
 PERIOD = DAY
@@ -156,18 +156,17 @@ def test_a_round_stops_at_its_bytes(
     world.assert_healthy()
 
 
-def test_files_that_are_not_below_a_root_are_not_looked_at_and_stay_noted(
+def test_files_that_are_not_below_a_root_are_not_looked_at_and_noted_as_missing(
     world: World, root: Path, tmp_path: Path
 ) -> None:
     hold_file(world, tmp_path / "outside.json", b"1")
     hold_file(world, root / "inside.json", b"1")
-    (tmp_path / "outside.json").unlink()
     world.clock.now += PERIOD + 1
     scrub(world, root, rounds=3)
-    assert statuses(world)["outside.json"] == ("ok", START)
+    assert statuses(world)["outside.json"] == ("missing", world.clock.now)
     assert statuses(world)["inside.json"] == ("ok", world.clock.now)
-    assert world.findings() == {"unverified_ref": 1, "immortal_owner": 1}
-    world.assert_healthy()
+    assert world.findings() == {"root_missing": 1, "unserveable_entry": 1, "immortal_owner": 1}
+    world.assert_healthy(but=["root_missing", "unserveable_entry"])
 
 
 def test_a_period_of_zero_scrubs_nothing_and_notes_nothing(world: World, root: Path) -> None:

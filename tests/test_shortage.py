@@ -20,6 +20,7 @@ from registry.client.lifecycle import Next, after_registration
 from registry.client.model_files import harvest
 from registry.client.upload import UploadBody
 from registry.content.cache import Body
+from registry.content.file_audit import check_files
 from registry.content.roots import ArtifactRoots
 from registry.core.hashing import find_identity, hash_file
 from registry.core.records import Artifact, Offer, Owner, Registered, Registration
@@ -30,7 +31,6 @@ from registry.service.sweeper import Sweeper
 from registry.store.engine import Connection
 from registry.store.group_commit import Writer
 from registry.store.ops import register
-from registry.store.reads.audit import check_files
 from registry.store.reads.verify import verify
 from registry.store.sqlite.engine import Database
 from tests.fleet import DAY, Service, World, key, run_cli, worker

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
-from registry.store.sqlite import adhoc_sql
-from registry.store.sqlite.adhoc_sql import Answers, ask
+from registry.store.sqlite import adhoc_sql, adhoc_sql_process
+from registry.store.sqlite.adhoc_sql import QueryResult, run_query
 from registry.store.sqlite.inspect import opened
 from registry.store.sqlite.migrate import prepare
 from tests.commands import Done, run_here
@@ -41,8 +41,8 @@ def path(tmp_path: Path) -> Iterator[Path]:
     assert_sound(path)
 
 
-def asked(path: Path, query: str, timeout_s: float = 20, max_rows: int = 1000) -> Answers:
-    return ask(f"sqlite:///{path}", query, timeout_s=timeout_s, max_rows=max_rows)
+def asked(path: Path, query: str, timeout_s: float = 20, max_rows: int = 1000) -> QueryResult:
+    return run_query(f"sqlite:///{path}", query, timeout_s=timeout_s, max_rows=max_rows)
 
 
 def command(path: Path, *arguments: str) -> Done:
@@ -240,9 +240,9 @@ def test_a_read_only_connection_is_read_only_also_where_its_statements_are_not_l
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three bars stand one behind the other; this is the last one alone."""
-    monkeypatch.setattr(adhoc_sql, "_is_allowed", lambda *arguments: True)
+    monkeypatch.setattr(adhoc_sql_process, "_is_allowed", lambda *arguments: True)
     with opened(path, "rw") as connection, pytest.raises(RegistryError, match="read-only"):
-        adhoc_sql.answer(connection, "INSERT INTO settings VALUES ('a', 'b')", 1, print)
+        adhoc_sql_process.answer(connection, "INSERT INTO settings VALUES ('a', 'b')", 1, print)
 
 
 # Memory and time

@@ -23,7 +23,7 @@ import pytest
 
 from registry.core.records import ArtifactKey, Owner
 from registry.errors import Busy, RegistryError, StorageUnavailable
-from registry.store.sqlite import file_guard, migrate
+from registry.store.sqlite import compatibility, file_guard, migrate
 from registry.store.sqlite.engine import Database
 from registry.store.sqlite.errors import translated
 from registry.store.sqlite.file_guard import REPEATED_AFTER_S
@@ -493,7 +493,7 @@ database = Database(sys.argv[1])
 if sys.argv[2] == "open":
     with database.read() as conn:
         conn.run_text("SELECT 1")
-database.presence.require()
+database.guard.ensure_current()
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 held = []
 try:
@@ -571,7 +571,7 @@ def watched(database_path: Path) -> Iterator[Database]:
     """A database as the service opens it."""
     url = f"sqlite:///{database_path}"
     migrate.prepare(url)
-    database = Database(url, busy_timeout_s=5, accept=migrate.acceptor(url))
+    database = Database(url, busy_timeout_s=5, accept=compatibility.acceptor(url))
     yield database
     database.close()
 
@@ -616,7 +616,7 @@ def test_a_write_that_waited_while_the_database_was_replaced_goes_to_the_new_one
         waits.set()
         return pause(low, high)
 
-    monkeypatch.setattr("registry.store.sqlite.engine.random.uniform", waiting)
+    monkeypatch.setattr("registry.store.sqlite.locks.random.uniform", waiting)
     with sql(database_path) as other:
         other.execute("BEGIN IMMEDIATE")
         thread = threading.Thread(target=write, args=(watched, "waited"))
@@ -667,7 +667,7 @@ def test_threads_that_notice_a_replaced_database_together_open_it_once(
     write(watched, "before")
     for turn in range(5):
         copy = backup_of(database_path, f"{turn}.backup")
-        before = watched.presence.generation
+        before = watched.guard.generation
         started = threading.Barrier(9)
 
         def work(number: int, started: threading.Barrier = started, turn: int = turn) -> None:
@@ -682,7 +682,7 @@ def test_threads_that_notice_a_replaced_database_together_open_it_once(
         for thread in threads:
             thread.join(30)
         assert {f"{turn}-{number}" for number in range(8)} <= names(database_path)
-        assert watched.presence.generation == before + 1
+        assert watched.guard.generation == before + 1
 
 
 def test_the_log_of_what_is_there_is_never_taken_for_a_left_over_one(

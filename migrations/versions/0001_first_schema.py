@@ -133,26 +133,8 @@ SQLITE_TABLES = (
     """,
 )
 
-SQLITE_VIEWS = (
-    """
-    CREATE VIEW clock AS
-    SELECT CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) AS now_ms
-    """,
-    """
-    CREATE VIEW holders AS
-    SELECT e.slug, e.suffix, e.filename, o.namespace, o.component, o.endpoint, o.instance_id,
-           o.lora_slug, o.worker_name, o.state,
-           CASE WHEN r.path IS NULL THEN 'copied' ELSE 'in_place' END AS source,
-           r.path, r.status, e.checksum, e.size,
-           strftime('%Y-%m-%dT%H:%M:%fZ', r.created_at / 1000.0, 'unixepoch') AS since,
-           strftime('%Y-%m-%dT%H:%M:%fZ', o.lease_expires_at / 1000.0, 'unixepoch')
-               AS lease_expires_at,
-           r.owner_id, r.entry_id
-    FROM owner_refs r
-    JOIN owners o ON o.id = r.owner_id
-    JOIN entries e ON e.id = r.entry_id
-    """,
-)
+# The views come from the program, on SQLite; programs of this revision have only two of them.
+VIEWS = {"owner_footprint": None, "leaks": None}
 
 # On PostgreSQL text compares bytewise, as on SQLite.
 POSTGRESQL_TABLES = (
@@ -313,7 +295,7 @@ INDEXES = (
 
 def upgrade() -> None:
     if on_sqlite():
-        run(SQLITE_TABLES + INDEXES + SQLITE_VIEWS)
+        run(SQLITE_TABLES + INDEXES)
         op.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     else:
         run(POSTGRESQL_TABLES + INDEXES + POSTGRESQL_VIEWS)
@@ -321,8 +303,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for view in ("holders", "clock"):
-        op.execute(f"DROP VIEW {view}")
+    if not on_sqlite():
+        run(("DROP VIEW holders", "DROP VIEW clock"))
     for table in ("settings", "events", "owner_refs", "blobs", "entries", "owners"):
         op.execute(f"DROP TABLE {table}")
     if on_sqlite():

@@ -25,24 +25,6 @@ INDEXES = {
     "ix_events_refused": "ON events (at) WHERE kind = 'refused'",
 }
 
-OWNER_FOOTPRINT = """
-CREATE VIEW owner_footprint AS
-SELECT o.namespace, o.component, o.endpoint, o.instance_id, o.lora_slug, o.worker_name, o.state,
-    COUNT(r.entry_id) AS refs,
-    COALESCE(SUM(e.size), 0) AS bytes,
-    COUNT(r.blob_checksum) AS copied,
-    COUNT(r.path) AS in_place,
-    strftime('%Y-%m-%dT%H:%M:%fZ', o.registered_at / 1000.0, 'unixepoch') AS registered_at,
-    strftime('%Y-%m-%dT%H:%M:%fZ', o.renewed_at / 1000.0, 'unixepoch') AS renewed_at,
-    strftime('%Y-%m-%dT%H:%M:%fZ', o.lease_expires_at / 1000.0, 'unixepoch') AS lease_expires_at,
-    strftime('%Y-%m-%dT%H:%M:%fZ', o.ended_at / 1000.0, 'unixepoch') AS ended_at,
-    o.id AS owner_id
-FROM owners o
-LEFT JOIN owner_refs r ON r.owner_id = o.id
-LEFT JOIN entries e ON e.id = r.entry_id
-GROUP BY o.id
-"""
-
 LEAKS = """
 CREATE VIEW leaks AS
 WITH policy AS (
@@ -188,17 +170,15 @@ LEFT JOIN entries e ON e.id = f.entry_id
 """
 
 
+# The other views come from the program. This one finds the events by names, as later ones do not.
+VIEWS = {"leaks": LEAKS}
+
+
 def upgrade() -> None:
     for name, definition in INDEXES.items():
         op.execute(f"CREATE INDEX {name} {definition.strip()}")
-    if op.get_context().dialect.name == "sqlite":
-        op.execute(OWNER_FOOTPRINT)
-        op.execute(LEAKS)
 
 
 def downgrade() -> None:
-    if op.get_context().dialect.name == "sqlite":
-        op.execute("DROP VIEW leaks")
-        op.execute("DROP VIEW owner_footprint")
     for name in reversed(INDEXES):
         op.execute(f"DROP INDEX {name}")

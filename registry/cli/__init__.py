@@ -154,5 +154,7 @@ def _report_usage(error: typer.TyperException) -> int:
         context = getattr(error, "ctx", None)
         path = NAME if context is None else context.command_path
         lines = " ".join(text.split())
-        report(Usage(f"{lines.rstrip('.')}. See `{path} --help`."))
+        lines = lines.replace("Value error, ", "")
+        end = "" if lines.endswith("?") else "."
+        report(Usage(f"{lines.rstrip('.')}{end} See `{path} --help`."))
     return COULD_NOT_RUN

@@ -23,8 +23,9 @@ from registry.wire.requests import OwnerIdentity
 
 if TYPE_CHECKING:
     from registry.core.findings import AuditReport, AuditSummary
+    from registry.store.engine import Connection
     from registry.store.ops.expire import Ending, Swept
-    from registry.store.sqlite.engine import Connection, Database
+    from registry.store.sqlite.engine import Database
 
 BREATHER_S = 0.01
 
@@ -51,6 +52,7 @@ def audit(
 ) -> None:
     """Report leaks and faults. Exit 1 if any is above a note. Changes nothing."""
     from registry.config import Settings
+    from registry.content.file_audit import check_files as look_at_files
     from registry.content.places import bounded_root, patience_for_files
     from registry.content.roots import ArtifactRoots
     from registry.errors import Busy
@@ -68,7 +70,7 @@ def audit(
             patience = patience_for_files(limit_s)
             known = {(each.kind, each.owner, each.entry) for each in found}
             try:
-                for each in audits.check_files(database, roots, patience.run):
+                for each in look_at_files(database, roots, patience.run, patience.follow):
                     is_known = (each.kind, each.owner, each.entry) in known
                     if (not wanted or each.kind in wanted) and not is_known:
                         found.append(each)
@@ -179,8 +181,8 @@ def _counting(conn: Connection, removed: RemovedResponse) -> Iterator[None]:
 @contextmanager
 def _opened(database_url: str, *, to_write: bool = False) -> Iterator[Database]:
     """The database, if it is one that this program can work with. It is not upgraded."""
+    from registry.store.sqlite.compatibility import check_there
     from registry.store.sqlite.engine import Database
-    from registry.store.sqlite.migrate import check_there
 
     check_there(database_url, to_write=to_write)
     database = Database(database_url, read_only=not to_write)

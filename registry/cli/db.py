@@ -139,9 +139,9 @@ def current(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) ->
 @app.command()
 def history(as_json: AsJson = False) -> None:
     """List the schema revisions that this program knows, the newest last."""
-    from registry.store.sqlite import migrate
+    from registry.store.sqlite import revisions as known
 
-    revisions = migrate.history()
+    revisions = known.history()
     if as_json:
         print_json([{"revision": each.revision, "title": each.title} for each in revisions])
     else:

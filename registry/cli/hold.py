@@ -11,7 +11,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from registry.cli.exit_codes import COULD_NOT_RUN
+import typer
+
+from registry.cli.exit_codes import COULD_NOT_RUN, INTERRUPTED
 from registry.cli.output import ProgressBar
 from registry.client.worker import OnProblem, Worker
 from registry.core import stopping
@@ -24,11 +26,17 @@ from registry.server.logs import TextFormatter, handler_of
 DETACH_MAX_S = 20.0
 """How long detaching may take after a signal; whoever sent it may kill after 30 s."""
 
+log = logging.getLogger("registry")
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Stopped(BaseException):
     """A signal came."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
 
 
 def hold(
@@ -56,25 +64,33 @@ def hold(
     try:
         stopping.release()
         begun = start(note)
-    except _Stopped:
-        return
+    except _Stopped as stopped:
+        _end(stopped)
+    came: _Stopped | None = None
     with begun as worker:
         try:
             with ProgressBar() as progress:
                 card = attach(worker, progress)
             show(card)
             ended.wait()
-        except _Stopped:
-            return
+        except _Stopped as stopped:
+            came = stopped
+    if came is not None:
+        _end(came)
     if worker.superseded is not None:
         raise worker.superseded
+
+
+def _end(stopped: _Stopped) -> NoReturn:
+    """End as a service does: it is no failure to be told to."""
+    log.info("detached, as %s came", signal.Signals(stopped.number).name)
+    raise typer.Exit(INTERRUPTED if stopped.number == signal.SIGINT else 0)
 
 
 def _show_log() -> None:
     """Have the worker say on standard error what it meets with and how it goes on."""
     handler = handler_of(sys.stderr)  # A lease is not to lapse for want of a reader.
     handler.setFormatter(TextFormatter())
-    log = logging.getLogger("registry")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
 
@@ -85,7 +101,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     timer = threading.Timer(DETACH_MAX_S, _give_up)
     timer.daemon = True
     timer.start()
-    raise _Stopped
+    raise _Stopped(number)
 
 
 def _end_at_once(number: int, _frame: FrameType | None) -> NoReturn:

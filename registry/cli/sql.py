@@ -16,7 +16,7 @@ from registry.core.text import printable
 from registry.errors import Refused, TooLarge
 
 if TYPE_CHECKING:
-    from registry.store.sqlite.adhoc_sql import Answers
+    from registry.store.sqlite.adhoc_sql import QueryResult
 
 TIMEOUT_S = 10.0
 MAX_ROWS = 1000
@@ -45,38 +45,38 @@ def sql(
     """
     if as_csv and as_json:
         raise typer.BadParameter("Choose one of --csv and --json.")
-    from registry.store.sqlite.adhoc_sql import ask
+    from registry.store.sqlite.adhoc_sql import run_query
 
-    answers = ask(database_url, query, timeout_s=timeout_s, max_rows=max_rows)
+    result = run_query(database_url, query, timeout_s=timeout_s, max_rows=max_rows)
     if as_json:
-        print_json([_object(answers, row) for row in answers.rows])
+        print_json([_object(result, row) for row in result.rows])
     elif as_csv:
-        _print_csv(answers)
+        _print_csv(result)
     else:
-        _print_rows(answers)
-    if not answers.is_whole:
+        _print_rows(result)
+    if not result.is_whole:
         raise TooLarge(f"There are more than {max_rows} rows; the first are printed (--max-rows).")
 
 
-def _object(answers: Answers, row: tuple[Any, ...]) -> dict[str, Any]:
+def _object(result: QueryResult, row: tuple[Any, ...]) -> dict[str, Any]:
     values = (value.hex() if isinstance(value, bytes) else value for value in row)
-    return dict(zip(answers.columns, values, strict=True))
+    return dict(zip(result.columns, values, strict=True))
 
 
-def _print_csv(answers: Answers) -> None:
+def _print_csv(result: QueryResult) -> None:
     shown = printable if sys.stdout.isatty() else str
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(map(shown, answers.columns))
-    for row in answers.rows:
+    writer.writerow(map(shown, result.columns))
+    for row in result.rows:
         writer.writerow(["" if value is None else shown(_text(value)) for value in row])
 
 
-def _print_rows(answers: Answers) -> None:
+def _print_rows(result: QueryResult) -> None:
     is_number = [
-        any(isinstance(row[place], int | float) for row in answers.rows)
-        for place in range(len(answers.columns))
+        any(isinstance(row[place], int | float) for row in result.rows)
+        for place in range(len(result.columns))
     ]
-    cells = [[_text(value) for value in row] for row in answers.rows]
+    cells = [[_text(value) for value in row] for row in result.rows]
     width = sum(max(map(len, column)) for column in zip(*cells, strict=True))
     if width * len(cells) > TABLE_MAX_CHARACTERS:
         raise Refused(
@@ -85,7 +85,7 @@ def _print_rows(answers: Answers) -> None:
         )
     columns = [
         Column(printable(name), right)
-        for name, right in zip(answers.columns, is_number, strict=True)
+        for name, right in zip(result.columns, is_number, strict=True)
     ]
     print_table(columns, cells)
 

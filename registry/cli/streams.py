@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
+from registry.core.standard_descriptors import occupy
 from registry.core.text import printable
 
 _MODES = ("r", "w", "w")
@@ -73,13 +74,10 @@ class Screen:
 
 
 def secure() -> None:
-    """Make the standard streams of this process fit for every command.
-
-    A descriptor of them that is closed becomes the null device; otherwise the next file that is
-    opened would take its number, and what is printed would end up in it.
-    """
+    """Make the standard streams of this process fit for every command. Those that are closed
+    become the null device."""
+    occupy()
     for number, (name, mode) in enumerate(zip(_NAMES, _MODES, strict=True)):
-        _occupy(number)
         if getattr(sys, name) is None:
             stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
@@ -89,19 +87,6 @@ def secure() -> None:
             stream.reconfigure(errors="backslashreplace")
     sys.stdout = cast(TextIO, Screen(sys.stdout))
     sys.stderr = cast(TextIO, Screen(sys.stderr, is_quiet=True))
-
-
-def _occupy(number: int) -> None:
-    try:
-        os.fstat(number)
-    except OSError:
-        with suppress(OSError):  # Without a null device there is nothing better to be had.
-            opened = os.open(os.devnull, os.O_RDWR)
-            os.dup2(opened, number)
-            if opened != number:
-                os.close(opened)
-            else:
-                os.set_inheritable(number, True)
 
 
 def drop_output() -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
@@ -40,7 +48,7 @@ from registry.core.listings import Entry, Model, OwnerRecord
 from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, Registered, Renewed
 from registry.errors import RegistryError
 from registry.network.transports import AsyncTransport
-from registry.wire.requests import DRAIN_DEFAULT_S
+from registry.wire.requests import DRAIN_DEFAULT_S, RENEWALS_MAX
 
 T = TypeVar("T")
 
@@ -129,6 +137,16 @@ class AsyncRegistryClient:
     async def renew(self, owner: Owner | str) -> Renewed:
         """As `RegistryClient.renew`."""
         return await self._send(protocol.renew(owner))
+
+    async def renew_many(self, owners: Iterable[Owner | str]) -> list[Renewed | RegistryError]:
+        """As `RegistryClient.renew_many`."""
+        wanted = [Owner.of(owner) for owner in owners]
+        outcomes: list[Renewed | RegistryError] = []
+        for start in range(0, len(wanted), RENEWALS_MAX):
+            call = protocol.renew_many(wanted[start : start + RENEWALS_MAX])
+            page = await self._send(call)
+            outcomes += page
+        return outcomes
 
     async def drain(self, owner: Owner | str, *, deadline_s: float = DRAIN_DEFAULT_S) -> Drained:
         """As `RegistryClient.drain`."""

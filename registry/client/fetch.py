@@ -17,8 +17,8 @@ from registry.client.fetch_limits import FetchLimits
 from registry.client.fetch_plan import Download, Refuse, Use, decide
 from registry.client.file_sources import FileSources
 from registry.client.transport import OnBytes
-from registry.client.wanted import Wanted
-from registry.core import aside
+from registry.client.wanted_files import Wanted
+from registry.core import background
 from registry.core.progress import OnProgress, Tallies
 from registry.errors import TooLarge
 
@@ -80,7 +80,7 @@ class Fetch:
 
     async def _decide(self, wanted: Wanted) -> Use | Download:
         limit = min(self._limits.file_max_bytes, wanted.size)
-        cached = await aside.done(lambda: self._cache.find(wanted.checksum, limit))
+        cached = await background.done(lambda: self._cache.find(wanted.checksum, limit))
         what = decide(wanted, cached, self._limits)
         if isinstance(what, Refuse):
             raise TooLarge(f"{wanted.path or wanted.filename} is not fetched: {what.reason}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.client.fetch_limits import FetchLimits
-from registry.client.wanted import Wanted
+from registry.client.wanted_files import Wanted
 from registry.core.hashing import FileContent
 from registry.errors import TooLarge
 

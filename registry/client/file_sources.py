@@ -14,7 +14,7 @@ from registry.client.download import Receiver
 from registry.client.endpoint import Endpoint
 from registry.client.retries import RetryPolicy
 from registry.client.transport import basic, failures_of
-from registry.client.wanted import Wanted, list_wanted
+from registry.client.wanted_files import Wanted, list_wanted
 from registry.core.text import shown, shown_url
 from registry.errors import NotRegistered, RegistryError, ServiceUnreachable, SettingsError
 from registry.network.environment import find_user, without_user

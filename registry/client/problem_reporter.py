@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from registry.client.worker_log import log_safely
-from registry.core import aside
+from registry.core import background
 from registry.core.records import Owner
 from registry.errors import RegistryError
 
@@ -40,7 +40,7 @@ class ProblemReporter:
             owner, error = self._waiting[0]
             call = functools.partial(self._call, self._on_problem, owner, error)
             try:
-                aside.begin(call, "registry-problem")
+                background.begin(call, "registry-problem")
             except RuntimeError:
                 # No thread can be started now. The next renewal tries again.
                 return

@@ -25,7 +25,7 @@ from registry.core.findings import Explanation
 from registry.core.listings import Entry, HeldEntry, Model, OwnerRecord
 from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, Registered, Renewed
 from registry.core.text import shown, shown_url
-from registry.wire.encoding import encode
+from registry.wire.json_encoding import encode
 from registry.wire.listings import (
     ArtifactsResponse,
     EventsResponse,
@@ -36,11 +36,18 @@ from registry.wire.listings import (
 )
 from registry.wire.paths import metadata_path
 from registry.wire.problems import Problem
-from registry.wire.requests import ArtifactOffer, DrainRequest, OwnerIdentity, RegisterRequest
+from registry.wire.requests import (
+    ArtifactOffer,
+    DrainRequest,
+    OwnerIdentity,
+    RegisterRequest,
+    RenewalsRequest,
+)
 from registry.wire.responses import (
     DrainedResponse,
     ReceiptResponse,
     RegisteredResponse,
+    RenewalsResponse,
     RenewedResponse,
 )
 
@@ -127,6 +134,23 @@ def renew(owner: Owner | str) -> Call[Renewed]:
     """Renew an owner's lease."""
     read = _reader(RenewedResponse, RenewedResponse.record)
     return Call("POST", f"/v1/owners/{Owner.of(owner)}/renew", read)
+
+
+def renew_many(owners: Sequence[Owner]) -> Call[list[Renewed | errors.RegistryError]]:
+    """Renew the leases of at most 1000 owners."""
+
+    def record(answer: RenewalsResponse) -> list[Renewed | errors.RegistryError]:
+        if [each.owner.record() for each in answer.renewals] != list(owners):
+            raise errors.Invalid("The answer is not for the owners that were asked for.")
+        return [each.record() for each in answer.renewals]
+
+    return Call(
+        "POST",
+        "/v1/renewals",
+        _reader(RenewalsResponse, record),
+        headers={"content-type": "application/json"},
+        body=encode(RenewalsRequest([OwnerIdentity.of(owner) for owner in owners])),
+    )
 
 
 def drain(owner: Owner | str, deadline_s: float) -> Call[Drained]:

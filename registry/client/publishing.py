@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from registry.core import aside
+from registry.core import background
 from registry.core.records import Owner
 from registry.discovery import (
     Discovery,
@@ -122,7 +122,7 @@ class CardPublisher:
 
         asked = None
         try:
-            asked = aside.begin(run, "registry-publisher")
+            asked = background.begin(run, "registry-publisher")
             return asked.result(LONGEST_S)
         except TimeoutError as error:
             if asked is None or asked.done():
@@ -132,7 +132,7 @@ class CardPublisher:
                 f"{what}: the discovery store did not answer within {LONGEST_S:g} s. What was "
                 "asked of it may still happen."
             ) from error
-        except aside.NoThread as error:
+        except background.NoThread as error:
             raise DiscoveryUnavailable(f"{what}: {error}.") from None
         except BaseException:
             given_up.set()

@@ -12,7 +12,7 @@ from registry.client.renewals import RenewalLoop
 from registry.client.transitions import Transitions
 from registry.client.worker_log import log_safely
 from registry.client.worker_resources import WorkerResources
-from registry.core import aside
+from registry.core import background
 from registry.errors import RegistryError, Superseded
 
 
@@ -63,7 +63,7 @@ class Repairs:
                 model.is_in_repair = False
 
         try:
-            aside.begin(run, "registry-repair")
+            background.begin(run, "registry-repair")
         except BaseException:
             model.is_in_repair = False
             raise

@@ -33,7 +33,7 @@ from registry.client.file_sources import FileSources
 from registry.client.install import Placed, place
 from registry.client.retries import RetryPolicy
 from registry.client.transport import cookies, headers_with, service_at, timeout_of
-from registry.client.wanted import Wanted, files_of
+from registry.client.wanted_files import Wanted, files_of
 from registry.core.checks import BASE_SUFFIX, check_slug, check_suffix
 from registry.core.progress import OnProgress
 from registry.core.text import shown

@@ -159,12 +159,15 @@ def too_late(url: str) -> ServiceUnreachable:
 
 
 def _unreachable(url: str, error: Exception) -> ServiceUnreachable:
-    what = f"The service at {shown_url(url)} does not answer{_through(url)}: {error}. "
+    text = str(error).rstrip(".")
+    what = f"The service at {shown_url(url)} does not answer{_through(url)}: {text}. "
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return ServiceUnreachable(
             what + "Its certificate is not of an authority that is known here: name a file of "
             "authorities with ca_file, --ca-file or SSL_CERT_FILE."
         )
+    if "WRONG_VERSION_NUMBER" in str(error):
+        return ServiceUnreachable(what + "It speaks plain HTTP: say http:// and not https://.")
     if _through(url):
         return ServiceUnreachable(
             what + "Check the proxy, or put the host of the service into NO_PROXY."

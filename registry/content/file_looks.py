@@ -8,8 +8,8 @@ from contextlib import suppress
 from registry.content.blocks import BlockDigests, BlockHasher
 from registry.content.cache import LARGE_BYTES
 from registry.content.file_memory import FileMemory, proof_of
-from registry.content.flights import Flights
 from registry.content.places import Places
+from registry.content.single_flight import SingleFlight
 from registry.core import hashing, no_links
 from registry.core.memo import Memo
 from registry.core.records import RefStatus
@@ -27,7 +27,9 @@ them, if it can be trusted."""
 class FileLooks:
     """What is known of files in place, and the looks that find it out, for one event loop."""
 
-    def __init__(self, places: Places, digests: BlockDigests, flights: Flights, tell: Tell) -> None:
+    def __init__(
+        self, places: Places, digests: BlockDigests, flights: SingleFlight, tell: Tell
+    ) -> None:
         self._places = places
         self._digests = digests
         self._flights = flights

@@ -17,10 +17,12 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any, TypeVar
 
+from registry.content.roots import Walk
 from registry.core.regular import shown_path
-from registry.core.steps import watched
+from registry.core.work_progress import watched
 from registry.errors import Busy
 
 T = TypeVar("T")
@@ -278,6 +280,22 @@ class Patience:
                 if not outcome.done() and left_s <= 0:
                     self._hung.add(place)
                     raise hangs(path, self._limit_s) from None
+
+    def follow(self, path: str) -> str:
+        """Where an absolute path leads, as `os.path.realpath` does. A link into a place that hangs
+        makes nothing of the place where the link is hang.
+
+        Raises:
+            Busy: a place on the way does not answer.
+        """
+        walk = Walk(path)
+        while (at := walk.following) is not None:
+            here = self._place_of(at)
+            self.run(at, walk.go, partial(self._is_in, here))
+        return walk.at
+
+    def _is_in(self, place: Hashable, path: str) -> bool:
+        return self._place_of(path) == place
 
     def _move(self) -> None:
         self._moved_at = time.monotonic()

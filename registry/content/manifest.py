@@ -8,7 +8,7 @@ from registry.content.places import Place, Places
 from registry.content.roots import ArtifactRoots, Walk
 from registry.core.hashing import FileContent, hash_file
 from registry.core.records import Artifact, ArtifactKey, Offer
-from registry.core.steps import step
+from registry.core.work_progress import step
 from registry.errors import ChecksumMismatch, TooLarge
 
 

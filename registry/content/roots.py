@@ -101,6 +101,11 @@ class ArtifactRoots:
             written = (os.path.abspath(os.fspath(root)).rstrip("/") + "/" for root in roots)
             self._written = tuple(zip(written, self._prefixes, strict=True))
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The roots, each with a slash at its end; none where the caller is trusted."""
+        return self._prefixes if self.roots is not None else ()
+
     def allow(self, resolved_path: str) -> bool:
         """Whether a resolved path lies below a root."""
         return self.roots is None or resolved_path.startswith(self._prefixes)

@@ -14,8 +14,8 @@ from registry.content.blocks import BlockDigests, BlockHasher
 from registry.content.cache import LARGE_BYTES, Body, ContentCache
 from registry.content.file_looks import FileLooks, observation
 from registry.content.file_memory import WRONG_FOR_S
-from registry.content.flights import Flights
 from registry.content.places import Places
+from registry.content.single_flight import SingleFlight
 from registry.content.streams import COPY_CHUNK_BYTES, CopyStream, FileStream, RunInThread, Stream
 from registry.core import hashing
 from registry.core.records import RefStatus
@@ -64,7 +64,7 @@ class Holdings:
         self._run = run
         self._observe = observe
         self._digests = BlockDigests()
-        self._flights = Flights()
+        self._flights = SingleFlight()
         self.looks = FileLooks(places, self._digests, self._flights, self._tell)
         self._wrong_copies: dict[str, float] = {}
         """By checksum, when a copy in the database was found to be something else."""

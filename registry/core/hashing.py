@@ -20,7 +20,7 @@ from blake3 import blake3
 
 from registry.core import no_links
 from registry.core.regular import ABSENT, NOT_FOR_US, shown_path
-from registry.core.steps import step
+from registry.core.work_progress import step
 from registry.errors import Busy, FileUnreadable, TooLarge
 
 IDENTITY_TRUSTED_AFTER_NS = 2_000_000_000

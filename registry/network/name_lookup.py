@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from concurrent.futures import Future
 
-from registry.core import aside
+from registry.core import background
 
 
 def begin_lookup(host: str, port: int) -> Future[list[str]]:
@@ -20,7 +20,7 @@ def begin_lookup(host: str, port: int) -> Future[list[str]]:
         return list(dict.fromkeys(str(each[4][0]) for each in found))
 
     try:
-        return aside.begin(look_up, "registry-names")
+        return background.begin(look_up, "registry-names")
     except RuntimeError as error:
         raise OSError(f"no thread can be started to look up a name: {error}") from error
 

@@ -40,6 +40,7 @@ WRITES = frozenset(
         ("DELETE", "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}"),
         ("POST", "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}/renew"),
         ("POST", "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}/drain"),
+        ("POST", "/v1/renewals"),
     }
 )
 """What the role `write` may do. Every other change is an administrator's."""

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from registry import errors
 from registry.content.budget import Room
 from registry.core.text import shown
-from registry.wire.encoding import encode
+from registry.wire.json_encoding import encode
 from registry.wire.problems import problem_of
 
 if TYPE_CHECKING:

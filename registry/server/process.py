@@ -93,10 +93,14 @@ def run(settings: Settings) -> None:
         def tell() -> None:
             tell_start(settings, address)
 
-        if settings.workers == 1:
-            _serve_alone(settings, limits, listener, certificate, tell)
-        else:
-            _serve_with_workers(settings, limits, listener, tell)
+        try:
+            if settings.workers == 1:
+                _serve_alone(settings, limits, listener, certificate, tell)
+            else:
+                _serve_with_workers(settings, limits, listener, tell)
+        finally:
+            log.info("the service has ended")
+            logs.flush()
 
 
 def _serve_alone(
@@ -169,6 +173,7 @@ def end_in_time() -> None:
 
 
 def _hung_up(_signal: int, _frame: object) -> None:
+    log.info("SIGHUP came, and there is nothing to read again: the service ends")
     signal.raise_signal(signal.SIGTERM)
 
 

@@ -53,6 +53,7 @@ from registry.service.lanes import start_threads
 from registry.service.lookups import Lookups
 from registry.service.observations import Observations
 from registry.service.pending_uploads import PendingUploads
+from registry.service.root_checks import RootChecks
 from registry.store.engine import Connection, Engine
 from registry.store.group_commit import Batch, Writer
 from registry.store.ops import blobs, leases, unregister
@@ -66,6 +67,8 @@ THREADS = 8
 HOLDERS_TRIED = 1000
 WATCH_S = 1.0
 """How often an idle service looks whether the files of its database are still there."""
+ROOTS_WATCH_S = 5.0
+"""How often it looks whether the artifact roots are."""
 OPENED_WITHIN_S = 5.0
 """How long a start waits for others that have removed files of the database open."""
 
@@ -100,6 +103,7 @@ class Registry:
         self._pending = PendingUploads(
             settings.pending_upload_bytes, partial(self.read, blobs.pending_bytes)
         )
+        self.roots = RootChecks(self._places, self.writer, self.read, self.scrub)
         self._uploads = Uploads(
             max_blob_bytes=settings.max_blob_bytes,
             max_bytes=settings.pending_upload_bytes,
@@ -198,7 +202,7 @@ class Registry:
             raise trouble
         raise Unserveable(
             f"{'/'.join(key)} is registered, but none of its {len(holders)} holders has bytes with "
-            f"{location.checksum}. They must put the file back, or register it again."
+            f"{location.checksum}. {self.roots.advice(holders)}"
         )
 
     # Writing
@@ -315,6 +319,14 @@ class Registry:
         """
         return await self.writer.submit(leases.renew, owner)
 
+    async def renew_many(self, owners: Sequence[Owner]) -> list[Renewed | RegistryError]:
+        """Renew many leases in one write: for each, what `renew` would answer or raise.
+
+        Raises:
+            Busy, StorageUnavailable: nothing was changed.
+        """
+        return await self.writer.submit(leases.renew_many, owners, rows=len(owners))
+
     async def drain(
         self,
         owner: Owner,
@@ -349,8 +361,7 @@ class Registry:
             Invalid: the checksum is none.
         """
         check_checksum(checksum)
-        sizes = await self.read(blobs.sizes_of, [checksum])
-        return sizes.get(checksum)
+        return (await self.read(blobs.sizes_of, [checksum])).get(checksum)
 
     # Threads and what goes on behind
 
@@ -372,8 +383,13 @@ class Registry:
 
     async def _watch(self) -> None:
         """Notice that files of the database were removed although nobody asks for anything: as
-        long as they are open, what was acknowledged can be saved."""
+        long as they are open, what was acknowledged can be saved. Notice roots that go or come."""
+        looked_at = float("-inf")
         while True:
+            with suppress(RegistryError):
+                if time.monotonic() - looked_at >= ROOTS_WATCH_S:
+                    looked_at = time.monotonic()
+                    await self.roots.look()
             await asyncio.sleep(WATCH_S)
             with suppress(RegistryError):
                 await self._run(self.database.ensure_current)

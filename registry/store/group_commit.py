@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from registry.errors import Busy, RegistryError, StorageUnavailable
@@ -49,7 +50,9 @@ _UNKNOWN: Any = object()
 
 
 @dataclass(slots=True)
-class _Job:
+class _Submission:
+    """An item that somebody waits for, with the operation that writes it."""
+
     operation: Operation[Any, Any]
     item: Any
     rows: int
@@ -104,8 +107,8 @@ class Writer:
         self._database = database
         self._queue_max = queue_max
         self._on_batch = on_batch
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._coming: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+        self._queue: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
+        self._coming: dict[asyncio.AbstractEventLoop, list[_Submission]] = {}
         """What each event loop is about to hand over."""
         self._thread = threading.Thread(target=self._work, name="registry-writer", daemon=True)
         self._closed = False
@@ -157,7 +160,7 @@ class Writer:
                 raise Busy("Too many writes are waiting; nothing was written. Try again shortly.")
             self._waiting_rows += rows
             coming = self._coming.setdefault(loop, [])
-            coming.append(_Job(operation, item, rows, size, loop, future))
+            coming.append(_Submission(operation, item, rows, size, loop, future))
             if len(coming) == 1:
                 loop.call_soon(self._hand_over, loop, 1, loop.time() + GATHERED_FOR_S)
         return await future
@@ -171,16 +174,16 @@ class Writer:
                 loop.call_soon(self._hand_over, loop, len(coming), until)
                 return
             self._coming.pop(loop, None)
-            for job in coming:
-                self._queue.put(job)
+            for submission in coming:
+                self._queue.put(submission)
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Write what was accepted, then stop."""
         with self._closing:
             self._closed = True
             for coming in self._coming.values():
-                for job in coming:
-                    self._queue.put(job)
+                for submission in coming:
+                    self._queue.put(submission)
             self._coming.clear()
             self._queue.put(None)
         if self._thread.is_alive():
@@ -195,42 +198,42 @@ class Writer:
             if first is None:
                 break
             batch = [first]
-            transactions: list[tuple[Sequence[_Job], float]] = []
+            transactions: list[tuple[Sequence[_Submission], float]] = []
             try:
                 stopping = self._gather(batch)
                 with self._closing:
-                    self._waiting_rows -= sum(job.rows for job in batch)
+                    self._waiting_rows -= sum(submission.rows for submission in batch)
                 transactions = self._run(batch)
             except MemoryError:
                 pass  # Who has no outcome yet is told so, and the next batch may fit.
             _answer(batch)
-            for jobs, seconds in transactions:
-                self._tell(jobs, seconds)
+            for submissions, seconds in transactions:
+                self._tell(submissions, seconds)
 
-    def _gather(self, batch: list[_Job]) -> bool:
+    def _gather(self, batch: list[_Submission]) -> bool:
         """Add what is waiting, up to the bounds of a batch. True when the writer is to stop."""
         rows, size = batch[0].rows, batch[0].size
         while len(batch) < BATCH_ITEMS and rows < BATCH_ROWS and size < BATCH_BYTES:
             try:
-                job = self._queue.get_nowait()
+                submission = self._queue.get_nowait()
             except queue.Empty:
                 return False
-            if job is None:
+            if submission is None:
                 return True
-            batch.append(job)
-            rows += job.rows
-            size += job.size
+            batch.append(submission)
+            rows += submission.rows
+            size += submission.size
         return False
 
-    def _run(self, batch: Sequence[_Job]) -> list[tuple[Sequence[_Job], float]]:
+    def _run(self, batch: Sequence[_Submission]) -> list[tuple[Sequence[_Submission], float]]:
         """One transaction for the batch; if that fails, one for each, so that a bad item is
         alone in failing. Answers each transaction's items and how long it took."""
         started = time.perf_counter()
         try:
             outcomes: list[Any] = []
             with self._database.write() as conn:
-                for operation, jobs in itertools.groupby(batch, key=lambda job: job.operation):
-                    items = [job.item for job in jobs]
+                for operation, submissions in itertools.groupby(batch, key=attrgetter("operation")):
+                    items = [submission.item for submission in submissions]
                     found = operation(conn, conn.now, items)
                     if len(found) != len(items):
                         raise ValueError(f"{operation} has {len(found)} outcomes for {len(items)}")
@@ -240,68 +243,70 @@ class Writer:
         except BaseException as error:
             self.stats.failed_batches += 1
             if len(batch) > 1:
-                return [each for job in batch for each in self._run([job])]
+                return [each for submission in batch for each in self._run([submission])]
             outcomes = [_UNKNOWN if isinstance(error, MemoryError) else _Failed(error)]
         seconds = time.perf_counter() - started
         self.stats.batches += 1
         self.stats.items += len(batch)
-        for job, outcome in zip(batch, outcomes, strict=True):
-            job.outcome = outcome
+        for submission, outcome in zip(batch, outcomes, strict=True):
+            submission.outcome = outcome
         return [(batch, seconds)]
 
-    def _tell(self, jobs: Sequence[_Job], seconds: float) -> None:
+    def _tell(self, submissions: Sequence[_Submission], seconds: float) -> None:
         if self._on_batch is None:
             return
         try:
-            self._on_batch(Batch(Counter(map(_label, jobs)), len(jobs), seconds))
+            self._on_batch(Batch(Counter(map(_label, submissions)), len(submissions), seconds))
         except Exception:
             log.exception("a batch of writes could not be counted")  # Writing goes on.
 
 
-def _label(job: _Job) -> tuple[str, str]:
-    """What a job did, and what became of it."""
-    operation = getattr(job.operation, "__name__", "other").strip("_")
-    outcome = job.outcome.error if isinstance(job.outcome, _Failed) else job.outcome
+def _label(submission: _Submission) -> tuple[str, str]:
+    """The operation of a submission, and what became of it."""
+    operation = getattr(submission.operation, "__name__", "other").strip("_")
+    outcome = (
+        submission.outcome.error if isinstance(submission.outcome, _Failed) else submission.outcome
+    )
     if outcome is _UNKNOWN:
         return operation, Busy.code
     if isinstance(outcome, RegistryError):
         return operation, outcome.code
-    return operation, "internal" if isinstance(job.outcome, _Failed) else "ok"
+    return operation, "internal" if isinstance(submission.outcome, _Failed) else "ok"
 
 
-def _answer(batch: Sequence[_Job]) -> None:
+def _answer(batch: Sequence[_Submission]) -> None:
     """Hand every outcome to its caller, waking each event loop once. Nobody is to wait for ever:
     where there is no memory even for that, there is in a moment."""
     while True:
         try:
-            loops: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
-            for job in batch:
-                loops.setdefault(job.loop, []).append(job)
-            for loop, jobs in loops.items():
+            loops: dict[asyncio.AbstractEventLoop, list[_Submission]] = {}
+            for submission in batch:
+                loops.setdefault(submission.loop, []).append(submission)
+            for loop, submissions in loops.items():
                 with suppress(RuntimeError):  # It is closed: nobody waits there any more.
-                    loop.call_soon_threadsafe(_resolve, jobs)
+                    loop.call_soon_threadsafe(_resolve, submissions)
         except MemoryError:
             time.sleep(SHORTAGE_PAUSE_S)
         else:
             return
 
 
-def _resolve(jobs: Sequence[_Job]) -> None:
+def _resolve(submissions: Sequence[_Submission]) -> None:
     """In the event loop: wake everybody who was not woken before."""
     try:
-        for job in jobs:
-            if not job.future.done():
-                _wake(job)
+        for submission in submissions:
+            if not submission.future.done():
+                _wake(submission)
     except MemoryError:
-        asyncio.get_running_loop().call_later(SHORTAGE_PAUSE_S, _resolve, jobs)
+        asyncio.get_running_loop().call_later(SHORTAGE_PAUSE_S, _resolve, submissions)
 
 
-def _wake(job: _Job) -> None:
-    if job.outcome is _UNKNOWN:
-        job.future.set_exception(Busy(_NO_MEMORY))
-    elif isinstance(job.outcome, _Failed):
-        job.future.set_exception(job.outcome.error)
-    elif isinstance(job.outcome, RegistryError):
-        job.future.set_exception(job.outcome)
+def _wake(submission: _Submission) -> None:
+    if submission.outcome is _UNKNOWN:
+        submission.future.set_exception(Busy(_NO_MEMORY))
+    elif isinstance(submission.outcome, _Failed):
+        submission.future.set_exception(submission.outcome.error)
+    elif isinstance(submission.outcome, RegistryError):
+        submission.future.set_exception(submission.outcome)
     else:
-        job.future.set_result(job.outcome)
+        submission.future.set_result(submission.outcome)

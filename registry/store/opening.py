@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from registry.store.engine import Engine
 from registry.store.sqlite.address import sqlite_path
+from registry.store.sqlite.compatibility import acceptor
+from registry.store.sqlite.compatibility import find_problem as find_problem
 from registry.store.sqlite.engine import Database
-from registry.store.sqlite.migrate import acceptor
-from registry.store.sqlite.migrate import find_problem as find_problem
 from registry.store.sqlite.migrate import prepare as prepare
 from registry.store.sqlite.place import ALLOWED_BY as ALLOWED_BY
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from sqlalchemy import ColumnElement, FromClause, and_, bindparam
+from sqlalchemy import ColumnElement, FromClause, and_, bindparam, func, select
 
 from registry.core.records import Lease, Owner
-from registry.store.tables import owners
+from registry.store.tables import owner_refs, owners
 
 OWNER_NAMES = ("namespace", "component", "endpoint", "instance_id", "lora_slug")
 """The columns that name an owner, in the table of owners and in the journal."""
 
 OWNER_COLUMNS = tuple(owners.c[name] for name in OWNER_NAMES)
+
+REF_COUNT = (
+    select(func.count())
+    .where(owner_refs.c.owner_id == owners.c.id)
+    .correlate(owners)
+    .scalar_subquery()
+    .label("refs")
+)
+"""How many refs an owner holds, as a column of its row."""
 
 
 class Identity(NamedTuple):

@@ -139,7 +139,7 @@ def problem_of(
 def read_problem(body: bytes, status: int) -> errors.RegistryError:
     """The error that an error answer stands for: the same class as in the service.
 
-    A body that is no problem_of of this service (a proxy's, say) becomes a plain RegistryError that
+    A body that is no problem of this service (a proxy's, say) becomes a plain RegistryError that
     quotes its beginning.
     """
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -14,6 +14,9 @@ from registry.wire import types
 
 LEASE_DEFAULT_S = 60
 DRAIN_DEFAULT_S = 300
+RENEWALS_MAX = 1000
+"""How many owners are renewed by one call at most."""
+
 T = TypeVar("T")
 
 
@@ -85,6 +88,16 @@ class RegisterRequest(msgspec.Struct, forbid_unknown_fields=True):
         return None if self.lease_ttl_s is None else milliseconds_of(self.lease_ttl_s)
 
 
+class RenewalsRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The owners whose leases are renewed together."""
+
+    owners: Annotated[list[OwnerIdentity], msgspec.Meta(max_length=RENEWALS_MAX)]
+
+    def records(self) -> list[Owner]:
+        """Raises: Invalid."""
+        return [owner.record() for owner in self.owners]
+
+
 class DrainRequest(msgspec.Struct, forbid_unknown_fields=True):
     """An announced detach. `deadline_s` is how long it may take, 1 s to 7 days."""
 
@@ -96,6 +109,7 @@ class DrainRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _drain_decoder = msgspec.json.Decoder(DrainRequest)
+_renewals_decoder = msgspec.json.Decoder(RenewalsRequest)
 
 
 _register_decoder = msgspec.json.Decoder(RegisterRequest)
@@ -108,6 +122,11 @@ def decode_register(body: bytes) -> RegisterRequest:
         Invalid: not JSON, an unknown field, a wrong type.
     """
     return _decoded(_register_decoder, body)
+
+
+def decode_renewals(body: bytes) -> RenewalsRequest:
+    """Raises: Invalid."""
+    return _decoded(_renewals_decoder, body)
 
 
 def decode_drain(body: bytes) -> DrainRequest:

@@ -11,6 +11,7 @@ from registry.core.records import (
     Kept,
     Lease,
     Outcome,
+    Owner,
     OwnerState,
     Receipt,
     Registered,
@@ -18,6 +19,7 @@ from registry.core.records import (
     Renewed,
 )
 from registry.core.times import format_time, parse_time, seconds_of
+from registry.errors import Invalid, RegistryError, error_classes
 from registry.wire import types
 from registry.wire.paths import metadata_path
 from registry.wire.requests import OwnerIdentity, owner_or_none
@@ -119,6 +121,47 @@ class RenewedResponse(msgspec.Struct):
     def record(self) -> Renewed:
         lease = None if self.lease is None else self.lease.record()
         return Renewed(self.owner.record(), lease, self.refs, self.unserveable)
+
+
+class RenewalErrorResponse(msgspec.Struct):
+    """Why one of several leases was not renewed."""
+
+    code: str
+    detail: str
+
+
+class RenewalResponse(msgspec.Struct, omit_defaults=True):
+    """One of several renewals: what a renewal alone answers, or why it is refused."""
+
+    owner: OwnerIdentity
+    lease: LeaseResponse | msgspec.UnsetType | None = msgspec.UNSET
+    refs: types.Count | msgspec.UnsetType = msgspec.UNSET
+    unserveable: types.Count | msgspec.UnsetType = msgspec.UNSET
+    error: RenewalErrorResponse | msgspec.UnsetType = msgspec.UNSET
+
+    @classmethod
+    def of(cls, owner: Owner, outcome: Renewed | RegistryError) -> RenewalResponse:
+        identity = OwnerIdentity.of(owner)
+        if isinstance(outcome, RegistryError):
+            return cls(identity, error=RenewalErrorResponse(outcome.code, outcome.detail))
+        lease = LeaseResponse.of(outcome.lease)
+        return cls(identity, lease, outcome.refs, outcome.unserveable)
+
+    def record(self) -> Renewed | RegistryError:
+        """Raises: Invalid: it says neither that it is renewed nor why not."""
+        if isinstance(self.error, RenewalErrorResponse):
+            return error_classes().get(self.error.code, RegistryError)(self.error.detail)
+        if isinstance(self.lease, msgspec.UnsetType) or isinstance(self.refs, msgspec.UnsetType):
+            raise Invalid("A renewal has neither a lease nor an error.")
+        lease = None if self.lease is None else self.lease.record()
+        unserveable = 0 if isinstance(self.unserveable, msgspec.UnsetType) else self.unserveable
+        return Renewed(self.owner.record(), lease, self.refs, unserveable)
+
+
+class RenewalsResponse(msgspec.Struct):
+    """One for each owner, in the order of the request."""
+
+    renewals: list[RenewalResponse]
 
 
 class DrainedResponse(msgspec.Struct):

@@ -11,7 +11,7 @@ from registry.server.http import registry_of
 from registry.server.openapi import html
 from registry.server.openapi.document import Security, document
 from registry.server.openapi.spec import RequestSpec
-from registry.wire.encoding import encode
+from registry.wire.json_encoding import encode
 
 
 class Description:

@@ -43,7 +43,7 @@ async def health_of(registry: Registry, certificate: Certificate | None = None) 
         checks["sweeper"] = error.detail
     except TimeoutError:
         checks["sweeper"] = f"no answer within {health_checks.PATIENCE_S:g} s"
-    warnings |= registry.database.warnings()
+    warnings |= registry.database.warnings() | registry.roots.warnings()
     warning = None if certificate is None else certificate.warning()
     if warning is not None:
         warnings["certificate"] = warning

@@ -6,18 +6,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from registry.core.records import Owner
-from registry.server.auth import actor_of
+from registry.server.auth import actor_of, grant_of
 from registry.server.http import (
     answer,
     page_limit,
+    read_json_body,
     read_optional_json_body,
     registry_of,
     request_id_of,
     while_there,
 )
 from registry.wire.listings import OwnersResponse, owner_response, owner_summary
-from registry.wire.requests import decode_drain
-from registry.wire.responses import DrainedResponse, ReceiptResponse, RenewedResponse
+from registry.wire.requests import decode_drain, decode_renewals
+from registry.wire.responses import (
+    DrainedResponse,
+    ReceiptResponse,
+    RenewalResponse,
+    RenewalsResponse,
+    RenewedResponse,
+)
 
 PATH = "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}"
 
@@ -58,6 +65,19 @@ async def renew(request: Request) -> Response:
     """`POST /v1/owners/{owner}/renew`: renew its lease."""
     renewed = await registry_of(request).renew(_owner(request))
     return answer(RenewedResponse.of(renewed))
+
+
+async def renew_many(request: Request) -> Response:
+    """`POST /v1/renewals`: renew the leases of many owners in one write."""
+    registry = registry_of(request)
+    body = await read_json_body(request, registry.settings.max_body_bytes)
+    owners = decode_renewals(body).records()
+    grant = grant_of(request)
+    for namespace in {owner.namespace for owner in owners}:
+        grant.check_namespace(namespace)
+    outcomes = await registry.renew_many(owners) if owners else []
+    pairs = zip(owners, outcomes, strict=True)
+    return answer(RenewalsResponse([RenewalResponse.of(*pair) for pair in pairs]))
 
 
 async def drain(request: Request) -> Response:

@@ -57,12 +57,13 @@ from registry.wire.listings import (
     OwnersResponse,
 )
 from registry.wire.reports import AuditResponse, HealthResponse, LiveResponse
-from registry.wire.requests import DrainRequest, RegisterRequest
+from registry.wire.requests import DrainRequest, RegisterRequest, RenewalsRequest
 from registry.wire.responses import (
     BlobResponse,
     DrainedResponse,
     ReceiptResponse,
     RegisteredResponse,
+    RenewalsResponse,
     RenewedResponse,
 )
 
@@ -225,6 +226,17 @@ CALLS: tuple[RequestSpec, ...] = (
         WRITING,
         ok("The renewed lease.", RenewedResponse),
         (Invalid, LeaseGone, Superseded, *STORAGE),
+    ),
+    RequestSpec(
+        "POST",
+        "/v1/renewals",
+        owners.renew_many,
+        "Renew the leases of many owners",
+        WRITING,
+        ok("For each owner its renewed lease, or why it has none.", RenewalsResponse),
+        (Invalid, TooLarge, UnsupportedMediaType, *STORAGE),
+        "In one write. An owner that was ended does not keep the others from being renewed.",
+        sent=BodySpec("The owners, at most 1000.", RenewalsRequest),
     ),
     RequestSpec(
         "POST",

@@ -46,7 +46,7 @@ from registry.store.ops.brake import Brake
 from registry.store.ops.release import Release, release
 from registry.store.ops.settings_table import policy_of, read_variables
 from registry.store.ops.sweep_state import LeaseCounts, SweepState, state_of, write_state
-from registry.store.owner_columns import OWNER_COLUMNS, owner_of
+from registry.store.owner_columns import OWNER_COLUMNS, REF_COUNT, owner_of
 from registry.store.sql import Statement, one_of
 from registry.store.tables import owner_refs, owners
 
@@ -135,11 +135,7 @@ class _DueOwner(NamedTuple):
 _owner = select(
     owners.c.id,
     *OWNER_COLUMNS,
-    select(func.count())
-    .where(owner_refs.c.owner_id == owners.c.id)
-    .correlate(owners)
-    .scalar_subquery()
-    .label("refs"),
+    REF_COUNT,
 )
 _OVERDRAINED = Statement(
     _owner.where(_overdrained)

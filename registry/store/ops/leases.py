@@ -98,6 +98,14 @@ def renew(conn: Connection, now: int, items: Sequence[Owner]) -> list[Renewed | 
     return outcomes
 
 
+def renew_many(
+    conn: Connection, now: int, items: Sequence[Sequence[Owner]]
+) -> list[list[Renewed | RegistryError]]:
+    """As `renew`, for lists of owners: what is said of each, in its order."""
+    outcomes = iter(renew(conn, now, [owner for item in items for owner in item]))
+    return [[next(outcomes) for _ in item] for item in items]
+
+
 def drain(conn: Connection, now: int, items: Sequence[Drain]) -> list[Drained | RegistryError]:
     """Announce a detach per owner; one that was ended is refused. The last deadline counts."""
     refused, live = _find_live(conn, [item.owner for item in items])

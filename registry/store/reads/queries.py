@@ -23,6 +23,7 @@ from registry.store.engine import Connection
 from registry.store.owner_columns import (
     OWNER_COLUMNS,
     OWNER_NAMES,
+    REF_COUNT,
     lease_of,
     names_owner,
     owner_of,
@@ -112,12 +113,6 @@ _entry = select(
     entries.c.updated_at,
     _holder_count.label("holders"),
 )
-_ref_count = (
-    select(func.count())
-    .where(owner_refs.c.owner_id == owners.c.id)
-    .correlate(owners)
-    .scalar_subquery()
-)
 _owner = select(
     *OWNER_COLUMNS,
     owners.c.state,
@@ -129,7 +124,7 @@ _owner = select(
     owners.c.drain_deadline_at,
     owners.c.ended_at,
     owners.c.end_reason,
-    _ref_count.label("refs"),
+    REF_COUNT,
     owners.c.id,
 )
 _excepted = json_rows("rows", id=int)

@@ -1,23 +1,15 @@
-"""How a SQLite database's schema differs from the one that tables.py describes.
+"""How a SQLite database's schema differs from one that the revisions made just now.
 
-Both are read from `sqlite_master` and taken apart into named elements, since reflection misses
-what matters here: CHECK constraints, STRICT, AUTOINCREMENT, the WHERE of an index. White space,
-case and quotes do not count; neither does the order of constraints.
+What SQLite tells of a table names what is different about it. What it does not tell, such as a
+CHECK, is found by comparing the words of the two texts. White space does not count.
 """
 
 from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
-
-from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
-from sqlalchemy.schema import CreateIndex, CreateTable
-
-from registry.store.sqlite.views import VIEWS
-from registry.store.tables import metadata
+from itertools import takewhile
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -35,126 +27,110 @@ class Element:
 Elements = dict[Element, str]
 """What each element is: its SQL, or what else tells it."""
 
+WORDS_AROUND = 6
+"""As many words that are the same are shown before and behind a difference of two texts."""
 
-def find_differences(connection: sqlite3.Connection) -> list[str]:
-    """A sentence for each element that is missing, not ours, or another than in tables.py."""
-    found = elements(connection)
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as reference:
-        create_all(reference)
-        wanted = elements(reference)
-    whole = _tables(found) & _tables(wanted)
-    return [
+
+def find_differences(
+    found: sqlite3.Connection, wanted: sqlite3.Connection, *, with_views: bool = True
+) -> list[str]:
+    """A sentence for each element of a database that is missing, not ours, or another."""
+    there, ours = _elements(found), _elements(wanted)
+    both = {element for element in there.keys() & ours.keys() if element.kind == "table"}
+    differences = [
         sentence
-        for element in sorted(found.keys() | wanted.keys())
-        if not element.table or element.table in whole
-        if (sentence := _difference(element, found.get(element), wanted.get(element)))
+        for element in sorted(there.keys() | ours.keys())
+        if element not in both and (with_views or element.kind != "view")
+        if (sentence := _difference(element, there.get(element), ours.get(element)))
     ]
+    for text in sorted(both):
+        facts, our_facts = _facts(found, text.name), _facts(wanted, text.name)
+        told = [
+            sentence
+            for element in sorted(facts.keys() | our_facts.keys())
+            if (sentence := _difference(element, facts.get(element), our_facts.get(element)))
+        ]
+        if not told and there[text] != ours[text]:
+            told.append(_changed(text, there[text], ours[text]))
+        differences += told
+    return differences
 
 
-def create_all(connection: sqlite3.Connection) -> None:
-    """Make every table, index and view of tables.py."""
-    dialect = SQLiteDialect()
-    for table in metadata.sorted_tables:
-        connection.execute(str(CreateTable(table).compile(dialect=dialect)))
-        for index in table.indexes:
-            connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
-    for view in VIEWS.values():
-        connection.execute(view)
-
-
-def elements(connection: sqlite3.Connection) -> Elements:
-    """The schema of a database, without what SQLite and Alembic keep in it for themselves."""
+def _elements(connection: sqlite3.Connection) -> Elements:
+    """The SQL of what is in a schema, but for what SQLite and Alembic keep there for themselves."""
     rows = connection.execute(
         "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL "
         "AND name NOT LIKE 'sqlite~_%' ESCAPE '~' AND tbl_name <> 'alembic_version'"
     ).fetchall()
-    found: Elements = {}
-    for kind, name, sql in rows:
-        if kind == "table":
-            found |= _table_elements(name, sql)
-        else:
-            found[Element("", kind, name)] = " ".join(sql.split())
+    return {Element("", kind, name): _spaced(sql) for kind, name, sql in rows}
+
+
+def _facts(connection: sqlite3.Connection, table: str) -> Elements:
+    """What SQLite tells of a table: its options, its columns and their order, its references."""
+
+    def ask(query: str) -> list[tuple[object, ...]]:
+        return connection.execute(query, (table,)).fetchall()
+
+    ((without_rowid, strict),) = ask(
+        "SELECT wr, strict FROM pragma_table_list WHERE schema = 'main' AND name = ?"
+    )
+    options = ["STRICT"] * bool(strict) + ["WITHOUT ROWID"] * bool(without_rowid)
+    found = {Element("", "table", table): ", ".join(options) or "plain"}
+    names = []
+    for name, kind, notnull, default, key in ask(
+        'SELECT name, type, "notnull", dflt_value, pk FROM pragma_table_xinfo(?) ORDER BY cid'
+    ):
+        column = f"{kind}{' NOT NULL' if notnull else ''}"
+        column += f" DEFAULT {default}" if default is not None else ""
+        column += f" PRIMARY KEY {key}" if key else ""
+        found[Element(table, "column", str(name))] = column
+        names.append(str(name))
+    found[Element(table, "order", "columns")] = ", ".join(names)
+    for name, parent, target, on_delete in ask(
+        'SELECT "from", "table", "to", on_delete FROM pragma_foreign_key_list(?)'
+    ):
+        reference = f"REFERENCES {parent} ({target}) ON DELETE {on_delete}"
+        found[Element(table, "reference", str(name))] = reference
     return found
+
+
+def _spaced(sql: str) -> str:
+    """SQL with one space between words; a parenthesis and a comma are words too."""
+    return " ".join(re.sub(r"([(),])", r" \1 ", sql).split())
+
+
+def _shown(words: list[str]) -> str:
+    """Words as a person would write them."""
+    return re.sub(r" (?=[,)])|(?<=\() ", "", " ".join(words))
 
 
 def _difference(element: Element, found: str | None, wanted: str | None) -> str | None:
     if wanted is None:
         return f"{element} is not part of this schema"
     if found is None:
-        return f"{element} is missing: {wanted}"
+        return f"{element} is missing: {_shown(wanted.split())}"
+    if found == wanted:
+        return None
     if element.kind == "order" and sorted(found.split(", ")) != sorted(wanted.split(", ")):
         return None  # A missing column is one difference and not two.
-    if _tokens(found) != _tokens(wanted):
-        return f"{element} is {found!r} instead of {wanted!r}"
-    return None
+    return _changed(element, found, wanted)
 
 
-def _tables(found: Elements) -> set[str]:
-    return {element.name for element in found if element.kind == "table"}
+def _changed(element: Element, found: str, wanted: str) -> str:
+    """What is another, without what two long texts have in common."""
+    here, ours = found.split(), wanted.split()
+    begin = _equal_words(here, ours)
+    end = _equal_words(here[begin:][::-1], ours[begin:][::-1])
+    return f"{element} is {_part(here, begin, end)!r} instead of {_part(ours, begin, end)!r}"
 
 
-def _table_elements(table: str, sql: str) -> Elements:
-    """A table's options, columns, their order, and constraints."""
-    body, options = _split(sql)
-    columns, found = [], {Element("", "table", table): ", ".join(sorted(options)) or "plain"}
-    for item in body:
-        kind, name = _kind_and_name(item)
-        found[Element(table, kind, name)] = _spelled(item)
-        if kind == "column":
-            columns.append(name)
-    found[Element(table, "order", "columns")] = ", ".join(columns)
-    return found
+def _equal_words(one: list[str], other: list[str]) -> int:
+    """How many words are the same before the first that differs."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-_CONSTRAINTS = ("primary", "unique", "check", "foreign")
-
-
-def _kind_and_name(item: list[str]) -> tuple[str, str]:
-    if item[0].lower() == "constraint":
-        return "constraint", _bare(item[1])
-    if item[0].lower() in _CONSTRAINTS:
-        return "constraint", _spelled(item)
-    return "column", _bare(item[0])
-
-
-def _split(sql: str) -> tuple[list[list[str]], list[str]]:
-    """The items between a CREATE TABLE's outer parentheses, and the options behind them."""
-    items: list[list[str]] = [[]]
-    tail: list[str] = []
-    depth = 0
-    for token in _words(sql):
-        depth -= token == ")"
-        if depth == 1 and token == ",":
-            items.append([])
-        elif depth:
-            items[-1].append(token)
-        elif items[0]:
-            tail.append(token)
-        depth += token == "("
-    return items, [option.strip() for option in " ".join(tail[1:]).split(",") if option.strip()]
-
-
-_TOKEN = re.compile(
-    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | \[[^\]]*\] | \d+\.\d+ | \w+ | [^\s\w]""",
-    re.VERBOSE,
-)
-_COMMENT = re.compile(r"""('(?:[^']|'')*'|"(?:[^"]|"")*")|--[^\n]*|/\*.*?\*/""", re.DOTALL)
-
-
-def _words(sql: str) -> Iterator[str]:
-    return (match[0] for match in _TOKEN.finditer(_COMMENT.sub(r"\1", sql)))
-
-
-def _tokens(sql: str) -> list[str]:
-    """What two spellings of the same thing have in common."""
-    return [word if word[0] == "'" else _bare(word).lower() for word in _words(sql)]
-
-
-def _bare(word: str) -> str:
-    return word[1:-1] if word[0] in '"`[' else word
-
-
-def _spelled(words: list[str]) -> str:
-    """Words as a person would write them."""
-    text = " ".join(words)
-    return re.sub(r" (?=[,)])|(?<=\() ", "", text)
+def _part(words: list[str], begin: int, end: int) -> str:
+    first, last = max(0, begin - WORDS_AROUND), min(len(words), len(words) - end + WORDS_AROUND)
+    shown = words[first:last]
+    return _shown(["..."] * (first > 0) + shown + ["..."] * (last < len(words)))

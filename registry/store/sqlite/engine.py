@@ -2,11 +2,8 @@
 
 Two pools stand on one SQLite file. Write connections begin with `BEGIN IMMEDIATE` and commit with
 `synchronous=FULL`, so that what was acknowledged is on the disk (S16). Read connections are opened
-`mode=ro` and never begin: every cursor is exhausted at once, since an open one would pin an old
-snapshot and keep the write-ahead log from being checkpointed.
-
-SQLite's own busy handler is unfair between processes, so waiting for the lock is ours: short
-random pauses until `busy_timeout_s` has passed.
+`mode=ro`: every cursor is exhausted at once, since an open one would pin an old snapshot and keep
+the write-ahead log from being checkpointed.
 """
 
 from __future__ import annotations
@@ -14,46 +11,42 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-from typing import cast as typing_cast
+from typing import TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Column, column, create_engine, select, table
 from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
-from sqlalchemy.engine import Dialect, Engine
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
+from sqlalchemy.engine import Dialect
 
 from registry.core.forks import Birthplace, hold_file, let_go
-from registry.core.stopping import SAID_AFTER_S
 from registry.errors import Busy, RegistryError, StorageUnavailable
 from registry.store.engine import DiskUse
-from registry.store.sql import JsonItems, R, Row, Statement
 from registry.store.sqlite.address import sqlite_path
-from registry.store.sqlite.errors import LOCKED, FailureLog, is_damage, primary_code, translated
-from registry.store.sqlite.file_guard import Presence
-from registry.store.sqlite.inspect import (
+from registry.store.sqlite.connection import SQLiteConnection
+from registry.store.sqlite.errors import FailureLog, is_damage, translated
+from registry.store.sqlite.file_access import (
     changed,
     is_immutable,
     may_write,
     reading_mode,
     state_of,
 )
+from registry.store.sqlite.file_guard import FileGuard
+from registry.store.sqlite.in_use import size_of
+from registry.store.sqlite.integrity import LOOKS
+from registry.store.sqlite.locks import patiently
 from registry.store.sqlite.place import find_danger
-from registry.store.sqlite.point_reader import PointReader
+from registry.store.sqlite.point_reader import SQLitePointReader
+from registry.store.sqlite.pool import ConnectionPool
 
 T = TypeVar("T")
 
 log = logging.getLogger("registry.db")
 
-LOCK_PAUSE_S = (0.0002, 0.002)
 JOURNAL_SIZE_LIMIT_BYTES = 64 << 20
 CACHE_KIB = 16 << 10
 CHECKPOINT_PAGES = 4000
@@ -70,76 +63,7 @@ WRITE_PRAGMAS = (
     f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}",
     "PRAGMA temp_store = MEMORY",
 )
-_READ_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA temp_store = MEMORY")
-
-
-@compiles(JsonItems, "sqlite")
-def _json_items(element: JsonItems, compiler: Any, **options: Any) -> str:
-    return f"json_each({compiler.process(element.clauses, **options)})"
-
-
-class _LastId(NamedTuple):
-    name: str
-    seq: int
-
-
-_sequence = table("sqlite_sequence", column("name"), column("seq"))
-_LAST_IDS = Statement(select(_sequence.c.name, _sequence.c.seq), _LastId)
-
-
-class Connection:
-    """A transaction, or a read: runs statements and hands back all rows.
-
-    `now` is the time of the transaction in milliseconds, taken once (S15).
-    """
-
-    __slots__ = ("_dbapi", "_dialect", "_execute", "now")
-
-    def __init__(self, dbapi: Any, dialect: Dialect, now: int) -> None:
-        self._dbapi = dbapi
-        self._execute = dbapi.execute
-        self._dialect = dialect
-        self.now = now
-
-    def run(self, statement: Statement[R], **parameters: Any) -> list[R]:
-        """Run a statement; every row it answers."""
-        text, fixed = statement.compiled(self._dialect)
-        rows: list[Row] = self._execute(
-            text, {**fixed, **parameters} if fixed else parameters
-        ).fetchall()
-        return statement.named(rows)
-
-    def last_ids(self) -> dict[str, int]:
-        """The last id ever given in each table. Under the write lock, the next ones are the
-        caller's to give. Ids are never reused, so cursors stay right."""
-        return {table.name: table.seq for table in self.run(_LAST_IDS)}
-
-    def run_text(self, text: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> list[Row]:
-        """Run SQL text; every row it answers."""
-        rows: list[Row] = self._execute(text, parameters).fetchall()
-        return rows
-
-    def log_bytes(self) -> int:
-        """The size of the write-ahead log."""
-        ((path,),) = self.run_text("SELECT file FROM pragma_database_list WHERE name = 'main'")
-        return _size(f"{path}-wal")
-
-    def read_part(
-        self, column: Column[Any], key: Column[Any], value: str, offset: int, length: int
-    ) -> bytes | None:
-        """A part of the content of one row, or None: no row has this key.
-
-        Only the part comes into memory. (SQLite's `substr` would load all of the content.)
-        """
-        table = str(column.table)
-        query = f"SELECT rowid FROM {table} WHERE {key.name} = ?"
-        rows = self._execute(query, (value,)).fetchall()
-        if not rows:
-            return None
-        with self._dbapi.blobopen(table, column.name, rows[0][0], readonly=True) as content:
-            content.seek(min(offset, len(content)))
-            part: bytes = content.read(length)
-            return part
+READ_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA temp_store = MEMORY")
 
 
 class Database:
@@ -175,36 +99,26 @@ class Database:
         self._is_immutable = is_immutable(reading)
         # Only a connection that may write takes the log away when it is the last one.
         mode = "rw" if not read_only or may_write(Path(self.path)) else reading
-        pragmas = _READ_PRAGMAS if read_only else WRITE_PRAGMAS
-        self.presence = Presence(
+        pragmas = READ_PRAGMAS if read_only else WRITE_PRAGMAS
+        self.guard = FileGuard(
             self.path,
             lambda: self.connect(mode, pragmas, busy_timeout_s=REOPEN_TIMEOUT_S),
             accept or (lambda connection: None),
             writes=not read_only,
         )
-        self.presence.on_change.append(self._close_idle)
+        self.guard.on_change.append(self._close_idle)
         self.reading = FailureLog("reads")
         self._writing = FailureLog("writes")
-        self._writes = self._engine("rw", WRITE_PRAGMAS)
-        self._reads = self._engine(reading, _READ_PRAGMAS)
+        self._writes = self._pool("rw", WRITE_PRAGMAS)
+        self._reads = self._pool(reading, READ_PRAGMAS)
 
-    def _engine(self, mode: str, pragmas: Sequence[str]) -> Engine:
-        def connect(record: ConnectionPoolEntry) -> sqlite3.Connection:
-            generation = record.info["generation"] = self.presence.generation
-            return self.connect_to(generation, mode, pragmas)
-
-        return create_engine(
-            "sqlite://",
-            creator=connect,
-            poolclass=QueuePool,
-            pool_size=8,
-            max_overflow=24,
-            pool_timeout=self.busy_timeout_s,
-            pool_reset_on_return=None,
+    def _pool(self, mode: str, pragmas: Sequence[str]) -> ConnectionPool:
+        return ConnectionPool(
+            lambda generation: self.connect_to(generation, mode, pragmas), self.busy_timeout_s
         )
 
     def connect_to(
-        self, generation: int, mode: str, pragmas: Sequence[str] = _READ_PRAGMAS
+        self, generation: int, mode: str, pragmas: Sequence[str] = READ_PRAGMAS
     ) -> sqlite3.Connection:
         """A new connection to the files of a generation.
 
@@ -217,7 +131,7 @@ class Database:
             connection = self.connect(mode, pragmas)
         finally:
             # First of all: SQLite may fail just because it mixed the files of two times.
-            if not self.presence.holds(generation):
+            if not self.guard.is_current(generation):
                 if connection is not None:
                     connection.close()
                 raise Busy(f"The database {self.path} is just being replaced. Try again.")
@@ -226,7 +140,7 @@ class Database:
     def connect(
         self,
         mode: str,
-        pragmas: Sequence[str] = _READ_PRAGMAS,
+        pragmas: Sequence[str] = READ_PRAGMAS,
         *,
         busy_timeout_s: float | None = None,
     ) -> sqlite3.Connection:
@@ -255,7 +169,7 @@ class Database:
         return connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self) -> Iterator[SQLiteConnection]:
         """A write transaction: committed to disk when the block ends, rolled back if it raises.
 
         Raises:
@@ -264,9 +178,9 @@ class Database:
                 that is not the database any more.
         """
         with _watched(self._writing), translated(self.path), self._begun() as (dbapi, generation):
-            yield Connection(dbapi, self.dialect, self.clock())
+            yield SQLiteConnection(dbapi, self.dialect, self.clock())
             dbapi.execute("COMMIT")
-            if not self.presence.holds(generation):
+            if not self.guard.is_current(generation):
                 raise StorageUnavailable(
                     f"The database {self.path} was replaced while it was written; the change may "
                     "not be in the one that is there now. Try again."
@@ -282,13 +196,13 @@ class Database:
             with self._borrowed(self._writes) as (dbapi, generation), _rolled_back(dbapi):
                 begin = functools.partial(dbapi.execute, "BEGIN IMMEDIATE")
                 self._patiently(begin, self.busy_timeout_s)
-                if self.presence.holds(generation) and self._is_accepted(dbapi):
+                if self.guard.is_current(generation) and self._is_accepted(dbapi):
                     yield dbapi, generation
                     return
         raise Busy(f"The database {self.path} is just being replaced. Try again.")
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> Iterator[SQLiteConnection]:
         """A snapshot for a few queries that must agree. Keep it short.
 
         Raises:
@@ -296,7 +210,7 @@ class Database:
         """
         with _watched(self.reading), translated(self.path), self._snapshot() as dbapi:
             before = state_of(Path(self.path)) if self._is_immutable else None
-            yield Connection(dbapi, self.dialect, self.clock())
+            yield SQLiteConnection(dbapi, self.dialect, self.clock())
             if before is not None and state_of(Path(self.path)) != before:
                 raise changed(Path(self.path))
 
@@ -313,36 +227,28 @@ class Database:
     def _is_accepted(self, dbapi: sqlite3.Connection) -> bool:
         """Whether what the transaction sees has a schema that this program can use."""
         ((version,),) = dbapi.execute("PRAGMA schema_version").fetchall()
-        return self.presence.accepts(version)
+        return self.guard.accepts(version)
 
     @contextmanager
-    def _borrowed(self, engine: Engine) -> Iterator[tuple[sqlite3.Connection, int]]:
+    def _borrowed(self, pool: ConnectionPool) -> Iterator[tuple[sqlite3.Connection, int]]:
         """A pooled connection to the files that are there now, with its generation."""
         self._birthplace.check()
-        generation = self.presence.enter()
+        generation = self.guard.acquire()
         try:
-            fairy = _checked_out(engine, generation)
-            try:
-                yield typing_cast(sqlite3.Connection, fairy.driver_connection), generation
-            except sqlite3.Error:
-                fairy.invalidate()
-                raise
-            finally:
-                if generation != self.presence.generation and fairy.is_valid:
-                    fairy.invalidate()
-                fairy.close()
+            with pool.borrowed(generation, lambda: generation == self.guard.generation) as dbapi:
+                yield dbapi, generation
         finally:
-            self.presence.leave()
+            self.guard.release()
 
-    def point_reader(self) -> PointReader:
+    def point_reader(self) -> SQLitePointReader:
         """A reader for one event loop."""
-        return PointReader(
-            self.path, self.presence, lambda generation: self.connect_to(generation, "ro")
+        return SQLitePointReader(
+            self.path, self.guard, lambda generation: self.connect_to(generation, "ro")
         )
 
     def ensure_current(self) -> None:
         """Raises StorageUnavailable unless what is open is the file that is there."""
-        self.presence.require()
+        self.guard.ensure_current()
 
     @property
     def directory(self) -> str:
@@ -363,14 +269,14 @@ class Database:
             free = None
         else:
             free = disk.f_bavail * disk.f_frsize
-        return DiskUse(_size(self.path), _size(f"{self.path}-wal"), free)
+        return DiskUse(size_of(self.path), size_of(f"{self.path}-wal"), free)
 
     def find_damage(self) -> Iterator[str]:
         """A sentence for each fault of the stored pages and of the references between rows.
 
         What one look cannot read is a fault, and the next look goes on.
         """
-        for look in (_damaged_pages, _dangling_references):
+        for look in LOOKS:
             with self.read() as conn:
                 try:
                     yield from look(conn)
@@ -380,26 +286,14 @@ class Database:
                     yield f"the database file is damaged: {error}"
 
     def _patiently(self, step: Callable[[], T], patience_s: float) -> T:
-        """Run a step that may find the database locked, until so much time has passed."""
-        began = time.monotonic()
-        told = False
-        while True:
-            try:
-                return step()
-            except sqlite3.OperationalError as error:
-                waited_s = time.monotonic() - began
-                if primary_code(error) not in LOCKED or waited_s > patience_s:
-                    raise
-                if waited_s > SAID_AFTER_S and not told:
-                    told = True
-                    log.warning(
-                        "Waiting for the lock of %s, which another process holds.", self.path
-                    )
-                time.sleep(random.uniform(*LOCK_PAUSE_S))
+        return patiently(step, patience_s, on_wait=self._say_that_it_waits)
+
+    def _say_that_it_waits(self) -> None:
+        log.warning("Waiting for the lock of %s, which another process holds.", self.path)
 
     def _close_idle(self) -> None:
-        self._reads.dispose()
-        self._writes.dispose()
+        self._reads.close_idle()
+        self._writes.close_idle()
 
     def is_damage(self, error: RegistryError) -> bool:
         """Whether an error tells something of the database, not of a shortage or a lock."""
@@ -413,40 +307,8 @@ class Database:
     def close(self) -> None:
         """Close every connection that is not in use."""
         if self._birthplace.is_here:
-            self.presence.close()
+            self.guard.close()
             let_go(self)
-
-
-def _damaged_pages(conn: Connection) -> Iterator[str]:
-    for (line,) in conn.run_text("PRAGMA integrity_check(100)"):
-        if line != "ok":
-            yield line
-
-
-def _dangling_references(conn: Connection) -> Iterator[str]:
-    for name, rowid, parent, _ in conn.run_text("PRAGMA foreign_key_check"):
-        which = "a row" if rowid is None else f"row {rowid}"
-        yield f"{which} of {name} refers to nothing in {parent}"
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
-
-
-def _checked_out(engine: Engine, generation: int) -> PoolProxiedConnection:
-    """A connection of a generation; older ones in the pool are closed."""
-    while True:
-        try:
-            fairy = engine.raw_connection()
-        except PoolTimeout as error:
-            raise Busy("Too many threads use the database; nothing was written.") from error
-        if fairy.info["generation"] == generation:
-            return fairy
-        fairy.invalidate()
-        fairy.close()
 
 
 @contextmanager

@@ -120,12 +120,22 @@ def _why_not_opened(path: str | os.PathLike[str] | None) -> str:
             if os.path.lexists(each) and not _may(each, os.R_OK | os.W_OK):
                 return f"{each} may not be read and written by this user; give it both rights"
         folder = os.path.dirname(os.path.realpath(path))
+        if is_read_only(folder):
+            return f"the directory {folder} is on a file system that is mounted read-only"
         if not _may(folder, os.W_OK | os.X_OK):
             return f"the directory {folder} may not be written by this user; give it that right"
     return (
         f"{place} could not be opened a moment ago, and nothing is wrong with it now; most likely "
         "the open files of this process were used up (ulimit -n). Try again"
     )
+
+
+def is_read_only(path: str | os.PathLike[str]) -> bool:
+    """Whether a file system is mounted read-only."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def _may(path: str, mode: int) -> bool:

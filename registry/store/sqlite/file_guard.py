@@ -2,39 +2,28 @@
 
 Three files make a database: the file itself, its write-ahead log and the log's index. SQLite goes
 on writing to each of them when it was removed or replaced, and nobody would see those rows again.
-A `Presence` knows the files by device and inode. Who writes asks before and after whether they are
+A `FileGuard` knows the files by device and inode. Who writes asks before and after whether they are
 still the same; when they are not, nothing is acknowledged any more.
 
-Nothing is mended while anybody writes. What was acknowledged is brought to where it can be found,
-all connections are closed, and new ones are opened once everybody else has let go as well, see
-in_use.py. The connections of one such time are a generation.
+Nothing is mended while anybody writes. What was acknowledged is saved (rescue.py), all connections
+are closed, and new ones are opened once everybody else has let go as well (in_use.py). The
+connections of one such time are a generation.
 """
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import logging
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from registry.errors import Busy, DatabaseRefused, RegistryError, StorageUnavailable
-from registry.store.sqlite import backup
 from registry.store.sqlite.errors import translated
-from registry.store.sqlite.in_use import (
-    SHM_SUFFIX,
-    WAL_SUFFIX,
-    Announcement,
-    FileId,
-    Files,
-    find_files,
-    find_id,
-)
+from registry.store.sqlite.in_use import Announcement, FileId, Files, find_files, find_id
+from registry.store.sqlite.open_files import OpenFiles, check_pages, look_at_files
+from registry.store.sqlite.rescue import Rescue
 
 REPEATED_AFTER_S = 1.0
 """A database that could not be opened is not tried again for this long."""
@@ -42,40 +31,11 @@ RETURNED_WITHIN_S = 0.25
 """How long connections that are in use are waited for before a database is opened anew."""
 OPENED_WITHIN_S = 0.75
 """How long whoever needs the database waits while it is opened anew."""
-CHECKPOINT_S = 1.0
 
 log = logging.getLogger("registry.db")
 
 
-@dataclass(slots=True)
-class _Held:
-    """The connection of a generation and its files, or None and what was there last."""
-
-    connection: sqlite3.Connection | None
-    files: Files
-    size: int
-    schema_version: int
-    """SQLite's count of changes of the schema when it was last accepted; -1: it is not any more."""
-    announcement: Announcement
-    descriptor: int | None
-    """Tells whether the file still has a name. It cannot be read through, and so SQLite's locks
-    outlast its end."""
-    kept_before: frozenset[str]
-    """The copies of removed databases that were there when this one was opened."""
-
-    def close(self) -> None:
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = None
-        self.announcement.close()
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
-        # From here on, their inodes may be another file's.
-        self.files = Files(self.files.database, None, None)
-
-
-class Presence:
+class FileGuard:
     """The files of one database, watched by one process. Safe in any thread.
 
     `connect` opens a connection, and its log. `accept` raises DatabaseRefused for one whose
@@ -94,50 +54,50 @@ class Presence:
         self.on_change: list[Callable[[], None]] = []
         """Each closes connections of the last generation that are not in use."""
         self._path = path
-        self._real_path = os.path.realpath(path)
+        self._rescue = Rescue(path)
         self._connect = connect
         self._accept = accept
         self._writes = writes
         self._changed = threading.Condition()
         self._lent = 0
         self._is_renewing = False
-        self._held: _Held | None = None
+        self._held: OpenFiles | None = None
         self._refusal: Exception | None = None
         self._refused: Files | None = None
         self._refused_until = float("-inf")
 
-    def enter(self) -> int:
+    def acquire(self) -> int:
         """Make sure that what is there can be used, and announce a connection to it; its
-        generation. To be followed by `leave` when the connection is closed or not in use.
+        generation. To be followed by `release` when the connection is closed or not in use.
 
         Raises:
             StorageUnavailable: no database is there that this program can use.
             Busy: what is there is locked, being replaced, or in use with other files.
         """
         while True:
-            generation = self.require()
+            generation = self.ensure_current()
             with self._changed:
                 if generation == self.generation and not self._is_renewing:
                     self._lent += 1
                     return generation
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """A connection that was announced is closed, or not in use any more."""
         with self._changed:
             self._lent -= 1
             self._changed.notify_all()
 
-    def require(self) -> int:
+    def ensure_current(self) -> int:
         """The generation whose connections are on the files that are there now.
 
         They may have to be opened first. A thread of its own does that, since it may have to copy
         a database; it is waited for OPENED_WITHIN_S.
 
         Raises:
-            StorageUnavailable, Busy: as `enter`.
+            StorageUnavailable, Busy: as `acquire`.
         """
         generation = self.generation
-        if self._is_current(generation):
+        if self._is_surely_current(generation):
             return generation
         with self._changed:
             if not self._is_renewing:
@@ -151,7 +111,7 @@ class Presence:
                 raise _again(self._refusal)
             return self.generation
 
-    def holds(self, generation: int) -> bool:
+    def is_current(self, generation: int) -> bool:
         """Whether the files are still those of a generation, and the database was not cut.
 
         Raises:
@@ -207,31 +167,18 @@ class Presence:
             return False
         return self._refused == find_files(os.path.realpath(self._path))
 
-    def _is_current(self, generation: int) -> bool:
+    def _is_surely_current(self, generation: int) -> bool:
         try:
-            return self.holds(generation)
+            return self.is_current(generation)
         except StorageUnavailable:
             return False
 
     def _look(self) -> tuple[Files, int]:
-        try:
-            status = os.stat(self._path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise StorageUnavailable(
-                f"The database {self._path} is gone. Put it back, or restore a backup: "
-                "`metadata-registry db restore FILE`. A running service then goes on by itself."
-            ) from None
-        except OSError as error:
-            raise StorageUnavailable(
-                f"The database {self._path} cannot be reached: {error.strerror}. Give the "
-                "service's user access to its directory."
-            ) from error
-        files = Files(
-            (status.st_dev, status.st_ino),
-            find_id(self._real_path + WAL_SUFFIX),
-            find_id(self._real_path + SHM_SUFFIX),
-        )
-        return files, status.st_size
+        return look_at_files(self._path, self._rescue.real_path)
+
+    def _save(self, held: OpenFiles) -> None:
+        if self._writes:
+            self._rescue.save(held)
 
     # Opening anew. One thread at a time.
 
@@ -252,24 +199,24 @@ class Presence:
     def _begin_generation(self) -> None:
         held = self._held
         if held is not None and held.connection is not None:
-            if self._is_current(self.generation):
+            if self._is_surely_current(self.generation):
                 return  # It was away for a moment.
             self._let_go(held)
         files, size = self._look()
         is_cut = held is not None and files.database == held.files.database and size < held.size
-        self._real_path = os.path.realpath(self._path)
+        self._rescue.real_path = os.path.realpath(self._path)
         try:
             opened = self._opened(before=held.files.database if held else None, is_cut=is_cut)
         except (StorageUnavailable, sqlite3.Error):
             if is_cut:  # Somebody may be writing another database to the same file.
-                self._set_aside(files)
+                self._rescue.set_aside_log(files)
             raise
         self.generation += 1  # Before the files: whoever sees them must see that they are new.
         self._held = opened
         if held is not None:
             log.warning("opened the database %s anew", self._path)
 
-    def _let_go(self, held: _Held) -> None:
+    def _let_go(self, held: OpenFiles) -> None:
         """Close every connection of this process, once what was acknowledged is saved.
 
         Raises:
@@ -283,13 +230,13 @@ class Presence:
         self._save(held)
         held.close()
 
-    def _opened(self, *, before: FileId | None, is_cut: bool) -> _Held:
+    def _opened(self, *, before: FileId | None, is_cut: bool) -> OpenFiles:
         announcement = Announcement(self._path)
         connection = descriptor = None
         try:
             announcement.wait_until_free(is_wal=self._writes)
             files, _ = self._look()
-            kept = frozenset(self._kept())
+            kept = frozenset(self._rescue.kept_copies())
             connection = self._connect()
             ((schema_version,),) = connection.execute("PRAGMA schema_version").fetchall()
             self._accept(connection)
@@ -299,10 +246,12 @@ class Presence:
             if opened.is_whole:
                 announcement.announce(opened)
             if is_cut:
-                self._check_pages(connection, opened, size)
+                check_pages(self._path, connection, size)
             if hasattr(os, "O_PATH"):
                 descriptor = os.open(self._path, os.O_PATH | os.O_CLOEXEC)
-            held = _Held(connection, opened, size, schema_version, announcement, descriptor, kept)
+            held = OpenFiles(
+                connection, opened, size, schema_version, announcement, descriptor, kept
+            )
             if self._look()[0] != opened:
                 raise Busy(f"The database {self._path} is just being replaced. Try again.")
             return held
@@ -318,106 +267,6 @@ class Presence:
                     what = "The schema of the database was changed while it was in use."
                 raise StorageUnavailable(f"{what} {error.detail}") from error
             raise
-
-    def _check_pages(self, connection: sqlite3.Connection, files: Files, size: int) -> None:
-        """Raise StorageUnavailable if the file has lost pages. It may have shrunk by VACUUM."""
-        page_count, page_size = (
-            connection.execute(f"PRAGMA {name}").fetchall()[0][0]
-            for name in ("page_count", "page_size")
-        )
-        if page_count * page_size <= size:
-            return
-        found = connection.execute("PRAGMA quick_check(1)").fetchall()[0][0]
-        if found != "ok":
-            raise StorageUnavailable(
-                f"The database {self._path} was cut and is damaged: {found}. Restore a backup: "
-                "`metadata-registry db restore FILE --force`."
-            )
-
-    # What was acknowledged
-
-    def _save(self, held: _Held) -> None:
-        """See to it that what was committed is in a file that has a name, if files were removed.
-
-        Whoever has a removed file open can still read it: our connection can. Others that have it
-        open do the same, and take turns.
-        """
-        try:
-            now, size = self._look()
-        except StorageUnavailable:
-            now, size = Files(None, None, None), 0
-        if held.connection is None or now == held.files or not self._writes:
-            return
-        if now.database == held.files.database and size < held.size:
-            return  # What is left of the log belongs to pages that are gone.
-        self._fold(held.connection)
-        if now.database == held.files.database and now.wal not in (None, held.files.wal):
-            self._set_aside(now)  # Somebody made a log of their own for the same file.
-        if held.descriptor is not None and os.fstat(held.descriptor).st_nlink == 0:
-            self._keep_copy(held)
-        log.error(
-            "files of the database %s were removed or replaced while it was in use; what was "
-            "acknowledged is saved. Never remove or replace the files of a database that is in use",
-            self._path,
-        )
-
-    def _fold(self, connection: sqlite3.Connection) -> None:
-        """Bring what is in the log into the database file, and empty the log: it might be taken
-        for that of another file."""
-        deadline = time.monotonic() + CHECKPOINT_S
-        while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]:
-            if time.monotonic() > deadline:
-                raise Busy(f"The log of {self._path} cannot be written back now. Try again.")
-            time.sleep(0.005)
-
-    def _kept(self) -> list[str]:
-        return glob.glob(f"{glob.escape(self._real_path)}.removed-*.backup")
-
-    def _keep_copy(self, held: _Held) -> None:
-        """Copy a database whose file has no name any more. One of several processes does it."""
-        assert held.connection is not None
-        directory = os.open(os.path.dirname(self._real_path), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if held.kept_before.issuperset(self._kept()):
-                kept = backup.keep_copy(held.connection, self._real_path)
-                log.error(
-                    "the database %s was removed while it was in use; what was in it is kept as %s",
-                    self._path,
-                    kept,
-                )
-        except BlockingIOError:
-            raise Busy(f"Another process saves what was in {self._path}. Try again.") from None
-        except OSError as error:
-            raise StorageUnavailable(
-                f"The database {self._path} was removed, and what was in it could not be saved "
-                f"beside it: {error.strerror}. It is kept open; remove the cause."
-            ) from error
-        finally:
-            os.close(directory)
-
-    def _set_aside(self, files: Files) -> None:
-        """Take a log that belongs to another file away from the database."""
-        wal_path = self._real_path + WAL_SUFFIX
-        if files.wal is None or find_files(self._real_path).wal != files.wal:
-            return
-        kept = f"{self._real_path}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}{WAL_SUFFIX}"
-        try:
-            if not os.stat(wal_path).st_size:
-                return
-            os.rename(wal_path, kept)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise StorageUnavailable(
-                f"{wal_path} does not belong to the database beside it and cannot be moved away: "
-                f"{error.strerror}. Remove it."
-            ) from error
-        log.error(
-            "the write-ahead log beside %s belonged to another file; it is kept as %s",
-            self._path,
-            kept,
-        )
 
 
 def _again(refusal: Exception) -> Exception:

@@ -65,6 +65,14 @@ def find_id(path: str) -> FileId | None:
     return status.st_dev, status.st_ino
 
 
+def size_of(path: str | os.PathLike[str]) -> int:
+    """The size of a file, 0 if it is not there or out of reach."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
 _announcements: weakref.WeakSet[Announcement] = weakref.WeakSet()
 
 

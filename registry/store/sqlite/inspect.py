@@ -11,23 +11,29 @@ import errno
 import fcntl
 import os
 import sqlite3
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from registry.core import stopping
-from registry.errors import Busy, DatabaseRefused, Refused, RegistryError, StorageUnavailable
+from registry.errors import DatabaseRefused, Refused, RegistryError, StorageUnavailable
 from registry.store.sqlite import place
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.errors import primary_code, translate
+from registry.store.sqlite.file_access import (
+    changed,
+    check_file,
+    is_immutable,
+    may_write,
+    reading_mode,
+    state_of,
+)
 from registry.store.sqlite.in_use import (
     LOCK_BYTES,
-    SHM_SUFFIX,
-    WAL_SUFFIX,
     Announcement,
     find_files,
+    size_of,
 )
 
 APPLICATION_ID = 0x4D524547
@@ -53,6 +59,8 @@ class Found:
     min_program_revision: str | None = None
     program_version: str | None = None
     has_wal: bool = False
+    views: Mapping[str, str] = field(default_factory=dict)
+    views_version: str | None = None
 
 
 NOTHING = Found()
@@ -83,13 +91,13 @@ def look(path: Path, *, to_write: bool = True) -> Found:
         DatabaseRefused: it is not ours, damaged, or cannot be read by this user, or written if
             that is meant.
     """
-    size = _check_file(path, to_write=to_write)
+    size = check_file(path, to_write=to_write)
     if size == 0:
         return NOTHING
     if size < SMALLEST_BYTES:
         raise _not_sqlite(path)  # SQLite would take it for an empty database.
     ours = _glance(path)
-    if ours is False and _size(path.with_name(path.name + "-wal")) == 0:
+    if ours is False and size_of(path.with_name(path.name + "-wal")) == 0:
         # Between the glance and this a log may have been written back and removed.
         ours = _glance(path)
         if ours is False:
@@ -97,34 +105,6 @@ def look(path: Path, *, to_write: bool = True) -> Found:
     # A read-only connection leaves the log of another program in its place.
     with looking(path) if ours else reading(path) as connection:
         return look_through(connection, path)
-
-
-def may_write(path: Path) -> bool:
-    """Whether this user may write to a database: to the file, and beside it."""
-    return _may(path, os.R_OK | os.W_OK) and _may(path.parent, os.W_OK | os.X_OK)
-
-
-def reading_mode(path: Path) -> str:
-    """How a connection that only reads is opened: it leaves nothing behind that others could not
-    use. Where this user may not write and nobody has the database open, the file is read as it is.
-
-    Raises:
-        DatabaseRefused: what was committed last is in a log that cannot be read here.
-    """
-    if may_write(path):
-        return "ro"
-    wal, shm = _beside(path, WAL_SUFFIX), _beside(path, SHM_SUFFIX)
-    if not _size(wal):
-        return "ro&immutable=1"
-    for each in (wal, shm):
-        if not each.exists() or not _may(each, os.R_OK):
-            raise DatabaseRefused(
-                f"{path} may not be written by this user, and what was committed last is in its "
-                f"log, which cannot be read without {each.name}. Run this as a user who may write "
-                f"to {path.parent}, or copy {path.name} and {wal.name} to another directory and "
-                "name that."
-            )
-    return "ro"
 
 
 @contextmanager
@@ -148,21 +128,6 @@ def looking(path: Path) -> Iterator[sqlite3.Connection]:
     """As `reading`, but where this user may write, it leaves no log behind."""
     with opened(path, "rw") if may_write(path) else reading(path) as connection:
         yield connection
-
-
-def state_of(path: Path) -> tuple[object, ...]:
-    """What changes when anybody opens a database to write, or writes back its log."""
-    status = path.stat()
-    wal = _beside(path, WAL_SUFFIX)
-    return status.st_ino, status.st_size, status.st_mtime_ns, _size(wal)
-
-
-def changed(path: Path) -> Busy:
-    """That a database which was read as it is was changed meanwhile."""
-    return Busy(
-        f"{path} was changed while it was read; what was read may be wrong. Run this again: beside "
-        "a service that runs it reads its log as well."
-    )
 
 
 def look_through(connection: sqlite3.Connection, path: Path) -> Found:
@@ -208,11 +173,6 @@ def opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
         raise explained(path, error) from error
     finally:
         announcement.close()
-
-
-def is_immutable(mode: str) -> bool:
-    """Whether a connection of this mode takes no locks and makes no files."""
-    return "immutable=1" in mode
 
 
 def explained(path: Path, error: sqlite3.Error) -> RegistryError:
@@ -276,57 +236,6 @@ def is_foreign(path: Path) -> bool:
         return False
 
 
-def _check_file(path: Path, *, to_write: bool) -> int:
-    """The file's size, 0 if there is none."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        _check_directory(path, to_write=to_write)
-        return 0
-    except (OSError, ValueError) as error:
-        raise DatabaseRefused(f"{path} cannot be a database: {error}. Name another file.") from None
-    if not stat.S_ISREG(status.st_mode):
-        what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise DatabaseRefused(f"{path} is {what}. Name a file for the database.")
-    _check_directory(path, to_write=to_write)
-    if to_write and not _may(path, os.R_OK | os.W_OK):
-        raise DatabaseRefused(
-            f"{path} may not be read and written by this user. Give the user both rights on the "
-            "file, and write access to its directory."
-        )
-    if not _may(path, os.R_OK):
-        raise DatabaseRefused(f"{path} may not be read by this user. Give the user that right.")
-    return status.st_size
-
-
-def _check_directory(path: Path, *, to_write: bool) -> None:
-    parent = path.parent
-    if not parent.is_dir():
-        raise DatabaseRefused(
-            f"There is no directory {parent} for the database. Make it first: mkdir -p {parent}"
-        )
-    if to_write and not _may(parent, os.W_OK | os.X_OK):
-        raise DatabaseRefused(
-            f"The directory {parent} may not be written by this user. SQLite keeps files beside "
-            f"{path.name}: give the user write access, or name a file in another directory."
-        )
-
-
-def _may(path: Path, mode: int) -> bool:
-    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return Path(os.path.realpath(path) + suffix)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
 def _glance(path: Path) -> bool | None:
     """Whether the file alone, without its log, holds a registry. None: it cannot tell.
 
@@ -365,12 +274,15 @@ def _read(connection: sqlite3.Connection, path: Path) -> Found:
     if len(revisions) != 1:
         raise _without_revision(path)
     settings = dict(connection.execute("SELECT name, value FROM settings").fetchall())
+    views = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view'").fetchall()
     (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     return Found(
         revision=revisions[0][0],
         min_program_revision=settings.get("min_program_revision"),
         program_version=settings.get("program_version"),
         has_wal=mode == "wal",
+        views=dict(views),
+        views_version=settings.get("views_version"),
     )
 
 

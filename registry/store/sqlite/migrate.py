@@ -7,66 +7,37 @@ time, and after a backup if there was one.
 
 from __future__ import annotations
 
-import os
-import re
-import sqlite3
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from registry import __version__
 from registry.core import stopping
-from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
-from registry.store.sqlite import backup as backup_module
-from registry.store.sqlite.in_use import find_holders, find_id
-from registry.store.sqlite.inspect import (
-    LOCK_TIMEOUT_S,
-    Found,
-    claim,
-    explained,
-    locate,
-    look,
-    look_through,
-    looking,
-    no_registry,
-    opened,
+from registry.errors import DatabaseRefused
+from registry.store import tables
+from registry.store.sqlite import views
+from registry.store.sqlite.compatibility import is_usable, refuse_newer
+from registry.store.sqlite.inspect import Found, claim, locate, look, looking, no_registry
+from registry.store.sqlite.revisions import (
+    check_revision,
+    fresh_schema,
+    run_revisions,
+    waiting_for_lock,
 )
-from registry.store.tables import HEAD_REVISION, MIN_PROGRAM_REVISION
-
-if TYPE_CHECKING:
-    from alembic.config import Config
-
-Notify = Callable[[str], None]
-
-OTHERS_LEAVE_S = 30.0
-"""How long programs that an upgrade would break are waited for: those of an older version that
-has the database open, and is perhaps just being stopped."""
-
-LOOKED_FOR_EVERY_S = 0.1
-
-_alembic = threading.Lock()  # Alembic keeps the running environment in a global.
+from registry.store.sqlite.schema_change import Notify
+from registry.store.sqlite.upgrade_lock import wait_until_alone
 
 
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """A step in the history of the schema."""
-
-    revision: str
-    down_revision: str | None
-    title: str
+def _ignore(_sentence: str) -> None:
+    """Nobody wants to be told."""
 
 
-def prepare(url: str, *, notify: Notify | None = None) -> None:
+def prepare(url: str, *, notify: Notify = _ignore) -> None:
     """Make sure that this program can work with the database.
 
     A new or empty file gets the schema. An older schema is upgraded, after a backup next to the
     file. A newer one is left as it is if it still admits this program. Any number of processes
     may do this at once. An upgrade that programs of the older version could not live with waits
-    until nobody has the database open. `notify` is told, in a sentence, what is made or changed,
+    until nobody has the database open. Views that are older than this program are made anew.
+    `notify` is told, in a sentence, what is made or changed,
     and what is waited for if it takes longer than a second and a half.
 
     Raises:
@@ -80,17 +51,26 @@ def prepare(url: str, *, notify: Notify | None = None) -> None:
     path = locate(url)
     with _telling_of_lock(path, notify):
         found = look(path)
-    if _is_usable(path, found) or _is_usable(path, _alone(path, found, HEAD_REVISION, notify)):
+    if not is_usable(path, found):
+        found = wait_until_alone(path, found, tables.HEAD_REVISION, notify)
+    if is_usable(path, found) and not _has_old_views(found):
         return
     try:
-        _migrate(path, "upgrade", "head", notify)
+        run_revisions(path, "upgrade", "head", notify)
     except DatabaseRefused:
         # A newer program may have been faster. Then this either works, or its refusal says more.
-        if not _is_usable(path, look(path)):
+        if not is_usable(path, look(path)):
             raise
 
 
-def upgrade(url: str, revision: str = "head", *, notify: Notify | None = None) -> None:
+def _has_old_views(found: Found) -> bool:
+    """Whether views are to be made anew. Those of a newer schema are a newer program's."""
+    return found.revision == tables.HEAD_REVISION and views.are_outdated(
+        found.views, found.views_version
+    )
+
+
+def upgrade(url: str, revision: str = "head", *, notify: Notify = _ignore) -> None:
     """Upgrade the schema to a revision, after a backup; a new or empty file gets the schema.
 
     Does nothing if the schema is there already, or newer and compatible.
@@ -99,19 +79,19 @@ def upgrade(url: str, revision: str = "head", *, notify: Notify | None = None) -
         Invalid: there is no such revision.
         RegistryError: as `prepare`.
     """
-    if revision == "head":
+    if revision in ("head", tables.HEAD_REVISION):
         prepare(url, notify=notify)
         return
     path = locate(url)
-    _check_revision(revision)
+    check_revision(revision)
     with _telling_of_lock(path, notify):
         found = look(path)
-    _refuse_newer(path, found)
-    _alone(path, found, revision, notify)
-    _migrate(path, "upgrade", revision, notify)
+    refuse_newer(path, found)
+    wait_until_alone(path, found, revision, notify)
+    run_revisions(path, "upgrade", revision, notify)
 
 
-def downgrade(url: str, revision: str, *, notify: Notify | None = None) -> None:
+def downgrade(url: str, revision: str, *, notify: Notify = _ignore) -> None:
     """Take the schema back to a revision, or to `base`: nothing. A backup is written first.
 
     Raises:
@@ -122,14 +102,14 @@ def downgrade(url: str, revision: str, *, notify: Notify | None = None) -> None:
     """
     path = locate(url)
     if revision != "base":
-        _check_revision(revision)
+        check_revision(revision)
     found = look(path)
     if found.revision is None:
         raise DatabaseRefused(f"{path} has no schema; there is nothing to take back.")
-    _refuse_newer(path, found)
+    refuse_newer(path, found)
     with claim(path):
         pass  # A service would not survive it; one that starts meanwhile is looked for at the end.
-    _migrate(path, "downgrade", revision, notify)
+    run_revisions(path, "downgrade", revision, notify)
 
 
 def current(url: str) -> str | None:
@@ -139,18 +119,6 @@ def current(url: str) -> str | None:
         DatabaseRefused: the file is not one of ours.
     """
     return look(locate(url), to_write=False).revision
-
-
-def history() -> list[Revision]:
-    """Every revision that this program knows, the oldest first."""
-    from alembic.script import ScriptDirectory
-
-    script = ScriptDirectory.from_config(_config())
-    revisions = [
-        Revision(each.revision, each.down_revision, each.doc.rstrip("."))  # type: ignore[arg-type]
-        for each in script.walk_revisions()
-    ]
-    return revisions[::-1]
 
 
 def check(url: str) -> list[str]:
@@ -165,276 +133,16 @@ def check(url: str) -> list[str]:
         raise DatabaseRefused(f"{no_registry(path)[:-1]}, or make one with `db upgrade`.")
     from registry.store.sqlite.differences import find_differences
 
-    with looking(path) as connection:
-        differences = find_differences(connection)
-    if found.revision != HEAD_REVISION:
+    with fresh_schema() as wanted, looking(path) as connection:
+        differences = find_differences(
+            connection, wanted, with_views=views.version_of(found.views_version) <= views.VERSION
+        )
+    if found.revision != tables.HEAD_REVISION:
         differences.insert(
-            0, f"the schema revision is {found.revision!r} instead of {HEAD_REVISION!r}"
+            0, f"the schema revision is {found.revision!r} instead of {tables.HEAD_REVISION!r}"
         )
     return differences
 
 
-def find_problem(url: str) -> str | None:
-    """Why a running service cannot work with the database as it is now, or None if it can."""
-    try:
-        path = locate(url)
-        found = look(path)
-        if _is_usable(path, found):
-            return None
-    except RegistryError as error:
-        return error.detail
-    return _why_unusable(path, found)
-
-
-def check_there(url: str, *, to_write: bool) -> None:
-    """Raise DatabaseRefused unless a registry is there that a command can work with as it is."""
-    path = locate(url)
-    found = look(path, to_write=to_write)
-    if found.revision is None:
-        raise DatabaseRefused(no_registry(path))
-    if not _is_usable(path, found if to_write else replace(found, has_wal=True)):
-        raise DatabaseRefused(_why_unusable(path, found))
-
-
-def _why_unusable(path: Path, found: Found) -> str:
-    if found.revision is None:
-        return f"There is no registry in {path} any more. Restart the service, or restore a backup."
-    return (
-        f"{path} has schema revision {found.revision}, this program needs {HEAD_REVISION}. Restart "
-        "the service, or run `metadata-registry db upgrade`."
-    )
-
-
-def acceptor(url: str) -> Callable[[sqlite3.Connection], None]:
-    """A function that raises DatabaseRefused for a connection to the database at a URL, unless it
-    holds a registry that this program can work with as it is."""
-    path = locate(url)
-
-    def accept(connection: sqlite3.Connection) -> None:
-        found = look_through(connection, path)
-        if not _is_usable(path, found):
-            raise DatabaseRefused(_why_unusable(path, found))
-
-    return accept
-
-
-def check_usable(path: Path, found: Found) -> None:
-    """Raise DatabaseRefused for a database that this program could not work with, even after an
-    upgrade."""
-    _is_usable(path, found)
-
-
-# Judging
-
-
-def _is_usable(path: Path, found: Found) -> bool:
-    """Whether this program can work with a database as it is. False: it is to be upgraded.
-
-    Raises:
-        DatabaseRefused: it needs a newer program.
-    """
-    if found.revision is None:
-        return False
-    if not re.fullmatch("[0-9]{4}", found.revision):
-        raise DatabaseRefused(
-            f"{path} has the schema revision {found.revision!r}, which no version of this program "
-            "has made. Restore a backup of it."
-        )
-    if found.revision > HEAD_REVISION:
-        needed = found.min_program_revision
-        if needed is None or needed > HEAD_REVISION:
-            raise _too_new(path, found)
-    return found.revision >= HEAD_REVISION and found.has_wal
-
-
-def _refuse_newer(path: Path, found: Found) -> None:
-    if found.revision is not None and found.revision > HEAD_REVISION:
-        raise _too_new(path, found)
-
-
-def _too_new(path: Path, found: Found) -> DatabaseRefused:
-    last = f", last used by version {found.program_version}" if found.program_version else ""
-    return DatabaseRefused(
-        f"{path} has schema revision {found.revision}{last}; it needs a program that knows "
-        f"revision {found.min_program_revision or found.revision}. This is metadata-registry "
-        f"{__version__}, which knows up to {HEAD_REVISION}. Install a newer version, or go back "
-        f"to a backup: an upgrade writes one beside the file, {path.name}.REVISION-TIME.backup."
-    )
-
-
-def _check_revision(revision: str) -> None:
-    known = [each.revision for each in history()]
-    if revision not in known:
-        raise Invalid(
-            f"There is no schema revision {revision!r}; there are {', '.join(known)} and head."
-        )
-
-
-# Changing
-
-
-def _telling_of_lock(path: Path, notify: Notify | None) -> AbstractContextManager[None]:
-    return stopping.telling(notify or _ignore, _waiting_for_lock(path))
-
-
-def _waiting_for_lock(path: Path) -> str:
-    return f"Waiting for the lock of {path}, which another process holds."
-
-
-def _ignore(_sentence: str) -> None:
-    """Nobody wants to be told."""
-
-
-def _alone(path: Path, found: Found, wanted: str, notify: Notify | None) -> Found:
-    """Wait until nobody has a database open whose upgrade would break the programs that know only
-    the revision that was found; what is in it then."""
-    if found.revision is None or not found.revision < MIN_PROGRAM_REVISION <= wanted:
-        return found
-    began = time.monotonic()
-    said = False
-    while True:
-        stopping.check()
-        try:
-            with claim(path):
-                break
-        except FileNotFoundError:
-            break
-        except Refused:
-            now = look(path)
-            waited = time.monotonic() - began
-            if now.revision == found.revision and waited > OTHERS_LEAVE_S:
-                now = _look_when_unlocked(path)
-                if now.revision == found.revision:
-                    raise _would_break(path, found) from None
-            if now.revision != found.revision:
-                return now
-        if waited > stopping.SAID_AFTER_S and not said:
-            said = True
-            (notify or _ignore)(
-                f"Waiting for another process that has {path} open, perhaps a service of an older "
-                f"version: it could not go on after the upgrade from {found.revision} to {wanted}."
-            )
-        time.sleep(LOOKED_FOR_EVERY_S)
-    return look(path)
-
-
-def _look_when_unlocked(path: Path) -> Found:
-    """What is in a database when nobody writes: another upgrade may have been going on."""
-    with opened(path, "rw") as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
-    return look(path)
-
-
-def _would_break(path: Path, found: Found) -> Refused:
-    return Refused(
-        f"{path} has schema revision {found.revision}, and another process has it open, as a "
-        "running service of an older version does. It could not write any more after the upgrade. "
-        "Stop it first, then start again. Nothing was changed."
-    )
-
-
-def _migrate(
-    path: Path, direction: Literal["upgrade", "downgrade"], revision: str, notify: Notify | None
-) -> None:
-    from alembic import command
-    from sqlalchemy import URL
-
-    change = _Change(path, notify or _ignore, is_for_one=direction == "downgrade")
-    config = _config()
-    config.attributes["url"] = URL.create("sqlite", database=str(path))
-    config.attributes["lock_timeout_s"] = LOCK_TIMEOUT_S
-    config.attributes["guard"] = stopping.interruptible
-    config.attributes["on_wait"] = lambda: change.notify(_waiting_for_lock(path))
-    config.attributes["before_commit"] = change.before_commit
-    with _alembic, _translated(path), _temporary_files_in(path.parent):
-        getattr(command, direction)(config, revision)
-    change.after_commit()
-
-
-@contextmanager
-def _temporary_files_in(directory: Path) -> Iterator[None]:
-    """SQLite sorts in files when it makes an index: beside the database, which has to be written
-    anyway, unless the environment names another place."""
-    named = (os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"))
-    if any(each and os.access(each, os.W_OK | os.X_OK) for each in named):
-        yield
-        return
-    os.environ["SQLITE_TMPDIR"] = str(directory)
-    try:
-        yield
-    finally:
-        os.environ.pop("SQLITE_TMPDIR", None)
-
-
-class _Change:
-    """What is done around the one commit that changes a schema."""
-
-    def __init__(self, path: Path, notify: Notify, *, is_for_one: bool) -> None:
-        self._path = path
-        self._is_for_one = is_for_one
-        self.notify = notify
-        self._result: str | None = None
-
-    def before_commit(self, before: str | None, after: str | None) -> None:
-        """Write a backup: other connections still see the schema as it was, and all rows."""
-        path = self._path
-        if before is None:
-            self._result = f"Made {path} with schema revision {after}."
-            return
-        backup = backup_module.find_free_name(path, before)
-        self.notify(
-            f"Changing {path} from schema revision {before} to {after or 'none'}; "
-            f"the backup is {backup.name}."
-        )
-        backup_module.write_backup(path, backup)
-        if self._is_for_one and (holders := find_holders(find_id(str(path)))):
-            backup.unlink()
-            raise Refused(
-                f"Another process (pid {', '.join(map(str, sorted(holders)))}) has opened {path} "
-                "meanwhile, as a service that starts does. Nothing was changed. Stop it first, "
-                "then do this again."
-            )
-        self._result = f"{path} has schema revision {after or 'none'}."
-
-    def after_commit(self) -> None:
-        if self._result is not None:
-            self.notify(self._result)
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """What Alembic, SQLAlchemy and SQLite raise, as ours. A revision's own mistakes stay."""
-    from alembic.util import CommandError
-    from sqlalchemy.exc import DBAPIError
-
-    try:
-        yield
-    except CommandError as error:
-        raise DatabaseRefused(f"{path}: {error}") from error
-    except sqlite3.Error as error:
-        raise explained(path, error) from error
-    except DBAPIError as error:
-        if not isinstance(error.orig, sqlite3.Error):
-            raise
-        raise explained(path, error.orig) from error
-
-
-def _config() -> Config:
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
-
-
-def migrations_directory() -> Path:
-    """Where the revisions are: in the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[2]
-    for directory in (package / "migrations", package.parent / "migrations"):
-        if (directory / "env.py").is_file():
-            return directory
-    raise DatabaseRefused(
-        f"The migrations are neither in {package} nor beside it. Install metadata-registry again."
-    )
+def _telling_of_lock(path: Path, notify: Notify) -> AbstractContextManager[None]:
+    return stopping.telling(notify, waiting_for_lock(path))

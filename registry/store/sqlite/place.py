@@ -66,7 +66,7 @@ def find_danger(path: str | os.PathLike[str]) -> str | None:
     mount = find_mount(real)
     if mount is None:
         return None
-    if mount.point == real:
+    if mount.point == real and not os.path.isdir(real):
         return (
             f"Only the file {real} is mounted here, and SQLite keeps a part of the database beside "
             "it, which would be lost with this container. Mount its directory instead."

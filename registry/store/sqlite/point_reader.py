@@ -15,22 +15,22 @@ from typing import Any, NoReturn
 from registry.errors import Busy, StorageUnavailable
 from registry.store.sql import Row
 from registry.store.sqlite.errors import FailureLog, translate
-from registry.store.sqlite.file_guard import Presence
+from registry.store.sqlite.file_guard import FileGuard
 
 LOOK_EVERY_S = 0.5
 """How long reads may go on from a file that was deleted or replaced."""
 TOKENS_PER_CONNECTION = 1 << 40
 
 
-class PointReader:
+class SQLitePointReader:
     """See `store.engine.PointReader`. `connect` opens a connection to a
     generation of the files."""
 
     def __init__(
-        self, path: str, presence: Presence, connect: Callable[[int], sqlite3.Connection]
+        self, path: str, guard: FileGuard, connect: Callable[[int], sqlite3.Connection]
     ) -> None:
         self._path = path
-        self._presence = presence
+        self._guard = guard
         self._connect = connect
         self._connection: sqlite3.Connection | None = None
         self._lock = Lock()
@@ -39,7 +39,7 @@ class PointReader:
         self._first_token = 0
         self._look_again_at = 0.0
         self._failures = FailureLog("look-ups of files")
-        presence.on_change.append(self.close)
+        guard.on_change.append(self.close)
 
     def change_token(self) -> int:
         """Another number once anything was committed since, by whichever process."""
@@ -69,7 +69,7 @@ class PointReader:
         """See to it that the connection is to the file that is there now."""
         if (
             self._connection is None
-            or self._presence.require() != self._generation
+            or self._guard.ensure_current() != self._generation
             or not self._is_accepted()
         ):
             self.close()
@@ -81,14 +81,14 @@ class PointReader:
         """Whether the schema is still one that this program can use."""
         with self._lock:
             ((version,),) = self._held().execute("PRAGMA schema_version").fetchall()
-        return self._presence.accepts(version)
+        return self._guard.accepts(version)
 
     def _open(self) -> None:
-        generation = self._presence.enter()
+        generation = self._guard.acquire()
         try:
             connection = self._connect(generation)
         except BaseException:
-            self._presence.leave()
+            self._guard.release()
             raise
         with self._lock:
             self._connection, self._generation = connection, generation
@@ -113,4 +113,4 @@ class PointReader:
             if connection is not None:
                 connection.close()
         if connection is not None:
-            self._presence.leave()
+            self._guard.release()

@@ -18,9 +18,9 @@ from pathlib import Path
 from registry.errors import DatabaseRefused, Refused, RegistryError, StorageUnavailable
 from registry.store.sqlite import backup as backup_module
 from registry.store.sqlite.backup import copy_into, find_damage, new_partial, sync
+from registry.store.sqlite.compatibility import check_usable
 from registry.store.sqlite.errors import primary_code, translate
 from registry.store.sqlite.inspect import Claim, claim, is_foreign, locate, look_through, opened
-from registry.store.sqlite.migrate import check_usable
 
 COMPANIONS = ("-wal", "-journal")
 """Files beside a database that hold a part of what is in it."""

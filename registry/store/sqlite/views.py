@@ -1,4 +1,9 @@
-"""The views that people audit with, as SQLite spells them. Part of the schema: see tables.py.
+"""The views that people audit with, as SQLite spells them.
+
+They hold no data, so they need no revision: a program that starts replaces those whose text is
+another than here, and so does every upgrade and downgrade (migrations/env.py). Raise VERSION
+whenever a text changes: of two programs at the same schema revision that use one database, the one
+with the higher number has its views there, and the other leaves them alone.
 
 They use only tables, `clock` and `settings`, so that any SQL client sees what the service sees.
 Where a time bounds a range of an index, it comes from a subquery of its own: joined with `policy`,
@@ -7,8 +12,17 @@ SQLite would look at every row.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from textwrap import dedent
+
 from registry.core.policy import DEFAULTS
 from registry.store.journal import UNRESOLVED
+
+VERSION = 1
+"""The number of these texts. A test holds the two together."""
+
+RECORDED_AS = "views_version"
+"""The row of `settings` that has the number of the views in a database."""
 
 OWNER_FOOTPRINT = """
 CREATE VIEW owner_footprint AS
@@ -121,12 +135,23 @@ found (class, severity, owner_id, entry_id, owner, entry, since_ms, detail) AS (
     JOIN entries e ON e.id = w.entry_id
     WHERE w.refs = (SELECT COUNT(*) FROM owner_refs r WHERE r.entry_id = e.id)
     UNION ALL
-    SELECT CASE w.status WHEN 'missing' THEN 'missing_file' ELSE 'drifted_ref' END, 'fault',
+    SELECT CASE WHEN w.status <> 'missing' THEN 'drifted_ref'
+            WHEN w.is_outside THEN 'root_missing' ELSE 'missing_file' END, 'fault',
         w.owner_id, w.entry_id, NULL, NULL, w.verified_at,
-        CASE w.status WHEN 'missing' THEN w.path || ' is gone or cannot be read'
-            ELSE w.path || ' holds other bytes than were registered' END || ': tell the owner'
-    FROM wrong w
-    WHERE w.status <> 'ok'
+        CASE WHEN w.status <> 'missing' THEN w.path || ' holds other bytes than were registered'
+            WHEN w.is_outside THEN w.path || ' lies below no artifact root of the service that is'
+                || ' there: start it with that root, or unregister its owner'
+            ELSE w.path || ' is gone or cannot be read' END
+            || CASE WHEN w.is_outside THEN '' ELSE ': tell the owner' END
+    FROM (
+        SELECT w.*, w.status = 'missing'
+            AND EXISTS (SELECT 1 FROM settings s WHERE s.name = 'artifact_roots')
+            AND NOT EXISTS (
+                SELECT 1 FROM settings s, json_each(s.value) j
+                WHERE s.name = 'artifact_roots'
+                    AND substr(w.path, 1, length(j.value)) = j.value) AS is_outside
+        FROM wrong w
+        WHERE w.status <> 'ok') w
     UNION ALL
     SELECT 'missing_blob', 'corruption', w.owner_id, w.entry_id, NULL, NULL, w.created_at,
         'its content ' || w.blob_checksum || ' is not there: upload it again, or restore a backup'
@@ -189,3 +214,33 @@ VIEWS = {
     "leaks": LEAKS,
 }
 """The views as SQLite spells them, in the order in which they are made."""
+
+
+def version_of(recorded: str | None) -> int:
+    """The number in a database; 0: there is none that one could read."""
+    return int(recorded) if recorded is not None and recorded.isdecimal() else 0
+
+
+def are_outdated(found: Mapping[str, str], recorded: str | None) -> bool:
+    """Whether a program replaces what is there: older views, or views of this version that
+    somebody has changed."""
+    version = version_of(recorded)
+    if version != VERSION:
+        return version < VERSION
+    return any(_words(found.get(name, "")) != _words(text) for name, text in VIEWS.items())
+
+
+def replacing(wanted: Mapping[str, str], version: int | None) -> Iterator[str]:
+    """The statements that put views in the place of those that are there. Without a version any
+    program at the revision may replace them by its own."""
+    for name in sorted(VIEWS.keys() | wanted.keys()):
+        yield f"DROP VIEW IF EXISTS {name}"
+    for text in wanted.values():
+        yield dedent(text).strip()
+    yield f"DELETE FROM settings WHERE name = '{RECORDED_AS}'"
+    if version is not None:
+        yield f"INSERT INTO settings (name, value) VALUES ('{RECORDED_AS}', '{version}')"
+
+
+def _words(text: str) -> list[str]:
+    return text.split()

@@ -15,7 +15,7 @@ class NoThread(RuntimeError):
     """No thread can be started."""
 
 
-def begin(work: Callable[[], T], name: str = "registry-aside") -> Future[T]:
+def begin(work: Callable[[], T], name: str = "registry-background") -> Future[T]:
     """Begin work; its result is waited for as long as the caller likes, and the work goes on.
 
     Raises:

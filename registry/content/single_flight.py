@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Flights:
+class SingleFlight:
     """The work that is under way in one event loop, by name."""
 
     def __init__(self) -> None:
