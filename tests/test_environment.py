@@ -22,13 +22,13 @@ import trustme
 from registry.cli import main
 from registry.client import AsyncRegistryClient, RegistryClient, Resolver, Worker
 from registry.client.cache import BlobCache
-from registry.client.environment import find_proxy, is_loopback
 from registry.client.retries import RetryPolicy
 from registry.core.hashing import checksum_of
 from registry.core.records import Owner
 from registry.core.text import shown_url
 from registry.discovery.cards import Card
 from registry.errors import RegistryError, ServiceUnreachable, SettingsError
+from registry.network.environment import find_proxy, is_loopback
 from tests.peers import Peer, answering, json_answer, read_request
 from tests.support import ROOT, Server
 from tests.test_worker import make_model

@@ -22,8 +22,9 @@ from registry.core.hashing import checksum_of
 from registry.core.records import Owner
 from registry.discovery import Kind, RecordKey, file, keeper, model_record, open_discovery
 from registry.discovery.cards import Card, CardFile, make_card
-from registry.discovery.file import RECORD_MAX_BYTES, TTL_S, FileDiscovery
+from registry.discovery.file import TTL_S, FileDiscovery
 from registry.discovery.keeper import Keeper
+from registry.discovery.record_io import NAMED_MAX, RECORD_MAX_BYTES
 from registry.errors import DiscoveryUnavailable, Invalid, SettingsError
 from tests.support import wait_for
 
@@ -295,7 +296,7 @@ def test_of_many_odd_names_few_are_logged(
     for number in range(1000):
         (tmp_path / FOLDER / f"n%2Fc%2Fe%2F0{number}").touch()
     assert owners(store) == [GOOD]
-    assert caplog.text.count("is left out") == file.NAMED_MAX
+    assert caplog.text.count("is left out") == NAMED_MAX
 
 
 def test_a_record_that_nobody_would_read_is_not_published(store: FileDiscovery) -> None:

@@ -30,9 +30,11 @@ ROOMS: dict[str, set[str]] = {
         *("registry", "registry.errors", "registry.config", "registry.core", "registry.wire"),
         *("registry.store", "registry.content", "registry.service"),
     },
-    "registry.discovery": {"registry.errors", "registry.core"},
+    "registry.network": {"registry.errors", "registry.core"},
+    "registry.discovery": {"registry.errors", "registry.core", "registry.network"},
     "registry.client": {
-        *("registry", "registry.errors", "registry.core", "registry.wire", "registry.discovery"),
+        *("registry", "registry.errors", "registry.core", "registry.wire", "registry.network"),
+        "registry.discovery",
     },
 }
 ROOMS["registry.records"] = {"registry.core"}
@@ -48,7 +50,7 @@ HOMES = {
     "sqlalchemy": {"registry.store"},
     "alembic": {"registry.store"},
     "sqlite3": {"registry.store", "registry.cli"},
-    "httpx2": {"registry.client", "registry.discovery"},
+    "httpx2": {"registry.client", "registry.network", "registry.discovery"},
     "typer": {"registry.cli"},
     "rich": {"registry.cli"},
 }

@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 import pytest
 
 from registry.client import RegistryClient, Worker, publishing
-from registry.client import background as background_module
 from registry.client.lifecycle import ModelState
 from registry.client.renewals import RenewalLoop
 from registry.client.retries import RetryPolicy
+from registry.core import background as background_module
 from registry.core.hashing import checksum_of
 from registry.core.records import Owner
 from registry.discovery import Change, Kind, Record, RecordKey

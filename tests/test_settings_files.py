@@ -14,9 +14,9 @@ import pytest
 import trustme
 
 from registry import config
-from registry.client import environment
 from registry.config import Settings
 from registry.errors import SettingsError
+from registry.network import environment
 from registry.server import certificates, tokens
 from registry.server.tokens import Role
 from tests.support import Server, bearer, wait_for

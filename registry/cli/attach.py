@@ -70,7 +70,8 @@ def attach(
     discovery: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="With --hold: publish a model card there, like file:/DIRECTORY."
+            metavar="URL",
+            help="With --hold: publish a model card there, like file:/DIRECTORY or etcd://HOST:2379.",
         ),
     ] = None,
     address: Annotated[

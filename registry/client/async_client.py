@@ -23,7 +23,6 @@ from registry.client import protocol
 from registry.client.answers import Answer, error_of
 from registry.client.download import Receiver
 from registry.client.endpoint import Endpoint
-from registry.client.network import AsyncTransport
 from registry.client.pages import Page, Pages
 from registry.client.protocol import Call, OwnerDetails
 from registry.client.retries import RetryPolicy
@@ -48,6 +47,7 @@ from registry.core.forks import Birthplace
 from registry.core.listings import Entry, Model, OwnerRecord
 from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, Registered, Renewed
 from registry.errors import RegistryError
+from registry.network.transports import AsyncTransport
 from registry.wire.requests import DRAIN_DEFAULT_S, RENEWALS_MAX
 
 T = TypeVar("T")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from registry.client import background
 from registry.client.cache import BlobCache, DownloadClaim
 from registry.client.cache_directory import failures_in
 from registry.client.download import Receiver
@@ -19,6 +18,7 @@ from registry.client.fetch_plan import Download, Refuse, Use, decide
 from registry.client.file_sources import FileSources
 from registry.client.transport import OnBytes
 from registry.client.wanted_files import Wanted
+from registry.core import background
 from registry.core.progress import OnProgress, Tallies
 from registry.errors import TooLarge
 

@@ -12,12 +12,12 @@ import httpx2
 from registry.client.async_client import AsyncRegistryClient, receive, repeated
 from registry.client.download import Receiver
 from registry.client.endpoint import Endpoint
-from registry.client.environment import find_user, without_user
 from registry.client.retries import RetryPolicy
 from registry.client.transport import basic, failures_of
 from registry.client.wanted_files import Wanted, list_wanted
 from registry.core.text import shown, shown_url
 from registry.errors import NotRegistered, RegistryError, ServiceUnreachable, SettingsError
+from registry.network.environment import find_user, without_user
 
 T = TypeVar("T")
 

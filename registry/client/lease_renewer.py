@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from registry.client.deadline import at_most
 from registry.client.held_models import HeldModel
 from registry.client.lifecycle import ModelState, Next, after_renewal
 from registry.client.repairs import Repairs
@@ -12,6 +11,7 @@ from registry.client.worker_log import log_safely
 from registry.client.worker_resources import WorkerResources
 from registry.core.records import Renewed
 from registry.errors import RegistryError, Superseded
+from registry.network.deadline import at_most
 
 
 class LeaseRenewer:

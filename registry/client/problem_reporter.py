@@ -10,8 +10,8 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from registry.client import background
 from registry.client.worker_log import log_safely
+from registry.core import background
 from registry.core.records import Owner
 from registry.errors import RegistryError
 

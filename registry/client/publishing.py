@@ -8,8 +8,7 @@ from contextlib import suppress
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from registry.client import background
-from registry.client.environment import is_loopback
+from registry.core import background
 from registry.core.records import Owner
 from registry.discovery import (
     Discovery,
@@ -22,6 +21,7 @@ from registry.discovery import (
 )
 from registry.discovery.cards import Card
 from registry.errors import DiscoveryUnavailable, Invalid
+from registry.network.environment import is_loopback
 
 T = TypeVar("T")
 

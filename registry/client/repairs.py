@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from registry.client import background
 from registry.client.attach import register_manifest
 from registry.client.held_models import HeldModel
 from registry.client.lifecycle import ModelState, Next, after_registration
@@ -13,6 +12,7 @@ from registry.client.renewals import RenewalLoop
 from registry.client.transitions import Transitions
 from registry.client.worker_log import log_safely
 from registry.client.worker_resources import WorkerResources
+from registry.core import background
 from registry.errors import RegistryError, Superseded
 
 

@@ -31,7 +31,6 @@ from registry.client.fetch_limits import FetchLimits as FetchLimits
 from registry.client.fetch_plan import check_limits
 from registry.client.file_sources import FileSources
 from registry.client.install import Placed, place
-from registry.client.network import AsyncTransport
 from registry.client.retries import RetryPolicy
 from registry.client.transport import cookies, headers_with, service_at, timeout_of
 from registry.client.wanted_files import Wanted, files_of
@@ -40,6 +39,7 @@ from registry.core.progress import OnProgress
 from registry.core.text import shown
 from registry.discovery.cards import Card
 from registry.errors import ServiceUnreachable
+from registry.network.transports import AsyncTransport
 
 T = TypeVar("T")
 

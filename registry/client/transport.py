@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import httpx2
 
 from registry.client.answers import Answer
-from registry.client.environment import find_proxy, find_user, without_user
 from registry.client.retries import RetryPolicy
 from registry.core.text import shown, shown_url
 from registry.errors import RegistryError, ServiceUnreachable, SettingsError
+from registry.network.environment import find_proxy, find_user, without_user
 
 OnBytes = Callable[[int], None]
 """Called with the number of bytes sent or received so far; a repeated call begins again at 0."""

@@ -19,7 +19,6 @@ from typing import Any, Self
 
 from registry.client.attach import read_manifest
 from registry.client.client import RegistryClient
-from registry.client.environment import find_user
 from registry.client.held_models import HeldModel, HeldModels, ModelNames
 from registry.client.lease_renewer import LeaseRenewer
 from registry.client.lease_terms import LeaseTerms
@@ -45,6 +44,7 @@ from registry.core.slugs import slugify
 from registry.discovery import Discovery
 from registry.discovery.cards import Card, LoraInfo
 from registry.errors import Invalid, RegistryError, Superseded
+from registry.network.environment import find_user
 from registry.wire.requests import LEASE_DEFAULT_S
 
 
@@ -64,8 +64,8 @@ class Worker:
     Args:
         url: the registry.
         owner: who this worker is, or the text that names it; its LoRAs are owners beside it.
-        discovery: a store or its URL, like `file:/var/run/dynamo`; None publishes nothing. A store
-            given as an object is not closed with the worker.
+        discovery: a store or its URL, like `file:/var/run/dynamo` or `etcd://host`; None publishes
+            nothing. A store given as an object is not closed with the worker.
         worker_name: a name that outlives restarts: a worker of this name takes the place of an
             older instance of it.
         address: `host:port` where the engine takes requests, if the worker is to publish that as

@@ -191,11 +191,18 @@ def _endpoint_of(owner: Owner) -> dict[str, Any]:
 
 
 def open_discovery(url: str) -> Discovery:
-    """The store that a URL names: `file:/var/run/dynamo` is a directory in Dynamo's layout.
+    """The store that a URL names: `file:/var/run/dynamo` is a directory in Dynamo's layout,
+    `etcd://host:2379` an etcd as Dynamo uses it, `etcds://host:2379` one that takes TLS.
 
     Raises:
-        SettingsError: there is no such kind of store.
+        SettingsError: there is no such kind of store, or its settings cannot be used.
     """
+    from registry.discovery.etcd.settings import is_etcd_url, read_settings
+
+    if is_etcd_url(url):
+        from registry.discovery.etcd import EtcdDiscovery
+
+        return EtcdDiscovery(read_settings(url))
     from registry.discovery.file import FileDiscovery
 
     return FileDiscovery(_directory_of(url))
@@ -214,5 +221,5 @@ def _directory_of(url: str) -> Path:
         pass
     raise SettingsError(
         f"{shown(shown_url(url))} is not the URL of a discovery store; it must look like "
-        "file:/DIRECTORY."
+        "file:/DIRECTORY, etcd://HOST:2379 or etcds://HOST:2379."
     )

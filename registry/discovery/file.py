@@ -24,26 +24,25 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
-
-import msgspec
 
 from registry.core.hashing import is_about_the_file
 from registry.core.regular import open_regular, read_at_most
-from registry.core.text import shown
-from registry.discovery import Change, Kind, Record, RecordKey, check_content
+from registry.discovery import Change, Kind, Record, RecordKey
 from registry.discovery.keeper import ANSWER_MAX_S, Keeper
+from registry.discovery.record_io import (
+    LISTING_MAX_BYTES,
+    LISTING_MAX_NAMES,
+    RECORD_MAX_BYTES,
+    RecordReader,
+    encode_record,
+    name_of,
+)
 from registry.errors import DiscoveryUnavailable, Invalid
 
 TTL_S = 10.0
 WATCH_EVERY_S = 0.5
-RECORD_MAX_BYTES = 4 << 20
-LISTING_MAX_BYTES = 256 << 20
-LISTING_MAX_NAMES = 100_000
 LISTING_MAX_S = ANSWER_MAX_S / 2
-NAMED_MAX = 100
-"""How many of the things that are left out are named in the log, each once."""
 
 _TEMPORARY = ".tmp_"
 _quoted = re.compile(rb"[^A-Za-z0-9]")
@@ -89,16 +88,12 @@ class FileDiscovery:
         self._published: dict[Path, bytes] = {}
         self._keeper = Keeper(f"The discovery directory {root}", self._touch, ttl_s / 3)
         self._closed = threading.Event()
-        self._named: set[str] = set()
+        self._reader = RecordReader(self._root)
         self._touch_fails = False
 
     def publish(self, record: Record) -> None:
         path = self._path(record.key)
-        content = msgspec.json.encode(dict(record.content))
-        if len(content) > RECORD_MAX_BYTES:
-            raise Invalid(
-                f"{record.key} has {len(content)} bytes; a record has at most {RECORD_MAX_BYTES}."
-            )
+        content = encode_record(record)
 
         def write() -> None:
             if self._closed.is_set():
@@ -131,7 +126,7 @@ class FileDiscovery:
     def list(self, kind: Kind) -> list[Record]:
         live = self._keeper.do(lambda: self._read(kind))
         records = [self._find_record(key, content) for key, content in live.items()]
-        return sorted((record for record in records if record is not None), key=_name_of)
+        return sorted((record for record in records if record is not None), key=name_of)
 
     def watch(self, kind: Kind) -> Iterator[Change]:
         known: dict[RecordKey, Record] = {}
@@ -199,7 +194,7 @@ class FileDiscovery:
                     f"{path} cannot be read: {error.strerror or error}. Check this machine."
                 ) from error
             if error.errno != errno.ENOENT:
-                self._leave_out(path.name, error.strerror or str(error))
+                self._reader.leave_out(path.name, error.strerror or str(error))
             return None
         budget.take(size=len(content))
         return content
@@ -228,22 +223,11 @@ class FileDiscovery:
                 return key
         except (Invalid, ValueError):
             pass
-        self._leave_out(filename, "its name is not that of a record")
+        self._reader.leave_out(filename, "its name is not that of a record")
         return None
 
     def _find_record(self, key: RecordKey, content: bytes) -> Record | None:
-        try:
-            parsed: Any = msgspec.json.decode(content)
-            check_content(key, parsed)
-        except (ValueError, RecursionError, Invalid) as error:
-            self._leave_out(_filename_of(key), str(error))
-            return None
-        return Record(key, parsed)
-
-    def _leave_out(self, filename: str, why: str) -> None:
-        if filename not in self._named and len(self._named) < NAMED_MAX:
-            self._named.add(filename)
-            log.warning("%s in %s is left out: %s", shown(filename), self._root, why)
+        return self._reader.find_record(key, _filename_of(key), content)
 
 
 def _touch(path: Path, content: bytes) -> None:
@@ -271,10 +255,6 @@ def _write(path: Path, content: bytes) -> None:
 
 def _filename_of(key: RecordKey) -> str:
     return _quoted.sub(lambda found: b"%%%02X" % ord(found[0]), key.name.encode()).decode()
-
-
-def _name_of(record: Record) -> str:
-    return record.key.name
 
 
 def _unavailable(key: RecordKey, what: str, error: OSError) -> DiscoveryUnavailable:

@@ -1,4 +1,4 @@
-"""A thread that works in a directory, so that a file system that hangs holds up nobody else."""
+"""A thread that works in a store, so that one that hangs holds up nobody else."""
 
 from __future__ import annotations
 
@@ -28,10 +28,18 @@ class Keeper:
     Args:
         name: what it works in, as messages call it.
         regularly: done every `every_s`; it says whether that is to go on.
+        hint: what to do when it does not answer.
     """
 
-    def __init__(self, name: str, regularly: Callable[[], bool], every_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        regularly: Callable[[], bool],
+        every_s: float,
+        hint: str = "Check its file system.",
+    ) -> None:
         self._name = name
+        self._hint = hint
         self._regularly = regularly
         self._every_s = every_s
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
@@ -67,7 +75,7 @@ class Keeper:
         begun = "may be done yet" if not future.cancel() else "was not done"
         raise DiscoveryUnavailable(
             f"{self._name} does not answer within {ANSWER_MAX_S:g} s; what was asked {begun}. "
-            "Check its file system."
+            f"{self._hint}"
         )
 
     def close(self) -> None:

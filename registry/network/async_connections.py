@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 import httpcore2
 
-from registry.client.connection_errors import raising
-from registry.client.connections import SocketOption
-from registry.client.name_lookup import begin_lookup, is_address
+from registry.network.connection_errors import raising
+from registry.network.connections import SocketOption
+from registry.network.name_lookup import begin_lookup, is_address
 
 
 class _AsyncStream(httpcore2.AsyncNetworkStream):

@@ -11,9 +11,9 @@ from typing import Any
 
 import httpcore2
 
-from registry.client.connection_errors import raising
-from registry.client.deadline import seconds_left
-from registry.client.name_lookup import begin_lookup, is_address
+from registry.network.connection_errors import raising
+from registry.network.deadline import seconds_left
+from registry.network.name_lookup import begin_lookup, is_address
 
 SocketOption = (
     tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]

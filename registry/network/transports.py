@@ -17,9 +17,9 @@ from typing import Any
 import httpcore2
 import httpx2
 
-from registry.client.async_connections import AsyncBackend
-from registry.client.connections import Backend
-from registry.client.environment import find_proxy, trust
+from registry.network.async_connections import AsyncBackend
+from registry.network.connections import Backend
+from registry.network.environment import find_proxy, trust
 
 CONNECTIONS_MAX = 100
 IDLE_MAX = 20
@@ -45,8 +45,10 @@ class Transport(httpx2.BaseTransport):
         SettingsError: proxy or certificates cannot be used; only for a request that needs them.
     """
 
-    def __init__(self, ca_file: str | None = None) -> None:
+    def __init__(self, ca_file: str | None = None, *, tls: ssl.SSLContext | None = None) -> None:
+        """`tls` takes the place of `ca_file`, for whoever has a certificate of their own."""
         self._ca_file = ca_file
+        self._tls = tls
         self._ways: dict[str, _Direct] = {}
         self._lock = threading.Lock()
 
@@ -64,7 +66,7 @@ class Transport(httpx2.BaseTransport):
             way.close()
 
     def _pool(self, origin: str) -> httpcore2.ConnectionPool:
-        kind, options = _pool_options(origin, self._ca_file)
+        kind, options = _pool_options(origin, self._ca_file, self._tls)
         pool: httpcore2.ConnectionPool = _POOLS[kind][0](network_backend=Backend(), **options)
         return pool
 
@@ -101,11 +103,13 @@ def _origin(url: httpx2.URL) -> str:
     return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
 
-def _pool_options(origin: str, ca_file: str | None) -> tuple[str, dict[str, Any]]:
+def _pool_options(
+    origin: str, ca_file: str | None, tls: ssl.SSLContext | None = None
+) -> tuple[str, dict[str, Any]]:
     """Which kind of pool an origin needs, and what it is made with."""
     proxy = find_proxy(origin)
     # A context without authorities believes nobody: it costs nothing, and is used for nothing.
-    context = trust(ca_file) if origin.startswith("https:") else _nobody()
+    context = (tls or trust(ca_file)) if origin.startswith("https:") else _nobody()
     options: dict[str, Any] = {
         "ssl_context": context,
         "max_connections": CONNECTIONS_MAX,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from concurrent.futures import Future
 
-from registry.client import background
+from registry.core import background
 
 
 def begin_lookup(host: str, port: int) -> Future[list[str]]:

@@ -1,0 +1,236 @@
+"""Following the records of a kind: nothing is lost, and no silence is believed.
+
+All records are listed at one revision of etcd, and what changed after it is watched. A watch that
+broke off goes on at the revision where it was. When etcd has forgotten that revision, or was
+restored from older data, the records are listed again, and what differs is told.
+
+A watch in which nothing happens looks like one whose etcd is frozen, has lost its leader, or is
+behind a connection that nobody ended. So after each silence etcd is asked something else, which
+only one with a leader answers, and then the watch is made anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+from registry.discovery import Change, Kind, Record, RecordKey
+from registry.discovery.etcd.failures import (
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+    EndpointFailed,
+    EtcdRefusal,
+    TooMuchAnswered,
+)
+from registry.discovery.etcd.listing import EtcdListing
+from registry.discovery.etcd.messages import (
+    EtcdHeader,
+    GatewayError,
+    WatchEvent,
+    WatchResult,
+    base64_of,
+    end_of,
+)
+from registry.discovery.etcd.watch_stream import WatchStream
+from registry.discovery.record_io import LISTING_MAX_BYTES, LISTING_MAX_NAMES
+from registry.errors import DiscoveryUnavailable
+
+SILENCE_MAX_S = 10.0
+CREATED_MAX_S = 4.0
+PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 2.0
+SAID_EVERY_S = 60.0
+
+log = logging.getLogger("registry.discovery")
+
+OpenWatch = Callable[[dict[str, object]], AbstractContextManager[WatchStream]]
+
+
+class _ListAgain(Exception):
+    """What was seen is no base for what comes."""
+
+
+class Follower:
+    """Follows one kind of records for one caller.
+
+    Args:
+        open_watch: opens a watch for a request.
+        closed: set when nobody wants to know any more.
+        patience_s: how long etcd may be away before the caller is told.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        listing: EtcdListing,
+        open_watch: OpenWatch,
+        closed: threading.Event,
+        patience_s: float,
+    ) -> None:
+        self._kind = kind
+        self._listing = listing
+        self._open_watch = open_watch
+        self._closed = closed
+        self._outage = _Outage(closed, patience_s)
+        self._known: dict[RecordKey, tuple[Record, int]] = {}
+        self._size = 0
+        self._seen = EtcdHeader()
+        self._next_revision = 0
+        self._event_revision = 0
+
+    def changes(self) -> Iterator[Change]:
+        """What is there, then each change, until the store is closed.
+
+        Raises:
+            DiscoveryUnavailable: etcd is away for longer than the patience.
+        """
+        try:
+            yield from self._list()
+        except DiscoveryUnavailable:
+            if self._closed.is_set():
+                return
+            raise
+        must_list = False
+        while not self._closed.is_set():
+            try:
+                if must_list:
+                    yield from self._list()
+                    must_list = False
+                yield from self._watch()
+            except _ListAgain as reason:
+                log.info("the records are listed again: %s", reason)
+                must_list = True
+                self._closed.wait(PAUSE_MIN_S)
+            except DiscoveryUnavailable as error:
+                self._outage.note(error)
+
+    def _list(self) -> list[Change]:
+        """What is there now and was not known, or was otherwise, or is there no more."""
+        listed = self._listing.list(self._kind)
+        before, now = self._known, listed.records
+        self._known, self._size = now, sum(size for _, size in now.values())
+        self._seen = listed.header
+        self._next_revision = listed.header.revision + 1
+        self._event_revision = listed.header.revision
+        gone = [Change(key, None) for key in before if key not in now]
+        news = [
+            Change(key, record)
+            for key, (record, _) in sorted(now.items(), key=lambda item: item[0].name)
+            if key not in before or before[key][0] != record
+        ]
+        return gone + news
+
+    def _watch(self) -> Iterator[Change]:
+        """Each change, until there is a silence.
+
+        Raises:
+            DiscoveryUnavailable: the watch broke off, or is not begun, because etcd has no leader.
+        """
+        self._check_history(self._listing.look(self._kind))
+        prefix = self._listing.prefix_of(self._kind)
+        request: dict[str, object] = {
+            "key": base64_of(prefix),
+            "range_end": base64_of(end_of(prefix)),
+            "start_revision": str(self._next_revision),
+            "fragment": True,
+        }
+        with self._open_watch({"create_request": request}) as stream:
+            self._begin(_next(stream, CREATED_MAX_S))
+            self._outage.end()
+            while (message := _next(stream, SILENCE_MAX_S)) is not None:
+                yield from self._take(message)
+
+    def _begin(self, message: WatchResult | None) -> None:
+        if message is None:
+            raise EndpointFailed("it does not answer in time")
+        _check(message)
+        if not message.created:
+            raise EndpointFailed("its watch tells what no etcd does")
+        self._check_history(message.header)
+
+    def _check_history(self, header: EtcdHeader) -> None:
+        # A watch from a revision that is yet to come would be silent until it comes.
+        if not header.follows(self._seen):
+            raise _ListAgain("etcd was restored from older data")
+
+    def _take(self, message: WatchResult) -> Iterator[Change]:
+        """What a message changes. What came before a watch broke off comes again."""
+        _check(message)
+        for event in message.events:
+            if event.kv.mod_revision >= self._event_revision:
+                self._event_revision = event.kv.mod_revision
+                change = self._apply(event)
+                if change is not None:
+                    yield change
+        if message.events and not message.fragment:
+            self._next_revision = self._event_revision + 1
+        if message.header.revision > self._seen.revision:
+            self._seen = message.header
+        # What was told before is known to the caller; the listing says what to do about it.
+        if len(self._known) > LISTING_MAX_NAMES or self._size > LISTING_MAX_BYTES:
+            raise _ListAgain("there are more than can be held")
+
+    def _apply(self, event: WatchEvent) -> Change | None:
+        key = self._listing.find_key(self._kind, event.kv.key)
+        if key is None:
+            return None
+        is_there = event.type != "DELETE"
+        record = self._listing.find_record(key, event.kv.value) if is_there else None
+        before, size = self._known.pop(key, (None, 0))
+        self._size -= size
+        if record is not None:
+            self._known[key] = record, len(event.kv.value)
+            self._size += len(event.kv.value)
+        return None if before == record else Change(key, record)
+
+
+def _next(stream: WatchStream, within_s: float) -> WatchResult | None:
+    try:
+        return stream.find_next(within_s)
+    except TooMuchAnswered as error:
+        raise _ListAgain(str(error)) from None
+
+
+def _check(message: WatchResult) -> None:
+    """Raise what it means when etcd ends a watch."""
+    if message.compact_revision:
+        raise _ListAgain("etcd has been compacted")
+    if message.canceled:
+        reason = message.cancel_reason
+        # Some versions say that a token has expired, others that its user has no rights.
+        is_denied = "ermission" in reason or "auth" in reason
+        code = UNAUTHENTICATED if is_denied else UNAVAILABLE
+        raise EtcdRefusal(GatewayError(code, message=reason or "the watch was ended"))
+
+
+class _Outage:
+    """The time in which etcd cannot be used, if it is one."""
+
+    def __init__(self, closed: threading.Event, patience_s: float) -> None:
+        self._closed = closed
+        self._patience_s = patience_s
+        self._since: float | None = None
+        self._said = -math.inf
+        self._pause_s = PAUSE_MIN_S
+
+    def note(self, error: DiscoveryUnavailable) -> None:
+        """Wait before the next attempt. Raises the error when it lasts too long."""
+        if self._closed.is_set():
+            return
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self._pause_s = now, PAUSE_MIN_S
+        if now - self._since > self._patience_s:
+            raise error
+        if now - self._said > SAID_EVERY_S:
+            self._said = now
+            log.warning("changes come late: %s", error)
+        self._closed.wait(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
+
+    def end(self) -> None:
+        """It can be used."""
+        self._since = None

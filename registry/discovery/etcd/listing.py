@@ -1,0 +1,173 @@
+"""Reading records of an etcd: all of a kind at one revision, page by page, within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from registry.core.text import shown
+from registry.discovery import Kind, Record, RecordKey
+from registry.discovery.etcd.failures import OUT_OF_RANGE, EtcdRefusal, TooMuchAnswered
+from registry.discovery.etcd.gateway import EtcdGateway
+from registry.discovery.etcd.messages import (
+    EtcdHeader,
+    RangeAnswer,
+    StoredValue,
+    base64_of,
+    end_of,
+)
+from registry.discovery.record_io import LISTING_MAX_BYTES, LISTING_MAX_NAMES, RecordReader
+from registry.errors import DiscoveryUnavailable, Invalid
+from registry.network.deadline import at_most
+
+PAGE_KEYS = 2000
+PAGE_MAX_BYTES = 16 << 20
+"""A page that would be larger is asked for again with fewer keys. One record has its place."""
+
+LISTING_MAX_S = 9.0
+LISTING_TRIES = 3
+
+
+@dataclass(slots=True)
+class Listed:
+    """What was there at one revision: each record with the bytes that it has."""
+
+    header: EtcdHeader = field(default_factory=EtcdHeader)
+    records: dict[RecordKey, tuple[Record, int]] = field(default_factory=dict)
+
+
+class _Compacted(Exception):
+    """The revision that was being read is not there any more."""
+
+
+class EtcdListing:
+    """The records below a prefix."""
+
+    def __init__(self, gateway: EtcdGateway, prefix: str) -> None:
+        self._gateway = gateway
+        self._prefix = prefix.encode()
+        self._reader = RecordReader(gateway)
+
+    def key_of(self, key: RecordKey) -> bytes:
+        """Where a record stands."""
+        return self._prefix + str(key).encode()
+
+    def prefix_of(self, kind: Kind) -> bytes:
+        """What the keys of a kind begin with."""
+        return self._prefix + f"{kind}/".encode()
+
+    def find(self, key: RecordKey) -> Record | None:
+        """The record under a key."""
+        stored = self.key_of(key)
+        try:
+            answer = self._page({"key": base64_of(stored)})
+        except TooMuchAnswered as error:
+            self._reader.leave_out(str(key), str(error))
+            return None
+        for kv in answer.kvs:
+            if kv.key == stored:
+                return self._reader.find_record(key, str(key), kv.value)
+        return None
+
+    def list(self, kind: Kind) -> Listed:
+        """Every well-formed record of a kind.
+
+        Raises:
+            DiscoveryUnavailable: etcd cannot be used, or holds more than can be read.
+        """
+        with at_most(LISTING_MAX_S):
+            for _ in range(LISTING_TRIES):
+                try:
+                    return self._list_once(kind)
+                except _Compacted:
+                    continue
+        raise DiscoveryUnavailable(
+            f"{self._gateway} is compacted faster than it can be listed. Compact it less often."
+        )
+
+    def look(self, kind: Kind) -> EtcdHeader:
+        """How far etcd has come, which only one that has a leader can tell."""
+        body = {"key": base64_of(self.prefix_of(kind)), "keys_only": True, "limit": 1}
+        return self._gateway.call("kv/range", body, RangeAnswer).header
+
+    def find_key(self, kind: Kind, stored: bytes) -> RecordKey | None:
+        """The key of a record that stands somewhere, or None: that is no name of one."""
+        try:
+            name = stored.removeprefix(self.prefix_of(kind)).decode("ascii")
+            key = RecordKey.parse(kind, name)
+            if self.key_of(key) == stored:
+                return key
+        except (Invalid, ValueError):
+            pass
+        self._reader.leave_out(
+            stored.decode("utf-8", "backslashreplace"), "its name is not that of a record"
+        )
+        return None
+
+    def find_record(self, key: RecordKey, content: bytes) -> Record | None:
+        """The record under a key, if what stands there is one."""
+        return self._reader.find_record(key, str(key), content)
+
+    def _list_once(self, kind: Kind) -> Listed:
+        listed, names, size = Listed(), 0, 0
+        for answer in self._pages(self.prefix_of(kind)):
+            if not names:
+                listed.header = answer.header
+            names += len(answer.kvs)
+            size += sum(len(kv.value) for kv in answer.kvs)
+            self._check_bounds(max(names, answer.count if names == len(answer.kvs) else 0), size)
+            for kv in answer.kvs:
+                key = self.find_key(kind, kv.key)
+                record = None if key is None else self.find_record(key, kv.value)
+                if key is not None and record is not None:
+                    listed.records[key] = record, len(kv.value)
+        return listed
+
+    def _check_bounds(self, names: int, size: int) -> None:
+        if names > LISTING_MAX_NAMES:
+            too_much = f"more than {LISTING_MAX_NAMES} keys"
+        elif size > LISTING_MAX_BYTES:
+            too_much = f"more than {LISTING_MAX_BYTES >> 20} MiB of records"
+        else:
+            return
+        raise DiscoveryUnavailable(f"{self._gateway} holds {too_much}. Remove what is no record.")
+
+    def _pages(self, start: bytes) -> Iterator[RangeAnswer]:
+        """Everything that begins with a prefix, at the revision of the first page."""
+        end, limit, revision = base64_of(end_of(start)), PAGE_KEYS, 0
+        while True:
+            body = {"key": base64_of(start), "range_end": end, "revision": revision, "limit": limit}
+            try:
+                answer = self._page(body)
+            except TooMuchAnswered as error:
+                if limit > 1:
+                    limit = max(1, limit // 16)
+                    continue
+                # One value alone is too large.
+                answer = self._gateway.call("kv/range", body | {"keys_only": True}, RangeAnswer)
+                for kv in answer.kvs:
+                    self._reader.leave_out(kv.key.decode("utf-8", "backslashreplace"), str(error))
+                answer = RangeAnswer(
+                    answer.header,
+                    [StoredValue(kv.key) for kv in answer.kvs],
+                    answer.more,
+                    answer.count,
+                )
+            yield answer
+            if not answer.more or not answer.kvs:
+                return
+            if answer.kvs[-1].key < start:
+                raise DiscoveryUnavailable(
+                    f"{self._gateway} lists {shown(answer.kvs[-1].key)} twice. What answers there "
+                    "is no etcd."
+                )
+            start, limit = answer.kvs[-1].key + b"\0", min(2 * limit, PAGE_KEYS)
+            revision = revision or answer.header.revision
+
+    def _page(self, body: dict[str, object]) -> RangeAnswer:
+        try:
+            return self._gateway.ask("kv/range", body, RangeAnswer, page_max_bytes=PAGE_MAX_BYTES)
+        except EtcdRefusal as refusal:
+            if refusal.grpc_code == OUT_OF_RANGE and body.get("revision"):
+                raise _Compacted from None
+            raise self._gateway.refused(refusal) from None
