@@ -21,6 +21,7 @@ from registry.client.cache import BlobCache
 from registry.client.resolver import FetchLimits
 from registry.client.retries import RetryPolicy
 from registry.client.wanted_files import files_of
+from registry.core.events import EventOrder
 from registry.core.hashing import checksum_of
 from registry.core.records import ArtifactKey, Owner
 from registry.discovery.cards import Card
@@ -295,6 +296,55 @@ def test_a_busy_service_does_not_make_its_callers_wait_for_ever(retry_after_s: i
         pytest.raises(RegistryError),
     ):
         client.renew(OWNER)
+
+
+EVENT = {
+    **dict.fromkeys(("slug", "suffix", "filename", "checksum", "previous_checksum")),
+    **dict.fromkeys(("reason", "actor", "request_id", "owner")),
+    "at": "2026-01-01T00:00:00.000Z",
+    "kind": "upgraded",
+}
+
+
+@pytest.mark.parametrize("ids", [[1, 1], [2, 1], [1, 3, 2]], ids=str)
+@pytest.mark.parametrize("order", EventOrder)
+def test_a_page_of_a_journal_that_does_not_get_on_is_refused(
+    order: EventOrder, ids: list[int]
+) -> None:
+    wrong = ids if order is EventOrder.OLDEST else [4 - each for each in ids]
+    page = {"events": [EVENT | {"id": each} for each in wrong], "next": None, "last": "3"}
+    with (
+        client_of(lambda request: httpx2.Response(200, json=page)) as client,
+        pytest.raises(ServiceUnreachable, match="goes back"),
+    ):
+        client.events(order=order)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "held"),
+    [(503, "unserveable", True), (404, "not_registered", False), (200, "", True), (416, "x", True)],
+)
+def test_whether_a_key_is_held_is_asked_again_where_no_body_said_it(
+    status: int, code: str, held: bool
+) -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.method == "HEAD":
+            return httpx2.Response(503)
+        return httpx2.Response(status, json=PROBLEM | {"status": status, "code": code})
+
+    with client_of(answer) as client:
+        assert client.is_held("m/_base/f") is held
+
+
+@pytest.mark.parametrize("code", ["busy", "storage_unavailable"])
+def test_a_service_that_is_short_of_something_does_not_say_that_a_key_is_held(code: str) -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        body = PROBLEM | {"status": 503, "code": code}
+        return httpx2.Response(503, json=None if request.method == "HEAD" else body)
+
+    with client_of(answer) as client, pytest.raises(RegistryError) as raised:
+        client.is_held("m/_base/f")
+    assert raised.value.code == code
 
 
 # As it comes over the wire
