@@ -246,6 +246,7 @@ def was_opened(watch: int) -> bool:
         ("", 422, "invalid"),
         ("/a\0b", 422, "invalid"),
         pytest.param("/" + "x" * 5000, 422, "invalid", id="5000 characters"),
+        pytest.param("/d" * 256, 422, "invalid", id="256 components"),
     ],
 )
 def test_a_path_that_leads_nowhere_near_is_refused(

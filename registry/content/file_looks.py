@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 from registry.content.blocks import BlockDigests, BlockHasher
 from registry.content.cache import LARGE_BYTES
@@ -18,6 +18,7 @@ from registry.store.ops.file_status import Observation
 from registry.store.reads.lookup import Location
 
 WAYS_BYTES = 16 << 20
+FOLLOWED_AT_ONCE = 32
 
 Tell = Callable[[Location, RefStatus, str | None], None]
 """Is told what a look found: the status of a holder's bytes, and the identity of the file that has
@@ -191,13 +192,20 @@ class FileLooks:
 
     async def find_ways(self, paths: Iterable[str]) -> dict[str, str]:
         """Where paths lead, as far as that is known or can be found out now."""
-        found = {}
-        for path in paths:
-            with suppress(Busy):
-                way = self._ways.get(path) or await self._follow(path)
-                if way is not None:
-                    found[path] = way
-        return found
+        ways = {path: self._ways.get(path) for path in paths}
+        unknown = [path for path, way in ways.items() if way is None]
+        for start in range(0, len(unknown), FOLLOWED_AT_ONCE):
+            # Together: those in places that hang are given up together.
+            some = unknown[start : start + FOLLOWED_AT_ONCE]
+            ways.update(zip(some, await asyncio.gather(*map(self._try, some)), strict=True))
+        return {path: way for path, way in ways.items() if way is not None}
+
+    async def _try(self, path: str) -> str | None:
+        """Where a path leads now; None also where that cannot be found out now."""
+        try:
+            return await self._follow(path)
+        except Busy:
+            return None
 
 
 def _is_missing(path: str) -> bool:

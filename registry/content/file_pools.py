@@ -5,7 +5,8 @@ be interrupted nor be joined. So a place that hangs costs the threads of its own
 else: nobody waits for it longer than the limit, other places have threads of their own, and since
 all of them are daemons, the process ends without them.
 
-What takes long is no fault as long as it goes on: work calls `step` after each of its steps.
+What takes long is no fault as long as it goes on: work calls `step` after each of its steps. Work
+that nobody waits for any more ends at its next step.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ RETRY_AFTER_S = 5
 SHORTAGE_PAUSE_S = 0.05
 
 
+class _Abandoned(Exception):
+    """Nobody waits for the work any more."""
+
+
 class _Job:
     """A call that is made in a thread for somebody who waits in an event loop."""
 
@@ -62,7 +67,7 @@ class _Job:
         self._move()
         result, error = None, None
         try:
-            with watched(self._move):
+            with watched(self._step):
                 result = self._work(*self._arguments)
         except BaseException as caught:
             error = caught
@@ -78,6 +83,11 @@ class _Job:
 
     def _move(self) -> None:
         self.moved_at = time.monotonic()
+
+    def _step(self) -> None:
+        if self.future.done():
+            raise _Abandoned
+        self._move()
 
     def _settle(self, result: Any, error: BaseException | None) -> None:
         if self.future.done():
@@ -157,9 +167,9 @@ class _Pool:
             late = [job for job in self._running if self._is_late(job.moved_at, now)]
             moved_at = max([self._moved_at, *(job.moved_at for job in self._running)])
             if self._is_late(moved_at, now):
-                waiting = [job for job in self._queue if self._is_late(job.moved_at, now)]
-                self._queue = deque(job for job in self._queue if job not in waiting)
-                late += waiting
+                queue, self._queue = self._queue, deque()
+                for job in queue:
+                    (late if self._is_late(job.moved_at, now) else self._queue).append(job)
         return late
 
     def _is_late(self, since: float, now: float) -> bool:

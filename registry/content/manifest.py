@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from registry.content.places import Place, Places
+from registry.content.places import Place, Places, take_turns
 from registry.content.roots import ArtifactRoots, Walk
 from registry.core.hashing import FileContent, hash_file
 from registry.core.records import Artifact, ArtifactKey, Offer
@@ -37,9 +37,11 @@ async def prepare_in(
 
     pairs = list(zip(in_place, resolved, strict=True))
     await places.in_each([(walk.at, (offer, walk)) for offer, walk in pairs], hash_some)
-    kept = {offer.key: places.roots.kept(walk) for offer, walk in pairs}
-    for key, path in kept.items():
-        learn(path, found[key])
+    kept: dict[ArtifactKey, str] = {}
+    for number, (offer, walk) in enumerate(pairs):
+        await take_turns(number)
+        kept[offer.key] = path = places.roots.kept(walk)
+        learn(path, found[offer.key])
     return tuple(
         _artifact(offer, found[offer.key], kept[offer.key]) if offer.key in kept else _copied(offer)
         for offer in offers

@@ -48,8 +48,22 @@ Status = Callable[[str], os.stat_result]
 _guarded: Status | None = no_links.status if no_links.AVAILABLE else None
 
 
+class _Name:
+    """A component of the path of a mount point."""
+
+    __slots__ = ("below", "point")
+
+    def __init__(self) -> None:
+        self.point: str | None = None
+        """The path as far as here, if something is mounted there."""
+        self.below: dict[str, _Name] = {}
+
+
 class Mounts:
-    """The mounts of a process at one moment, from the text of `/proc/self/mountinfo`."""
+    """The mounts of a process at one moment, from the text of `/proc/self/mountinfo`.
+
+    A look-up costs as much as the mount points are deep, however long the path is.
+    """
 
     def __init__(self, table: str) -> None:
         self._options: dict[str, list[tuple[str, str]]] = {}
@@ -58,27 +72,46 @@ class Mounts:
             front, _, back = line.partition(" - ")
             kind, _, options = back.split(" ", 2)
             self._options.setdefault(_plain(front.split(" ")[4]), []).append((kind, options))
+        self._top = _Name()
+        for point in self._options:
+            self._add(point)
+        self._local: dict[str, bool] = {}
+        """By mount point, what was found out of `is_local`."""
         self.any_remote = not all(map(self._is_harmless, self._options))
         """Whether there is a mount that can keep a caller waiting, anywhere."""
 
     def point_of(self, path: str) -> str:
         """The mount point above an absolute path without links, or `/`."""
-        while path not in self._options:
-            above = os.path.dirname(path)
-            if above == path:
-                return "/"
-            path = above
-        return path
+        found, name, start = "/", self._top, 1
+        while name.below:
+            end = path.find("/", start)
+            below = name.below.get(path[start:] if end < 0 else path[start:end])
+            if below is None:
+                break
+            found = below.point or found
+            if end < 0:
+                break
+            name, start = below, end + 1
+        return found
+
+    def _add(self, point: str) -> None:
+        name = self._top
+        for part in filter(None, point.split("/")):
+            name = name.below.setdefault(part, _Name())
+        name.point = point
 
     def is_local(self, path: str) -> bool:
         """Whether a look at an absolute path without links waits for this machine alone."""
         point = self.point_of(path)
-        is_there = all(kind in LOCAL or kind == "overlay" for kind, _ in self._types(point))
-        return is_there and self._is_harmless(point) and self.is_reached(path)
+        is_local = self._local.get(point)
+        if is_local is None:
+            is_there = all(kind in LOCAL or kind == "overlay" for kind, _ in self._types(point))
+            is_local = is_there and self._is_harmless(point) and self._is_reached(point)
+            self._local[point] = is_local
+        return is_local
 
-    def is_reached(self, path: str) -> bool:
-        """Whether nothing remote is mounted on the way to the mount that a path is on."""
-        point = self.point_of(path)
+    def _is_reached(self, point: str) -> bool:
+        """Whether nothing remote is mounted on the way to a mount."""
         while point != "/":
             point = self.point_of(os.path.dirname(point))
             if not self._is_harmless(point):

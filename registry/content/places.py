@@ -22,6 +22,9 @@ T = TypeVar("T")
 Place = tuple[str | None, str]
 """An artifact root, or None outside of all; and a mount point."""
 
+SLICE = 32
+"""So many paths are seen to in the event loop before others have their turn."""
+
 log = logging.getLogger("registry")
 
 
@@ -66,14 +69,17 @@ class Places:
         Raises:
             PathNotAllowed, FileUnreadable, Busy: as `ArtifactRoots.resolve`.
         """
-        walks = [Walk(path) for path in paths]
-        for walk in walks:
-            self.roots.check(walk.path)
+        walks = []
+        for number, path in enumerate(paths):
+            await take_turns(number)
+            self.roots.check(path)
+            walks.append(Walk(path))
         left = [(walk.path, walk) for walk in walks]
         while left:
             await self.in_each(left, self._walk)
-            left = [(path, walk) for _, walk in left if (path := walk.following) is not None]
-        for walk in walks:
+            left = [(at, walk) for _, walk in left if (at := walk.following) is not None]
+        for number, walk in enumerate(walks):
+            await take_turns(number)
             self.roots.check_resolved(walk)
         return walks
 
@@ -82,7 +88,7 @@ class Places:
         mounts = self._table.mounts
 
         def may_look(path: str) -> bool:
-            return mounts.is_local(path) or self._place_of(path) == place
+            return mounts.is_local(path) or self._place_at(path) == place
 
         for walk in walks:
             walk.go(may_look)
@@ -92,7 +98,8 @@ class Places:
     ) -> None:
         """Do some work on items, those of each place in a thread of it. The first error counts."""
         by_place: defaultdict[Place, list[tuple[str, T]]] = defaultdict(list)
-        for path, item in items:
+        for number, (path, item) in enumerate(items):
+            await take_turns(number)
             by_place[self._place_of(path)].append((path, item))
         await asyncio.gather(
             *(
@@ -102,8 +109,17 @@ class Places:
         )
 
     def _place_of(self, path: str) -> Place:
-        path = os.path.normpath(path)
+        return self._place_at(os.path.normpath(path))
+
+    def _place_at(self, path: str) -> Place:
+        """The place of a path without empty components and dots."""
         return self.roots.root_of(path), self._table.mounts.point_of(path)
+
+
+async def take_turns(number: int) -> None:
+    """Before each of many things that are done in the event loop: let others have their turn."""
+    if number % SLICE == SLICE - 1:
+        await asyncio.sleep(0)
 
 
 def bounded_root(limit_s: float) -> Callable[[str], str]:

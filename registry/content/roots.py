@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from registry.core.hashing import is_about_the_file, looking_at
 from registry.core.regular import shown_path
+from registry.core.work_progress import step
 from registry.errors import FileUnreadable, PathNotAllowed, SettingsError
 
 LINKS_MAX = 40
@@ -17,10 +18,11 @@ LINKS_MAX = 40
 class Walk:
     """A path that is being resolved, component by component, as `os.path.realpath` does.
 
-    Where nothing is there, or a link leads nowhere, the rest of the path stands for itself.
+    Where nothing is there, or a link leads nowhere, the rest of the path stands for itself, and
+    nothing of it is looked at.
     """
 
-    __slots__ = ("_links", "_rest", "at", "path", "size")
+    __slots__ = ("_absent", "_links", "_rest", "at", "path", "size")
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -28,6 +30,8 @@ class Walk:
         """What is resolved of it."""
         self._rest = path.split("/")[::-1]
         self._links = 0
+        self._absent = 0
+        """How many components at the end of `at` are not there."""
         self.size = 0
         """Of what is at its end, if anything is."""
 
@@ -37,9 +41,14 @@ class Walk:
         while self._rest:
             name = self._rest[-1]
             if name == "..":
-                self.at = os.path.dirname(self.at)
+                self.at = self.at[: self.at.rindex("/")] or "/"
+                self._absent -= self._absent > 0
             elif name not in ("", "."):
-                return os.path.join(self.at, name)
+                path = f"{self.at}/{name}" if self.at != "/" else f"/{name}"
+                if not self._absent:
+                    return path
+                self.at = path
+                self._absent += 1
             self._rest.pop()
         return None
 
@@ -54,6 +63,7 @@ class Walk:
             self._rest.pop()
             with looking_at(path):
                 target = self._find_target(path)
+            step()
             if target is None:
                 self.at = path
             else:
@@ -66,16 +76,19 @@ class Walk:
         try:
             status = os.lstat(path)
             self.size = status.st_size
-            if not stat.S_ISLNK(status.st_mode) or self._links >= LINKS_MAX:
+            if not stat.S_ISLNK(status.st_mode):
                 return None
-            self._links += 1
-            return os.readlink(path)
+            if self._links < LINKS_MAX:
+                target = os.readlink(path)
+                self._links += 1
+                return target
         except OSError as error:
             if not is_about_the_file(error):
                 raise
             self.size = 0
-            # Judged by where it would be: whether something is there is told below a root only.
-            return None
+        # Judged by where it would be: whether something is there is told below a root only.
+        self._absent = 1
+        return None
 
 
 class ArtifactRoots:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from registry.core.checks import (
     BASE_SUFFIX,
     INSTANCE_ID_MAX,
+    PATH_COMPONENTS_MAX,
     PATH_MAX,
     check_checksum,
     check_distinct,
@@ -210,6 +211,12 @@ class Offer:
             "\0" in self.path or not self.path or len(self.path) > PATH_MAX
         ):
             raise Invalid(f"path of {self.key} must have 1 to 4096 characters and no NUL.")
+        components = 0 if self.path is None else self.path.count("/")
+        if components > PATH_COMPONENTS_MAX:
+            raise Invalid(
+                f"path of {self.key} has {components} components; at most {PATH_COMPONENTS_MAX} "
+                "are taken. Give the file a shorter path."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ AnyInstanceId = Annotated[
 Path = Annotated[
     str,
     Meta(
-        description="The absolute path of a file on the service's host.",
+        description="The absolute path of a file on the service's host, with at most 255 `/`.",
         extra_json_schema={"minLength": 1, "maxLength": 4096, "pattern": r"^[^\u0000]+$"},
     ),
 ]
