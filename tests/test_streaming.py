@@ -200,6 +200,8 @@ CHANGES = [
     replaced,
     deleted,
 ]
+STILL_RIGHT = [edited_at_the_beginning, grown, replaced, deleted]
+"""What was sent already is edited, or what is open has the right bytes yet."""
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -217,7 +219,7 @@ def test_a_file_that_changes_while_it_is_sent_never_arrives_whole_and_wrong(
         rest = line.read(int(head["content-length"]) - len(first))
     expected = LARGE[1:] if status == 206 else LARGE
     received = first + rest
-    if is_streaming(either):
+    if is_streaming(either) and change not in STILL_RIGHT:
         assert len(received) < len(expected)
     else:
         assert received == expected

@@ -15,13 +15,13 @@ from pathlib import Path
 from registry.client.client import RegistryClient
 from registry.client.lease_terms import LeaseTerms
 from registry.client.model_files import LeftOut, ModelFile, broken, harvest, reason_of
-from registry.core.hashing import FileContent, hash_file
+from registry.core.hashing import FileContent, hash_file, is_changing
 from registry.core.progress import OnProgress, Tally
 from registry.core.records import ArtifactKey, Offer, Owner, Registered
 from registry.core.regular import shown_path
 from registry.core.text import shown
 from registry.discovery.cards import is_typed
-from registry.errors import ContentMissing, FileUnreadable, TooLarge
+from registry.errors import Busy, ContentMissing, FileUnreadable, TooLarge
 
 FILE_MAX_BYTES = 1 << 30
 """No service takes a file this large; do not read one to find out."""
@@ -233,6 +233,10 @@ def _hash(file: ModelFile) -> FileContent | str:
             return hash_file(os.path.realpath(file.path), max_bytes=FILE_MAX_BYTES)
         except FileUnreadable as error:
             why = reason_of(error)
+        except Busy as error:
+            if not is_changing(error):
+                raise
+            why = "changes while it is read"
         except TooLarge as error:
             why = f"has more than {FILE_MAX_BYTES} bytes"
             if is_typed(file.filename):

@@ -31,9 +31,15 @@ from typing import BinaryIO
 
 from registry.client.cache_directory import check_ours, failures_in, sync_directory
 from registry.core.checks import check_checksum
-from registry.core.hashing import FileContent, hash_file, is_about_the_file, looking_at
+from registry.core.hashing import (
+    FileContent,
+    hash_file,
+    is_about_the_file,
+    is_changing,
+    looking_at,
+)
 from registry.core.regular import open_regular
-from registry.errors import DirectoryUnusable, FileUnreadable, TooLarge
+from registry.errors import Busy, DirectoryUnusable, FileUnreadable, TooLarge
 
 CACHE_MAX_BYTES = 10 << 30
 USED_LATELY_S = 3600.0
@@ -86,8 +92,12 @@ class BlobCache:
                 path = Path(os.path.realpath(self.blobs)) / path.name
                 if not _note_use(path):
                     return None
-            return hash_file(str(path), max_bytes=max_bytes)
+            return hash_file(str(path), max_bytes=max_bytes, expected=checksum)
         except (FileUnreadable, TooLarge):
+            return None
+        except Busy as error:
+            if not is_changing(error):
+                raise
             return None
 
     def try_claim(self, checksum: str) -> DownloadClaim | None:

@@ -21,10 +21,10 @@ from blake3 import blake3
 
 from registry.client.cache_directory import failures_in, sync_directory
 from registry.core.checks import check_checksum, check_filename
-from registry.core.hashing import hash_file
+from registry.core.hashing import hash_file, is_changing
 from registry.core.regular import open_regular
 from registry.core.text import shown
-from registry.errors import ChecksumMismatch, DirectoryUnusable, FileUnreadable, TooLarge
+from registry.errors import Busy, ChecksumMismatch, DirectoryUnusable, FileUnreadable, TooLarge
 
 COPY_BYTES = 1 << 20
 
@@ -134,8 +134,12 @@ def _is_there(file: Placed, target: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        found = hash_file(str(target), max_bytes=file.size)
+        found = hash_file(str(target), max_bytes=file.size, expected=file.checksum)
     except (FileUnreadable, TooLarge):
+        return False
+    except Busy as error:
+        if not is_changing(error):
+            raise
         return False
     return found.checksum == file.checksum
 

@@ -21,6 +21,10 @@ class BlockHasher:
     """The checksum of bytes that pass by, and the digest of each block of them."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
         self._whole = blake3()
         self._block = blake3()
         self._missing = BLOCK_BYTES

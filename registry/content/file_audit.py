@@ -94,7 +94,8 @@ def _wrong_with(ref: InPlaceRef, path: str, roots: ArtifactRoots | None) -> tupl
     if now == ref.file_identity:
         return None
     try:
-        if hashing.hash_file(path, max_bytes=ref.size).checksum == ref.checksum:
+        found = hashing.hash_file(path, max_bytes=ref.size, expected=ref.checksum)
+        if found.checksum == ref.checksum:
             return None
     except FileUnreadable as error:
         return "missing_file", error.detail

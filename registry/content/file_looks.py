@@ -160,9 +160,12 @@ class FileLooks:
                 return observation(location, RefStatus.DRIFTED)
         hasher = BlockHasher() if location.size > LARGE_BYTES else None
         try:
-            found = await self._places.run(way, _hash, way, location.size, hasher)
-        except (FileUnreadable, TooLarge):
-            return await self._without_content(location, way)
+            found = await self._places.run(way, _hash, way, location, hasher)
+        except (FileUnreadable, TooLarge) as error:
+            without = await self._without_content(location, way)
+            if hashing.was_absent(error) and without.status is not RefStatus.MISSING:
+                raise hashing.changing(way) from hashing.FileChanges()
+            return without
         self.learn(path, found)
         if found.checksum != location.checksum:
             return observation(location, RefStatus.DRIFTED)
@@ -213,8 +216,10 @@ def _is_missing(path: str) -> bool:
     return hashing.find_status(path) is None and not no_links.is_on_the_way(path)
 
 
-def _hash(path: str, size: int, hasher: BlockHasher | None) -> hashing.FileContent:
-    return hashing.hash_file(path, max_bytes=size, hasher=hasher)
+def _hash(path: str, location: Location, hasher: BlockHasher | None) -> hashing.FileContent:
+    return hashing.hash_file(
+        path, max_bytes=location.size, hasher=hasher, expected=location.checksum
+    )
 
 
 def observation(location: Location, status: RefStatus, identity: str | None = None) -> Observation:

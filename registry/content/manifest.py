@@ -59,8 +59,8 @@ def prepare(
 
     Raises:
         PathNotAllowed: a path lies outside of the artifact roots.
-        FileUnreadable: a file cannot be read, or changed while it was.
-        Busy: a file cannot be looked at now, which says nothing about it.
+        FileUnreadable: a file cannot be read.
+        Busy: a file cannot be looked at now, or changes all the time; that says nothing about it.
         ChecksumMismatch: a file is not what the offer says.
         TooLarge: a file, or all of them together, exceed the limits.
     """
@@ -92,7 +92,7 @@ def _copied(offer: Offer) -> Artifact:
 
 
 def _hashed(offer: Offer, path: str, max_blob_bytes: int) -> FileContent:
-    found = hash_file(path, max_bytes=max_blob_bytes)
+    found = hash_file(path, max_bytes=max_blob_bytes, expected=offer.checksum)
     step()
     if offer.checksum not in (None, found.checksum) or offer.size not in (None, found.size):
         raise ChecksumMismatch(

@@ -165,28 +165,32 @@ class Holdings:
         self._tell(location, RefStatus.DRIFTED)
 
     async def _open_file(self, location: Location, path: str, start: int) -> Body | Stream | None:
-        opened: Body | Stream | None = None
-        try:
-            loaded = await self._loaded(location, path)
-        except _Wrong:
-            loaded = None
-        if loaded is not NO_ROOM:
-            opened = loaded
-        else:
-            digests = self._digests.find(location.checksum)
-            if digests is None:
-                if await self.looks.hashed(location, location.path or path, path) is None:
-                    return None
+        for _ in range(hashing.LOOKS):
+            try:
+                loaded = await self._loaded(location, path)
+            except _Wrong:
+                self._tell(location, RefStatus.DRIFTED)
+                return None
+            if loaded is NO_ROOM:
                 digests = self._digests.find(location.checksum)
-            opened = await self._open_stream(location, path, digests or b"", start)
-        if opened is None:
-            self._tell(location, RefStatus.DRIFTED)
-        return opened
+                if digests is not None:
+                    stream = await self._open_stream(location, path, digests, start)
+                    if stream is not None:
+                        return None if stream.was_wrong else stream
+            elif loaded is not None:
+                return loaded
+            # It must be hashed, or changed since it was found right.
+            way = await self.looks.hashed(location, location.path or path, path)
+            if way is None:
+                return None
+            path = way
+        raise hashing.changing(path) from hashing.FileChanges()
 
     async def _open_stream(
         self, location: Location, path: str, digests: bytes, start: int
-    ) -> Stream | None:
-        """A stream that was found right where it begins, or None."""
+    ) -> FileStream | None:
+        """A stream that was found right where it begins, or wrong. None: the file is not the one
+        any more that was opened."""
         stream = FileStream(
             self._places,
             location,
@@ -203,7 +207,7 @@ class Holdings:
         finally:
             if not is_right:
                 stream.close()
-        return stream if is_right else None
+        return stream if is_right or stream.was_wrong else None
 
     async def _loaded(
         self, location: Location, path: str | None
@@ -255,7 +259,9 @@ class Holdings:
 
     def _read_file(self, location: Location, path: str) -> Loaded | None:
         try:
-            found = hashing.hash_file(path, max_bytes=location.size, keep=True)
+            found = hashing.hash_file(
+                path, max_bytes=location.size, keep=True, expected=location.checksum
+            )
         except (FileUnreadable, TooLarge):
             return None
         if found.checksum != location.checksum:

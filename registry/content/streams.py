@@ -73,7 +73,8 @@ class Stream:
 
 
 class FileStream(Stream):
-    """A file that is read from one descriptor, as long as it is the file that was opened."""
+    """A file that is read from one descriptor, as long as what it gives is right: whatever becomes
+    of its name, its links, its mode or its times."""
 
     def __init__(
         self,
@@ -92,6 +93,8 @@ class FileStream(Stream):
         self._identity = ""
         self.trusted_identity: str | None = None
         """What the file is known by, unless it is too young for that."""
+        self.was_wrong = False
+        """Whether it gave other bytes, though it looked as it did when it was opened."""
 
     async def open(self) -> None:
         """Open the file.
@@ -110,11 +113,12 @@ class FileStream(Stream):
     async def _read(self, offset: int, length: int) -> bytes | None:
         part, is_wrong = await self._places.run(self._path, self._read_now, offset, length)
         if is_wrong:
+            self.was_wrong = True
             self._on_wrong()
         return part
 
     def _read_now(self, offset: int, length: int) -> tuple[bytes | None, bool]:
-        """The part if it is right and the file the same as ever, and whether the file lies."""
+        """The part if it is right, and whether the file lies: it is wrong and looks the same."""
         with self._lock:
             descriptor = self._descriptor
             if descriptor is None:
@@ -124,7 +128,7 @@ class FileStream(Stream):
             with hashing.looking_at(self._path):
                 part = self._check(lambda at, size: _pread(descriptor, at, size), offset, length)
                 is_same = hashing.identity_of(os.fstat(descriptor)) == self._identity
-            return part if is_same else None, part is None and is_same
+            return part, part is None and is_same
         finally:
             with self._lock:
                 self._is_reading = False

@@ -3,6 +3,9 @@
 A file's identity is `device:inode:size:mtime_ns:ctime_ns`, taken by `fstat` of the opened file
 (S12). A write in the same clock tick would not show in it, so an identity is trusted only when it
 was 2 s old as the file was hashed.
+
+An identity that changes says "look again" and accuses nobody: a hard link, `chmod` and a rename
+change the ctime of bytes that stay as they are. What was read is judged by its hash.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from registry.errors import Busy, FileUnreadable, TooLarge
 
 IDENTITY_TRUSTED_AFTER_NS = 2_000_000_000
 READ_BYTES = 1 << 20
+LOOKS = 3
+"""How often a file that changes meanwhile is opened and read before nothing is said of it."""
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 ABOUT_THE_FILE = (
@@ -55,8 +60,14 @@ class FileContent:
     content: bytes | bytearray | None = None
 
 
+class FileChanges(Exception):
+    """The cause of a Busy: a file changed at each look, so that nothing can be said of it."""
+
+
 class Hasher(Protocol):
     """What `blake3` makes of bytes that pass by."""
+
+    def reset(self) -> object: ...
 
     def update(self, part: bytes, /) -> object: ...
 
@@ -111,6 +122,25 @@ def is_lack_of_memory(error: BaseException) -> bool:
     return isinstance(cause, MemoryError)
 
 
+def changing(path: str) -> Busy:
+    """What is told of a file that changed at each look, with `FileChanges` as its cause."""
+    return Busy(
+        f"{shown_path(path)} changes while it is read, so that nothing can be said of it. Let "
+        "whoever writes it finish, and try again."
+    )
+
+
+def is_changing(error: BaseException) -> bool:
+    """Whether a file could not be judged only because it changed at each look."""
+    return isinstance(error.__cause__, FileChanges)
+
+
+def was_absent(error: BaseException) -> bool:
+    """Whether a file could not be read because nothing was at its path."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in ABSENT
+
+
 def trusted_identity(status: os.stat_result, at_ns: int) -> str | None:
     """A file's identity, or None: it was so young at a time that a write might not show in it."""
     changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
@@ -148,23 +178,50 @@ def opened(path: str) -> Iterator[int]:
 
     Raises:
         FileUnreadable: it is not a regular file, cannot be read, or the path leads elsewhere now.
-        Busy: it cannot be looked at now.
+        Busy: it cannot be looked at now, or is replaced all the time.
     """
+    descriptor = _open_what_is_there(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_what_is_there(path: str) -> int:
+    """Open what is at a path; once more, if it was replaced meanwhile."""
+    is_same = False
+    for _ in range(LOOKS):
+        descriptor = _open(path)
+        is_there = False
+        try:
+            with looking_at(path):
+                is_there = not _moved(descriptor, path)
+                is_same = is_there or os.path.samestat(os.fstat(descriptor), os.lstat(path))
+        finally:
+            if not is_there:
+                os.close(descriptor)
+        if is_there:
+            return descriptor
+    if is_same:
+        raise FileUnreadable(f"{shown_path(path)} leads elsewhere by now. Register it again.")
+    raise changing(path) from FileChanges()
+
+
+def _open(path: str) -> int:
     with looking_at(path):
         _check_way(path)
         if not stat.S_ISREG(os.lstat(path).st_mode):
             raise FileUnreadable(f"{shown_path(path)} is not a regular file.")
         descriptor = os.open(path, _OPEN_FLAGS)
-    try:
-        with looking_at(path):
-            moved = not stat.S_ISREG(os.fstat(descriptor).st_mode) or _moved(descriptor, path)
-        if moved:
-            raise FileUnreadable(
-                f"{shown_path(path)} changed while it was opened. Register it again."
-            )
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        is_regular = False
+        try:
+            is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        finally:
+            if not is_regular:
+                os.close(descriptor)
+    if not is_regular:
+        raise FileUnreadable(f"{shown_path(path)} is not a regular file any more.")
+    return descriptor
 
 
 def _check_way(path: str) -> None:
@@ -191,17 +248,41 @@ def hash_file(
     max_bytes: int,
     keep: bool = False,
     hasher: Hasher | None = None,
+    expected: str | None = None,
 ) -> FileContent:
     """Read and hash the regular file at a resolved path.
 
     With `keep` the bytes come along in `content`; otherwise memory stays at 1 MiB. `hasher` makes
     the checksum, and whatever else it may of the same bytes. Each MiB is a step.
 
+    A file whose identity changed meanwhile is read again. What was read from one descriptor counts
+    nevertheless if it has the `expected` checksum, or the one of the look before; its identity
+    cannot be trusted.
+
     Raises:
-        FileUnreadable: it is no regular file, cannot be read, or was written to meanwhile.
+        FileUnreadable: it is no regular file, or cannot be read.
         TooLarge: it has more than `max_bytes`.
-        Busy: it cannot be looked at now.
+        Busy: it cannot be looked at now, or changes all the time.
     """
+    hasher = hasher or blake3()
+    before, is_stable = None, False
+    for _ in range(LOOKS):
+        found, is_stable = _hash_once(path, max_bytes, keep, hasher)
+        if found is not None and (is_stable or found.checksum in (expected, before)):
+            return found
+        before = None if found is None else found.checksum
+        del found
+    if is_stable:
+        raise FileUnreadable(f"{shown_path(path)} does not have as many bytes as it says.")
+    raise changing(path) from FileChanges()
+
+
+def _hash_once(
+    path: str, max_bytes: int, keep: bool, hasher: Hasher
+) -> tuple[FileContent | None, bool]:
+    """What a file held at one look, or None: not as many bytes as it should have. And whether it
+    was the same all the time."""
+    hasher.reset()
     with looking_at(path), opened(path) as descriptor:
         before = os.fstat(descriptor)
         if before.st_size > max_bytes:
@@ -211,7 +292,6 @@ def hash_file(
                 max_bytes=max_bytes,
             )
         started_ns = time.time_ns()
-        hasher = hasher or blake3()
         # What is kept comes in one piece: joined from several it would be in memory twice.
         content = bytearray(before.st_size) if keep else None
         size = 0
@@ -225,15 +305,17 @@ def hash_file(
                 break
         after = os.fstat(descriptor)
         kept = bytes(content) if content is not None and size <= READ_BYTES else content
-    if size != before.st_size or identity_of(after) != identity_of(before):
-        raise FileUnreadable(f"{shown_path(path)} changed while it was read. Register it again.")
-    return FileContent(
+    is_stable = identity_of(after) == identity_of(before)
+    if size != before.st_size:
+        return None, is_stable
+    found = FileContent(
         path=path,
         checksum=f"blake3:{hasher.hexdigest()}",
         size=size,
-        identity=trusted_identity(after, started_ns),
+        identity=trusted_identity(after, started_ns) if is_stable else None,
         content=kept,
     )
+    return found, is_stable
 
 
 def _read(descriptor: int, path: str, *, left: int) -> bytes:

@@ -208,7 +208,7 @@ class MetadataArtifactRegistry:
             return content if _matches(content, location.checksum) else None
         try:
             path = self._roots.resolve(location.path)
-            found = hash_file(path, max_bytes=location.size, keep=True)
+            found = hash_file(path, max_bytes=location.size, keep=True, expected=location.checksum)
         except (FileUnreadable, PathNotAllowed, TooLarge):
             return None
         if found.content is None or found.checksum != location.checksum:
