@@ -92,7 +92,9 @@ def test_a_service_whose_workers_die_before_they_serve_gives_up_and_says_why(
     assert done.stdout == ""
     ends = [line for line in done.stderr.splitlines() if cause in line]
     assert len(ends) >= 2 * STARTS_MAX - 1
-    assert "No worker can start, so the service ends" in done.stderr.splitlines()[-1]
+    why, end = done.stderr.splitlines()[-2:]
+    assert "No worker can start, so the service ends" in why
+    assert "the service has ended" in end
 
 
 def test_one_that_cannot_start_any_more_takes_nobody_with_it(

@@ -62,7 +62,7 @@ def hold(
     for number in SIGNALS:
         signal.signal(number, _stop)
     try:
-        stopping.release()
+        stopping.release(_bound())
         begun = start(note)
     except _Stopped as stopped:
         _end(stopped)
@@ -98,22 +98,20 @@ def _show_log() -> None:
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     for each in SIGNALS:
         signal.signal(each, _end_at_once)
-    timer = threading.Timer(DETACH_MAX_S, _give_up)
-    timer.daemon = True
-    timer.start()
+    stopping.end_in_time()
     raise _Stopped(number)
+
+
+def _bound() -> stopping.Bound:
+    return stopping.Bound(
+        DETACH_MAX_S,
+        COULD_NOT_RUN,
+        f"could not detach within {DETACH_MAX_S:g} s. The registry releases the files when the "
+        "lease and its grace are over.",
+        SIGNALS,
+    )
 
 
 def _end_at_once(number: int, _frame: FrameType | None) -> NoReturn:
     """Process 1 of a container is not ended by a signal that it leaves alone."""
     os._exit(stopping.exit_code_of(number))
-
-
-def _give_up() -> None:
-    print(
-        f"error: could not detach within {DETACH_MAX_S:g} s. The registry releases the files when "
-        "the lease and its grace are over.",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(COULD_NOT_RUN)

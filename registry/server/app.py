@@ -59,7 +59,7 @@ def create_app(
         sweeper.start()
         try:
             async with reporting(metrics, registry, parent, certificate) as report:
-                with reloading(*reloads), watched(certificate):
+                with reloading(*reloads, limit_s=settings.file_timeout_s), watched(certificate):
                     yield {
                         "registry": registry,
                         "report": report,

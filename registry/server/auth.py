@@ -14,8 +14,9 @@ browser believes to talk to (hosts.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -28,7 +29,7 @@ from registry.core.text import shown
 from registry.errors import Forbidden, SettingsError, Unauthenticated
 from registry.server import tokens
 from registry.server.hosts import Hosts, is_loopback
-from registry.server.tokens import EVERYTHING, Grant, Role
+from registry.server.tokens import EVERYTHING, Grant, Role, Tokens
 
 OPEN = frozenset({"/live", "/health"})
 """What needs no token, ever."""
@@ -92,16 +93,28 @@ class Access:
         """Whether there is a token file."""
         return self._file is not None
 
-    def reload(self) -> None:
-        """Read the token file again. If it is not as it should be, the old tokens stay."""
-        if self._file is None:
-            return
+    @property
+    def files(self) -> str:
+        """The token file."""
+        return str(self._file)
+
+    def read_again(self) -> Callable[[], None]:
+        """Read the token file, in any thread. What comes of it is for the event loop: it takes the
+        tokens. If the file is not as it should be, the old ones stay."""
+        assert self._file is not None
         try:
-            self._tokens = tokens.load(self._file)
+            found = tokens.load(self._file)
         except SettingsError as error:
-            log.error("the tokens stay as they were: %s", error)
-        else:
-            log.info("read the tokens of %s again", self._file)
+            return partial(log.error, "the tokens stay as they were: %s", error)
+        return partial(self._take, found)
+
+    def _take(self, found: Tokens) -> None:
+        self._tokens = found
+        log.info("read the tokens of %s again", self._file)
+
+    def keep(self, reason: str) -> None:
+        """Say why they were not read again."""
+        log.warning("the tokens stay as they were: %s", reason)
 
     def admit(self, scope: Scope, needed: Role | None) -> Grant:
         """What the caller of a request may do, which is at least what is needed.

@@ -8,8 +8,9 @@ import re
 import ssl
 import time
 from calendar import timegm
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +50,33 @@ class Certificate:
     ) -> None:
         connection.context = self._context
 
-    def reload(self) -> None:
-        """Read the files again, for new connections. What cannot be used changes nothing."""
+    @property
+    def files(self) -> str:
+        """The certificate, and its key if that has a file of its own."""
+        return str(self._chain) if self._key is None else f"{self._chain} or {self._key}"
+
+    def read_again(self) -> Callable[[], None]:
+        """Read the files, in any thread. What comes of it is for the event loop: it takes them for
+        new connections. What cannot be used changes nothing."""
         try:
-            self._context, self.ends_at = self._read()
+            context, ends_at = self._read()
         except SettingsError as error:
-            self._problem = f"the certificate stays the one before: {error}"
-            log.error("%s", self._problem)
-            return
+            return partial(self._keep, logging.ERROR, str(error))
+        return partial(self._take, context, ends_at)
+
+    def _take(self, context: ssl.SSLContext, ends_at: int | None) -> None:
+        self._context, self.ends_at = context, ends_at
         self._problem = None
         log.info("read the certificate %s again; it ends at %s", self._chain, _shown(self.ends_at))
         self.tell()
+
+    def keep(self, reason: str) -> None:
+        """Say why it was not read again."""
+        self._keep(logging.WARNING, reason)
+
+    def _keep(self, level: int, reason: str) -> None:
+        self._problem = f"the certificate stays the one before: {reason}"
+        log.log(level, "%s", self._problem)
 
     def warning(self) -> str | None:
         """What somebody should do about it, or None: nothing."""

@@ -57,6 +57,11 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 
 COULD_NOT_RUN = 2
 
+END = stopping.Bound(
+    GONE_S, COULD_NOT_RUN, f"something hangs, so that the end took more than {GONE_S} s"
+)
+"""After a signal, come what may."""
+
 log = logging.getLogger("registry")
 
 
@@ -114,7 +119,7 @@ def _serve_alone(
 
     app = create_app(settings, certificate=certificate)
     _settle()
-    stopping.release()
+    stopping.release(END)
     try:
         config = Config(app, limits, **uvicorn_options(certificate))
         BoundedServer(config, tell).run(sockets=[listener])
@@ -151,7 +156,7 @@ class BoundedServer(Server):
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         """As uvicorn's, which raises what it captured again at the end."""
-        with super().capture_signals():
+        with super().capture_signals(), stopping.overhearing():
             for number in self._heard:
                 self.handle_exit(number, None)
             yield
@@ -161,15 +166,8 @@ class BoundedServer(Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
-            end_in_time()
+            stopping.end_within(*END[:3])
         super().handle_exit(sig, frame)
-
-
-def end_in_time() -> None:
-    """Be gone GONE_S after a signal, come what may."""
-    stopping.end_within(
-        GONE_S, COULD_NOT_RUN, f"something hangs, so that the end took more than {GONE_S} s"
-    )
 
 
 def _hung_up(_signal: int, _frame: object) -> None:
@@ -200,6 +198,7 @@ def serve_as_worker(
 ) -> None:
     """Serve as one of several processes, until SIGTERM."""
     note_sighup()
+    stopping.watch(END._replace(numbers=(signal.SIGTERM,)))
     from registry.server.app import create_app
 
     try:

@@ -203,6 +203,7 @@ class Workers:
         """Whether SIGINT ended the service."""
         self.restarts = 0
         self._stop_s = stop_s
+        self._end = stopping.Bound(stop_s + 1, 2, "the workers could not be ended")
         self._reload = reload
         self._when_ready = when_ready
         self._places = [_Place(self) for _ in range(settings.workers)]
@@ -233,7 +234,7 @@ class Workers:
                 looked_at = time.monotonic() if is_time else looked_at
                 for place in self._places:
                     self._look(place, is_time)
-            stopping.end_within(self._stop_s + 1, 2, "the workers could not be ended")
+            stopping.end_within(*self._end[:3])
             self._end_all()
 
     def told(self, place: _Place, asks: bool) -> Others:
@@ -302,7 +303,7 @@ class Workers:
     @contextmanager
     def _woken(self) -> Iterator[int]:
         """Takes signals in, and gives what can be waited for to hear of one."""
-        stopping.release()
+        stopping.release(self._end)
         heard, told = os.pipe()
         os.set_blocking(told, False)
         signal.set_wakeup_fd(told, warn_on_full_buffer=False)
