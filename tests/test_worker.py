@@ -1023,9 +1023,9 @@ def entries_of(server: Server, slug: str) -> int:
     return len(server.client.get("/v1/artifacts", params={"slug": slug}).json()["artifacts"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_ends_holding_with_a_detach(
-    service: Server, tmp_path: Path, number: signal.Signals
+    service: Server, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     model, store = make_model(tmp_path / "model"), tmp_path / "kv"
     name = f"signal-{number}"
@@ -1034,7 +1034,8 @@ def test_a_signal_ends_holding_with_a_detach(
         assert entries_of(service, name) == 3
         process.send_signal(number)
         output, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (0, "")
+    assert (process.returncode, errors.count("\n")) == (code, 1), errors
+    assert f"detached, as {number.name} came" in errors
     assert "3 files" in output
     assert "owner command/backend/generate/" in output
     assert FileDiscovery(store).list(Kind.MODEL) == []
@@ -1052,7 +1053,8 @@ def test_a_signal_during_the_attach_undoes_it(service: Server, tmp_path: Path) -
             wait_for(lambda: proxy.count("DELETE", OWNERS) == 1)
             signalled.set()
             _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (0, "")
+    assert (process.returncode, errors.count("\n")) == (0, 1), errors
+    assert "detached, as SIGTERM came" in errors
     assert not store.exists() or FileDiscovery(store).list(Kind.MODEL) == []
     assert entries_of(service, "early") == 0
 
