@@ -280,7 +280,7 @@ def test_the_client_loads_no_server_and_no_database() -> None:
     output = subprocess.check_output([sys.executable, "-c", program], text=True).splitlines()
     assert not {"sqlalchemy", "starlette", "uvicorn", "alembic", "typer"} & set(output[0].split())
     ours = {name.split(".")[1] for name in output[1].split()}
-    assert ours <= {"client", "core", "discovery", "errors", "wire"}
+    assert ours <= {"client", "core", "discovery", "errors", "network", "wire"}
 
 
 # For asyncio

@@ -183,7 +183,8 @@ def test_a_start_and_an_end_say_only_what_matters(
     assert "with schema revision" in lines[0]
     assert " INFO registry serving address=" in lines[1]
     assert lines[2].startswith("listening on ")
-    assert len(lines) == 3
+    assert lines[3].endswith("INFO registry the service has ended")
+    assert len(lines) == 4
 
 
 def test_a_traceback_is_one_json_record() -> None:

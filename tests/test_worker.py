@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from registry.client.lifecycle import (
     after_renewal,
     find_pause_s,
 )
+from registry.client.problem_reporter import ProblemReporter
 from registry.client.retries import RetryPolicy
 from registry.core.hashing import checksum_of
 from registry.core.records import ArtifactKey, Lease, Owner, Renewed
@@ -1113,3 +1115,15 @@ def test_options_of_holding_need_it(
         main()
     assert ended.value.code == 2
     assert "need" in capsys.readouterr().err
+
+
+def test_problems_that_several_threads_deliver_are_each_told_of_once() -> None:
+    told: list[int] = []
+    reporter = ProblemReporter(lambda owner, _error: told.append(owner.instance_id))
+    owners = [Owner("n", "c", "e", number) for number in range(500)]
+    reporter._waiting.extend((owner, Superseded()) for owner in owners)
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(reporter.deliver) for _ in range(64)]:
+            done.result()
+    wait_for(lambda: len(told) == len(owners))
+    assert sorted(told) == list(range(500))

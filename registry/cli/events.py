@@ -119,9 +119,10 @@ def _behind(client: RegistryClient, wanted: EventFilter, after: int) -> Iterator
 
 def _print_json(pages: Iterable[EventPage]) -> None:
     """Print all pages as one answer, a page in memory at a time: a journal may be long."""
-    last, separator = 0, "\n"
-    print('{\n  "events": [', end="")
+    last, separator, begin = 0, "\n", '{\n  "events": ['
     for page in pages:
+        print(begin, end="")  # Not before a page came: no error is to follow half an answer.
+        begin = ""
         for event in page.events:
             print(separator + indent(json_plain(EventResponse.of(event), 2), "    "), end="")
             separator = ",\n"

@@ -35,16 +35,19 @@ class ProblemReporter:
         self.deliver()
 
     def deliver(self) -> None:
-        """Begin the calls that have not been begun yet."""
-        while self._waiting and self._on_problem is not None:
-            owner, error = self._waiting[0]
-            call = functools.partial(self._call, self._on_problem, owner, error)
+        """Begin the calls that have not been begun yet. For any thread."""
+        while self._on_problem is not None:
             try:
+                problem = self._waiting.popleft()
+            except IndexError:
+                return
+            try:
+                call = functools.partial(self._call, self._on_problem, *problem)
                 background.begin(call, "registry-problem")
             except RuntimeError:
                 # No thread can be started now. The next renewal tries again.
+                self._waiting.appendleft(problem)
                 return
-            self._waiting.popleft()
 
     def _call(self, on_problem: OnProblem, owner: Owner, error: RegistryError) -> None:
         try:
