@@ -158,7 +158,7 @@ class HttpConnection(WaitingConnection):
 
     def on_url(self, url: bytes) -> None:
         if not self._is_told:
-            super().on_url(url)
+            self.url += url
 
     def on_message_begin(self) -> None:
         if self._is_told:

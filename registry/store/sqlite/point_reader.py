@@ -47,7 +47,8 @@ class SQLitePointReader:
             if monotonic() >= self._look_again_at:
                 self._look_again()
             with self._lock:
-                ((version,),) = self._held().execute("PRAGMA data_version").fetchall()
+                connection = self._connection or self._held()
+                ((version,),) = connection.execute("PRAGMA data_version").fetchall()
                 return self._first_token + int(version)
         except (sqlite3.Error, StorageUnavailable) as error:
             self._fail(error)
