@@ -149,6 +149,11 @@ class Worker:
             self.close()
 
     @property
+    def _heart(self) -> threading.Thread | None:
+        """The renewal thread, under the name by which programs that watch it know it."""
+        return self._renewals.thread
+
+    @property
     def superseded(self) -> Superseded | None:
         """Why this worker has stopped, if a newer instance has taken its place."""
         return self._resources.supersession.error
