@@ -67,8 +67,6 @@ THREADS = 8
 HOLDERS_TRIED = 1000
 WATCH_S = 1.0
 """How often an idle service looks whether the files of its database are still there."""
-ROOTS_WATCH_S = 5.0
-"""How often it looks whether the artifact roots are."""
 OPENED_WITHIN_S = 5.0
 """How long a start waits for others that have removed files of the database open."""
 
@@ -132,11 +130,13 @@ class Registry:
                 await asyncio.sleep(WATCH_S / 10)
         self.writer.start()
         self._watching = asyncio.create_task(self._watch())
+        self.roots.start()
 
     async def close(self) -> None:
         """Write what was accepted, then let go of the database."""
         if self._watching is not None:
             self._watching.cancel()
+        self.roots.close()
         await self._run(self.writer.close)
         self._locator.close()
         self.lookups.close()
@@ -383,13 +383,8 @@ class Registry:
 
     async def _watch(self) -> None:
         """Notice that files of the database were removed although nobody asks for anything: as
-        long as they are open, what was acknowledged can be saved. Notice roots that go or come."""
-        looked_at = float("-inf")
+        long as they are open, what was acknowledged can be saved."""
         while True:
-            with suppress(RegistryError):
-                if time.monotonic() - looked_at >= ROOTS_WATCH_S:
-                    looked_at = time.monotonic()
-                    await self.roots.look()
             await asyncio.sleep(WATCH_S)
             with suppress(RegistryError):
                 await self._run(self.database.ensure_current)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import stat
@@ -11,7 +12,7 @@ from typing import Any
 
 from registry.content.places import Places
 from registry.core.hashing import is_about_the_file
-from registry.errors import Busy
+from registry.errors import Busy, RegistryError
 from registry.store.group_commit import Writer
 from registry.store.ops.lost_roots import (
     Loss,
@@ -27,7 +28,10 @@ from registry.store.reads.lookup import Location
 
 PAGE_ROWS = 1000
 START: Ref = (0, 0)
+LOOK_EVERY_S = 5.0
 AGAIN_S = 60.0
+"""How often what is missing below the roots is looked at, though they are as they were."""
+
 
 log = logging.getLogger("registry")
 
@@ -55,6 +59,31 @@ class RootChecks:
         """The roots that were there at the last look, each with a slash at its end."""
         self._lost = 0
         self._looked_again_at = float("-inf")
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look now, and every few seconds from now on. A look may take long, when a root with many
+        files has come back, and holds up nothing else."""
+        self._task = asyncio.create_task(self._work())
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _work(self) -> None:
+        has_failed = False
+        while True:
+            try:
+                await self.look()
+                has_failed = False
+            except RegistryError as error:
+                if not has_failed:
+                    log.warning("the look at the artifact roots failed; retrying: %s", error)
+                has_failed = True
+            except Exception:
+                log.exception("the look at the artifact roots failed; retrying")
+            await asyncio.sleep(LOOK_EVERY_S)
 
     def warnings(self) -> dict[str, str]:
         """What is wrong, by name, and what to do."""
