@@ -24,7 +24,7 @@ class UnderWay(Exception):
 
 
 @dataclass(slots=True)
-class _Failed:
+class _Missed:
     """Content that could not be had: when it is tried again, and where it was looked for."""
 
     again_at: float
@@ -53,7 +53,7 @@ class Contents:
         self._on_fetched = on_fetched
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
-        self._failed: dict[tuple[str, int | None], _Failed] = {}
+        self._failed: dict[tuple[str, int | None], _Missed] = {}
 
     def bring(self, file: MirroredFile) -> None:
         """Fetch the content of a file, from wherever a live card says, and upload it.
@@ -98,7 +98,7 @@ class Contents:
                 self._under_way.discard(checksum)
 
     def _remember(self, wanted: tuple[str, int | None], sources: list[str], why: str) -> None:
-        failed = self._failed.pop(wanted, None) or _Failed(0.0, AGAIN_FIRST_S / 2, set(), "")
+        failed = self._failed.pop(wanted, None) or _Missed(0.0, AGAIN_FIRST_S / 2, set(), "")
         if time.monotonic() >= failed.again_at:
             failed.tried.clear()
             failed.pause_s = min(AGAIN_MAX_S, 2 * failed.pause_s)

@@ -10,7 +10,7 @@ import msgspec
 from registry.core import background
 from registry.core.hashing import checksum_of
 from registry.core.records import Owner
-from registry.discovery import Change, Discovery, Kind, Record, RecordKey
+from registry.discovery import Discovery, Kind, Listed, Record, RecordKey
 from registry.errors import DiscoveryUnavailable, Invalid
 from registry.mirror.ledger import Ledger
 from registry.mirror.mirrored_card import HereUrls, read_card
@@ -101,11 +101,8 @@ class Following:
         while not self._closed.is_set():
             try:
                 self.list_once()
+                self._follow_once()
                 pause_s = AGAIN_MIN_S
-                for change in self._store.watch(Kind.MODEL):
-                    self._take(change)
-                    if self._closed.is_set():
-                        return
             except DiscoveryUnavailable as error:
                 self._status.note_discovery(error)
             except Exception:
@@ -113,12 +110,24 @@ class Following:
             self._closed.wait(pause_s)
             pause_s = min(AGAIN_MAX_S, 2 * pause_s)
 
-    def _take(self, change: Change) -> None:
-        self._status.looked()
-        if change.record is not None:
-            self._reader.take(change.record)
-        else:
-            self._reader.lose(change.key.owner, by_listing=False)
+    def _follow_once(self) -> None:
+        """One watch, until it ends. What it has not told of when its listing ends is gone."""
+        told: set[Owner] | None = set()
+        for change in self._store.watch(Kind.MODEL):
+            if self._closed.is_set():
+                return
+            self._status.looked()
+            if isinstance(change, Listed):
+                if told is not None:
+                    self._ledger.keep_only(told)
+                told = None
+                self._status.listed = True
+            elif change.record is None:
+                self._reader.lose(change.key.owner, by_listing=change.relisted)
+            else:
+                if told is not None:
+                    told.add(change.key.owner)
+                self._reader.take(change.record)
 
     def _look(self) -> None:
         """A watch in which nothing happens tells nothing of the store."""
@@ -129,6 +138,4 @@ class Following:
             except DiscoveryUnavailable as error:
                 self._status.note_discovery(error)
             except Exception:
-                log.exception(
-                    "looking at the store failed after %.1f s", time.monotonic() - started
-                )
+                log.exception("looking at the store failed; retrying")

@@ -214,6 +214,12 @@ class Ledger:
                 if known.held is not None
             }
 
+    def card_of(self, owner: Owner) -> tuple[MirroredCard | None, str]:
+        """The live card of an owner if it is to be mirrored, and else why it cannot be."""
+        with self._lock:
+            known = self._known.get(owner)
+            return (None, "") if known is None else (known.card, known.refusal)
+
     def urls_of(self, owner: Owner) -> Mapping[str, str]:
         """Where the files of an owner are served, by filename."""
         with self._lock:

@@ -14,15 +14,16 @@ from registry.client.client import RegistryClient
 from registry.client.retries import RetryPolicy
 from registry.core import background
 from registry.core.records import Owner, OwnerState
+from registry.core.text import shown, shown_url
 from registry.discovery import open_discovery
 from registry.errors import RegistryError
 from registry.mirror.contents import Contents
 from registry.mirror.following import CardReader, Following
 from registry.mirror.jobs import OF_THE_REGISTRY, Jobs
 from registry.mirror.ledger import Ledger
-from registry.mirror.mirrored_card import HereUrls
+from registry.mirror.mirrored_card import HereUrls, MirroredCard
 from registry.mirror.origins import Origins
-from registry.mirror.plan import MirrorPlan, MirrorPolicy, Step, make_plan
+from registry.mirror.plan import MirrorPlan, MirrorPolicy, Step, find_step, make_plan
 from registry.mirror.renewing import Renewing
 from registry.mirror.settings import MirrorSettings
 from registry.mirror.status import MirrorReport, MirrorStatus
@@ -126,15 +127,28 @@ class Mirror:
                 self._following.list_once()
         return self.report()
 
-    def preview(self) -> MirrorPlan:
-        """What `run_once` would begin with. Nothing is changed.
+    def preview(self) -> list[tuple[str, Owner, str]]:
+        """What there is to do: a step, or `refuse`, the owner, and the files or the reason. What
+        comes after the first step of an owner is not told. Nothing is changed.
 
         Raises:
             RegistryError: the store or the registry cannot be used.
         """
         self._adopt()
         self._following.list_once()
-        return make_plan(self._ledger.standings(), _now(), self._policy)
+        found: list[tuple[str, Owner, str]] = []
+        for owner, standing in sorted(self._ledger.standings().items()):
+            step = find_step(standing, self._settings.mode)
+            card, refusal = self._ledger.card_of(owner)
+            if refusal:
+                found.append(("refuse", owner, refusal))
+            elif step is Step.UNREGISTER:
+                found.append(
+                    (step, owner, f"unless its card is back in {self._policy.linger_s:g} s")
+                )
+            elif step is not None and card is not None:
+                found.append((step, owner, _files_of(card)))
+        return found
 
     def report(self) -> MirrorReport:
         """How it is doing."""
@@ -217,3 +231,9 @@ class Mirror:
 
 def _now() -> float:
     return time.monotonic()
+
+
+def _files_of(card: MirroredCard) -> str:
+    """The files of a card in a line."""
+    first = next((source for file in card.files for source in file.sources), "")
+    return f"{len(card.files)} files under {card.slug}, as {shown(shown_url(first))}"
