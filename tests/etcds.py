@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from registry.discovery import Change, Discovery, Kind, Record, RecordKey
+from registry.discovery import Change, Discovery, Kind, Listed, Record, RecordKey
 from registry.errors import DiscoveryUnavailable
 from tests.support import START_S, STOP_S, wait_for
 
@@ -227,6 +227,8 @@ class Watcher:
     def _follow(self) -> None:
         try:
             for change in self._changes:
+                if isinstance(change, Listed):
+                    continue
                 self.changes.append(change)
                 if change.record is None:
                     # What was never told of cannot go.

@@ -29,7 +29,7 @@ LISTING_TRIES = 3
 
 
 @dataclass(slots=True)
-class Listed:
+class Snapshot:
     """What was there at one revision: each record with the bytes that it has."""
 
     header: EtcdHeader = field(default_factory=EtcdHeader)
@@ -69,7 +69,7 @@ class EtcdListing:
                 return self._reader.find_record(key, str(key), kv.value)
         return None
 
-    def list(self, kind: Kind) -> Listed:
+    def list(self, kind: Kind) -> Snapshot:
         """Every well-formed record of a kind.
 
         Raises:
@@ -108,8 +108,8 @@ class EtcdListing:
         """The record under a key, if what stands there is one."""
         return self._reader.find_record(key, str(key), content)
 
-    def _list_once(self, kind: Kind) -> Listed:
-        listed, names, size = Listed(), 0, 0
+    def _list_once(self, kind: Kind) -> Snapshot:
+        listed, names, size = Snapshot(), 0, 0
         for answer in self._pages(self.prefix_of(kind)):
             if not names:
                 listed.header = answer.header
