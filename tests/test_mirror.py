@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from registry.client import Worker
+from registry.core.model_revisions import revision_slug
 from registry.core.records import ArtifactKey
 from registry.discovery import Kind
 from registry.discovery.file import FileDiscovery
@@ -32,7 +33,7 @@ from tests.mirrors import (
     wait_until_released,
 )
 from tests.models import make_model
-from tests.support import Server, copied, wait_for
+from tests.support import Server, checksum, copied, wait_for
 
 
 @pytest.fixture
@@ -185,7 +186,8 @@ def test_nothing_is_unregistered_that_no_mirror_registered(
         wait_until_held(server, mine)
         line = [copied(ArtifactKey("org_tiny", "_base", "config.json"), CONTENTS["config.json"])]
         for owner in (mine, other):
-            assert server.register(owner, line, worker_name=f"of-{owner.instance_id}").status_code == 200
+            answer = server.register(owner, line, worker_name=f"of-{owner.instance_id}")
+            assert answer.status_code == 200
         worker.leave()
         wait_for(lambda: mirror.report().counts == type(mirror.report().counts)())
         assert held_by(server, mine) == expected()
@@ -207,6 +209,35 @@ def test_only_the_namespaces_that_are_named_are_looked_at(
             wait_for(lambda: not store.list(Kind.MODEL)[1:])
             assert mirror.report().counts.cards == 1
             assert held_by(server, second) == expected()
+
+
+def test_old_and_new_bytes_of_one_model_are_held_side_by_side(
+    server: Server, store: FileDiscovery, discovery: str
+) -> None:
+    """S17: a rolling upgrade with changed files waits for nobody, and each goes with its last."""
+    old, new = owner_of(1, namespace="v1"), owner_of(2, namespace="v2")
+    changed = {**CONTENTS, "config.json": b'{"model_type": "other"}'}
+    with FleetWorker(store, old) as before, Mirror(settings_of(discovery, server)) as mirror:
+        wait_until_held(server, old)
+        with FleetWorker(store, new, changed):
+            slug = revision_slug("org_tiny", [(n, checksum(c)) for n, c in changed.items()])
+            wait_until_held(server, new, changed, slug)
+            assert held_by(server, old) == expected()
+            assert mirror.report().counts.revisions == 1
+            before.leave()
+            wait_until_released(server, old)
+            assert held_by(server, new) == expected(changed, slug)
+
+
+def test_a_card_that_changes_its_files_is_mirrored_as_it_is_now(
+    server: Server, store: FileDiscovery, discovery: str
+) -> None:
+    owner = owner_of(7)
+    with FleetWorker(store, owner) as worker, Mirror(settings_of(discovery, server)):
+        wait_until_held(server, owner)
+        worker.contents["config.json"] = b'{"model_type": "other"}'
+        worker.publish()
+        wait_until_held(server, owner, worker.contents)
 
 
 # Ends and beginnings
@@ -315,7 +346,7 @@ def test_leases_are_renewed_all_together(
             return sum(
                 float(line.rpartition(" ")[2])
                 for line in text.splitlines()
-                if line.startswith("registry_requests_total") and "/v1/renewals" in line
+                if line.startswith("metadata_registry_requests_total") and "/v1/renewals" in line
             )
 
         wait_for(lambda: renewals() >= 4)
@@ -420,7 +451,7 @@ def test_a_mirror_tells_how_it_is_doing_until_it_is_told_to_end(
         assert health.status_code == 200
         assert health.json()["fetched_bytes"] == sum(map(len, CONTENTS.values()))
         metrics = httpx2.get(f"{url}/metrics").text
-        assert "registry_mirror_mirrored_cards 1\n" in metrics
+        assert "metadata_registry_mirror_mirrored_cards 1\n" in metrics
         assert httpx2.get(f"{url}/v1/owners").status_code == 404
         mirror.process.terminate()
         assert mirror.process.wait(15) == 0

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from registry.client.client import RegistryClient
+from registry.core.model_revisions import OnConflict
 from registry.core.records import Offer, Owner, OwnerState, Registered
 from registry.discovery import Discovery
 from registry.errors import (
@@ -123,7 +124,7 @@ class Jobs:
         offers = [Offer(card.key(file), None, file.checksum) for file in card.files]
         for _ in range(UPLOAD_ROUNDS):
             try:
-                return self._offer(card.owner, offers)
+                return self._offer(card, offers)
             except ContentMissing as error:
                 missing = set(error.missing)
             wanted = {file.checksum: file for file in card.files if file.checksum in missing}
@@ -131,14 +132,16 @@ class Jobs:
                 self._at_point("fetch")
                 self._contents.bring(file)
                 self._at_point("uploaded")
-        return self._offer(card.owner, offers)
+        return self._offer(card, offers)
 
-    def _offer(self, owner: Owner, offers: list[Offer]) -> Registered:
+    def _offer(self, card: MirroredCard, offers: list[Offer]) -> Registered:
         return self._client.register(
-            owner,
+            card.owner,
             offers,
             lease_ttl_s=self._settings.lease_ttl_s,
-            worker_name=self._settings.worker_name(owner),
+            worker_name=self._settings.worker_name(card.owner),
+            on_conflict=OnConflict.REVISION,
+            as_revision=card.as_revision,
         )
 
     def _unregister(self, owner: Owner) -> None:

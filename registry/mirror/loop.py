@@ -154,6 +154,10 @@ class Mirror:
         """How it is doing."""
         return self._status.report(self._ledger.counts())
 
+    def problem_of(self, owner: Owner) -> str | None:
+        """Why the card of an owner is not mirrored, or None: nothing is wrong with it."""
+        return self._status.problem_of(owner)
+
     def __enter__(self) -> Self:
         return self.start()
 

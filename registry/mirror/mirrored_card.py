@@ -19,6 +19,7 @@ from registry.client.endpoint import Endpoint
 from registry.client.protocol import content_path
 from registry.core.checks import check_checksum, check_filename, check_slug
 from registry.core.hashing import checksum_of
+from registry.core.model_revisions import revision_slug
 from registry.core.records import ArtifactKey, Owner
 from registry.core.slugs import slugify
 from registry.core.text import shown
@@ -47,11 +48,15 @@ class MirroredFile:
 
 @dataclass(frozen=True, slots=True)
 class MirroredCard:
-    """The files of a card that is to be mirrored, and the slug under which they are registered."""
+    """The files of a card that is to be mirrored, and the slug under which they are registered.
+
+    `as_revision`: the card names this registry already, with the slug of a revision (S17).
+    """
 
     owner: Owner
     slug: str
     files: tuple[MirroredFile, ...]
+    as_revision: bool = False
 
     @property
     def digest(self) -> str:
@@ -105,7 +110,10 @@ def read_card(record: Record, here: HereUrls) -> MirroredCard | None:
     if not any(file.sources for file in files.values()):
         return None
     owner = record.key.owner
-    return MirroredCard(owner, _slug_of(card, owner, files.values()), tuple(files.values()))
+    slug = _slug_of(card, owner, files.values())
+    revision = revision_slug(slug, ((file.filename, file.checksum) for file in files.values()))
+    is_named = any(_key_in(f.url)[0] == revision and here.has(f.url) for f in files.values())
+    return MirroredCard(owner, slug, tuple(files.values()), as_revision=is_named)
 
 
 def pointed_here(record: Record, urls: Mapping[str, str]) -> Record:
@@ -199,8 +207,9 @@ def _key_in(url: str) -> tuple[str, str]:
         path = urlsplit(url).path if is_url(url) else ""
     except ValueError:
         return "", ""
-    names = path.removeprefix(CONTENT_PREFIX).split("/")
-    if not path.startswith(CONTENT_PREFIX) or len(names) not in (3, 6):
+    _, marker, rest = path.partition(CONTENT_PREFIX)
+    names = rest.split("/")
+    if not marker or len(names) not in (3, 6):
         return "", ""
     try:
         check_slug("slug", names[-3])

@@ -141,7 +141,7 @@ def metrics_of(report: MirrorReport) -> str:
     """What `/metrics` says, in Prometheus' text format."""
     lines: list[str] = []
     for name, kind, what, value in _metrics(report):
-        full = f"registry_mirror_{name}"
+        full = f"metadata_registry_mirror_{name}"
         lines += [f"# HELP {full} {what}", f"# TYPE {full} {kind}", f"{full} {_number(value)}"]
     return "\n".join([*lines, ""])
 
