@@ -100,7 +100,6 @@ class Following:
         pause_s = AGAIN_MIN_S
         while not self._closed.is_set():
             try:
-                self.list_once()
                 self._follow_once()
                 pause_s = AGAIN_MIN_S
             except DiscoveryUnavailable as error:

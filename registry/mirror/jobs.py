@@ -12,11 +12,10 @@ from collections.abc import Callable
 from registry.client.client import RegistryClient
 from registry.core.model_revisions import OnConflict
 from registry.core.records import Offer, Owner, OwnerState, Registered
-from registry.discovery import Discovery
+from registry.discovery import Discovery, Kind, RecordKey, Rewriting
 from registry.errors import (
     Busy,
     ContentMissing,
-    DiscoveryUnavailable,
     Internal,
     RegistryError,
     ServiceUnreachable,
@@ -26,8 +25,9 @@ from registry.errors import (
     UploadsPending,
 )
 from registry.mirror.contents import Contents, UnderWay
+from registry.mirror.following import version_of
 from registry.mirror.ledger import Ledger, NotWanted
-from registry.mirror.mirrored_card import HereUrls, MirroredCard
+from registry.mirror.mirrored_card import HereUrls, MirroredCard, pointed_here
 from registry.mirror.origins import NotFetched
 from registry.mirror.plan import Step
 from registry.mirror.settings import MirrorSettings
@@ -38,6 +38,8 @@ UPLOAD_ROUNDS = 3
 
 UNDER_WAY_PAUSE_S = 0.1
 SHORTAGE_PAUSE_S = 2.0
+CHANGED_PAUSE_S = 0.5
+"""How long the store has to tell of a card that is another one by now."""
 
 OF_THE_REGISTRY = (
     *(Busy, Internal, ServiceUnreachable, StorageUnavailable, Unauthenticated, UploadsPending),
@@ -86,9 +88,6 @@ class Jobs:
         except OF_THE_REGISTRY as error:
             self._status.note_registry(error)
             self._ledger.fail(owner, SHORTAGE_PAUSE_S)
-        except DiscoveryUnavailable as error:
-            self._status.note_discovery(error)
-            self._ledger.fail(owner, SHORTAGE_PAUSE_S)
         except (NotFetched, RegistryError) as error:
             self._fail(step, owner, getattr(error, "detail", None) or str(error))
         except Exception as error:
@@ -104,6 +103,8 @@ class Jobs:
             self._unregister(owner)
         elif step is Step.REGISTER and card is not None:
             self._register(card)
+        elif step is Step.REWRITE:
+            self._rewrite(owner)
 
     # In the registry
 
@@ -159,6 +160,23 @@ class Jobs:
             log.info("%s is gone; %d files of it are released", owner, receipt.released)
         self._at_point("unregistered")
         self._ledger.end(owner, held=None, urls={}, is_revision=False)
+
+    # In the store
+
+    def _rewrite(self, owner: Owner) -> None:
+        """Make the live card name the registry, where it is, if it is still the one that is known.
+        Whoever published it keeps it live, or lets it lapse."""
+        record = self._store.find(RecordKey(Kind.MODEL, owner))
+        is_known = record is not None and version_of(record) == self._ledger.version_of(owner)
+        if record is not None and is_known and isinstance(self._store, Rewriting):
+            changed = pointed_here(record, self._ledger.urls_of(owner))
+            self._at_point("rewrite")
+            if self._store.replace(record, changed):
+                self._at_point("rewritten")
+                self._ledger.note_rewrite(owner)
+        # The store tells what is live now. Only what it tells is known: a card that its worker
+        # publishes again at once may look to it as if nothing had happened.
+        self._ledger.postpone(owner, CHANGED_PAUSE_S)
 
 
 _AIMS = {

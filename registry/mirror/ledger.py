@@ -160,13 +160,11 @@ class Ledger:
         self._wake()
 
     def note_rewrite(self, owner: Owner) -> None:
-        """The card of an owner was changed. If that goes on, each time waits longer."""
+        """The card of an owner was changed."""
         with self._lock:
             known = self._known[owner]
             known.rewrites += 1
-            late = known.rewrites - REWRITES_AT_ONCE
-            if late > 0:
-                known.retry_at = self._clock() + min(RETRY_MAX_S, 2.0 ** min(late, 30))
+            known.failures = 0
 
     def fail(self, owner: Owner, pause_s: float | None = None) -> int:
         """A step failed; how often it has by now. Without `pause_s` it is tried later each time."""
@@ -183,9 +181,13 @@ class Ledger:
         return failures
 
     def postpone(self, owner: Owner, pause_s: float) -> None:
-        """A step waits for what somebody else is doing."""
+        """A step waits for what somebody else is doing; longer each time, if somebody else changes
+        the card as often as it is rewritten."""
         with self._lock:
             known = self._known[owner]
+            late = known.rewrites - REWRITES_AT_ONCE
+            if late > 0:
+                pause_s = min(RETRY_MAX_S, pause_s * 2.0 ** min(late, 30))
             known.is_busy, known.retry_at = False, self._clock() + pause_s
         self._wake()
 
@@ -219,6 +221,12 @@ class Ledger:
         with self._lock:
             known = self._known.get(owner)
             return (None, "") if known is None else (known.card, known.refusal)
+
+    def version_of(self, owner: Owner) -> str:
+        """Which card of an owner is live, as far as is known."""
+        with self._lock:
+            known = self._known.get(owner)
+            return "" if known is None else known.version
 
     def urls_of(self, owner: Owner) -> Mapping[str, str]:
         """Where the files of an owner are served, by filename."""

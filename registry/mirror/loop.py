@@ -15,8 +15,8 @@ from registry.client.retries import RetryPolicy
 from registry.core import background
 from registry.core.records import Owner, OwnerState
 from registry.core.text import shown, shown_url
-from registry.discovery import open_discovery
-from registry.errors import RegistryError
+from registry.discovery import Rewriting, open_discovery
+from registry.errors import RegistryError, SettingsError
 from registry.mirror.contents import Contents
 from registry.mirror.following import CardReader, Following
 from registry.mirror.jobs import OF_THE_REGISTRY, Jobs
@@ -25,7 +25,7 @@ from registry.mirror.mirrored_card import HereUrls, MirroredCard
 from registry.mirror.origins import Origins
 from registry.mirror.plan import MirrorPlan, MirrorPolicy, Step, find_step, make_plan
 from registry.mirror.renewing import Renewing
-from registry.mirror.settings import MirrorSettings
+from registry.mirror.settings import MirrorMode, MirrorSettings
 from registry.mirror.status import MirrorReport, MirrorStatus
 
 STEPS_AT_ONCE = 16
@@ -61,6 +61,10 @@ class Mirror:
         self._settings = settings
         self._policy = MirrorPolicy.of(settings)
         self._store = open_discovery(settings.discovery)
+        if settings.mode is MirrorMode.REWRITE and not isinstance(self._store, Rewriting):
+            raise SettingsError(
+                "The cards of this store cannot be changed where they are. Use --mode copy."
+            )
         self._client = RegistryClient(
             settings.url,
             token=settings.token,
@@ -83,7 +87,15 @@ class Mirror:
         self._following = Following(self._store, self._reader, self._ledger, self._status)
         self._renewing = Renewing(settings, self._client, self._ledger, self._status)
         self._jobs = Jobs(
-            *(settings, self._client, self._store, self._ledger, contents, here, self._status),
+            *(
+                settings,
+                self._client,
+                self._store,
+                self._ledger,
+                contents,
+                here,
+                self._status,
+            ),
             at_point=at_point,
         )
         self._due: queue.SimpleQueue[tuple[Step, Owner] | None] = queue.SimpleQueue()
@@ -122,8 +134,8 @@ class Mirror:
             pause_s = min(PLAN_EVERY_S, max(PLAN_PAUSE_S, plan.next_at - _now()))
             self._changed.wait(pause_s)
             self._changed.clear()
-            if self._ledger.counts().lingering and plan.next_at <= _now():
-                # Whoever is about to be unregistered may be back.
+            if plan.next_at <= _now():
+                # What is due may be another thing by now.
                 self._following.list_once()
         return self.report()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from registry.mirror.ledger import LedgerCounts
 SILENT_MAX_S = 45.0
 """How long store or registry may have been silent before the mirror is not well."""
 
+SAID_EVERY_S = 60.0
 LINES_AT_ONCE = 60
 LINES_PER_S = 1.0
 """How many lines the log gets for cards, whatever is in the store."""
@@ -56,7 +58,8 @@ class MirrorStatus:
         self._lock = threading.Lock()
         self._discovery_at: float | None = None
         self._registry_at: float | None = None
-        self._down: dict[str, str] = {}
+        self._down: dict[str, bool] = {}
+        self._said_at: dict[str, float] = {}
         self._told: dict[Owner, str] = {}
         self._lines, self._lines_at = float(LINES_AT_ONCE), time.monotonic()
         self._unsaid = 0
@@ -144,10 +147,15 @@ class MirrorStatus:
         return self._told.get(owner)
 
     def _note_up(self, name: str) -> None:
-        if self._down.pop(name, None) is not None:
-            log.info("%s answers again", name)
+        if self._down.pop(name, False):
+            log.info("the %s answers again", name)
 
     def _note_down(self, name: str, error: RegistryError) -> None:
-        if self._down.get(name) is None:
-            self._down[name] = error.detail
-            log.warning("%s cannot be used; retrying: %s", name, error.detail)
+        """Say so, but not each time when it comes and goes."""
+        now = time.monotonic()
+        if name not in self._down:
+            is_said = now - self._said_at.get(name, -math.inf) > SAID_EVERY_S
+            self._down[name] = is_said
+            if is_said:
+                self._said_at[name] = now
+                log.warning("the %s cannot be used; retrying: %s", name, error.detail)
