@@ -421,7 +421,7 @@ def test_once_fails_when_a_card_cannot_be_mirrored(
         done = run_here("mirror", discovery, "--url", server.url, "--once")
     assert done.returncode == 1
     assert "2 cards: 1 mirrored, 0 left alone, 1 failed" in done.stdout
-    assert done.stderr.count("WARNING") == 1
+    assert done.stderr.count("warning:") == 1
     assert "answers 404" in done.stderr
 
 

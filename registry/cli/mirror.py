@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
+from contextlib import closing
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -13,7 +15,7 @@ import typer
 
 from registry.cli.exit_codes import COULD_NOT_RUN, INTERRUPTED, REFUSED
 from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
-from registry.cli.output import print_json
+from registry.cli.output import print_json, warnings_shown
 from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
 from registry.core import stopping
@@ -108,18 +110,15 @@ def mirror(
         token=token,
         ca_file=ca_file,
     )
-    _show_log()
     if not once and not dry_run:
+        _show_log()
         _stay(settings, host, port, as_json)
         return
-    made = Mirror(settings)
-    try:
+    with warnings_shown(), closing(Mirror(settings)) as made:
         if dry_run:
             _print_plan(made, as_json)
         else:
             _print_report(made.run_once(), as_json)
-    finally:
-        made.close()
 
 
 def _stay(settings: MirrorSettings, host: str, port: int, as_json: bool) -> None:
@@ -137,8 +136,6 @@ def _stay(settings: MirrorSettings, host: str, port: int, as_json: bool) -> None
         ended.set()
 
     def stopping_at_once(number: int, frame: FrameType | None) -> NoReturn:
-        import os
-
         os._exit(stopping.exit_code_of(number))
 
     made = Mirror(settings)
