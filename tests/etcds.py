@@ -218,6 +218,7 @@ class Watcher:
 
     def __init__(self, store: Discovery, kind: Kind = Kind.MODEL) -> None:
         self.changes: list[Change] = []
+        self.listings = 0
         self.live: dict[RecordKey, Record] = {}
         self.error: DiscoveryUnavailable | None = None
         self._changes = store.watch(kind)
@@ -228,6 +229,7 @@ class Watcher:
         try:
             for change in self._changes:
                 if isinstance(change, Listed):
+                    self.listings += 1
                     continue
                 self.changes.append(change)
                 if change.record is None:

@@ -37,7 +37,7 @@ from registry.core.hashing import checksum_of
 from registry.core.model_revisions import revision_slug
 from registry.core.records import ArtifactKey, Lease, Owner, Renewed
 from registry.core.slugs import slugify
-from registry.discovery import Change, Kind, Record, RecordKey
+from registry.discovery import Change, Kind, Listed, Record, RecordKey
 from registry.discovery.file import FileDiscovery
 from registry.errors import (
     Busy,
@@ -180,7 +180,7 @@ class Store:
     def list(self, kind: Kind) -> list[Record]:
         return self.inner.list(kind)
 
-    def watch(self, kind: Kind) -> Iterator[Change]:
+    def watch(self, kind: Kind) -> Iterator[Change | Listed]:
         return self.inner.watch(kind)
 
     def close(self) -> None:
