@@ -73,6 +73,9 @@ class Contents:
                 sources = [each for each in sources if each not in failed.tried]
                 if not sources:
                     raise NotFetched(failed.why)
+            if self._client.has_blob(checksum):
+                # Since somebody was told that it is missing, it was brought in.
+                return
             # It has no name: whatever becomes of this process, nothing of it stays.
             with tempfile.TemporaryFile(prefix="registry-mirror-") as spooled:
                 try:
