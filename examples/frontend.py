@@ -14,7 +14,7 @@ from pathlib import Path
 
 from registry import RegistryError
 from registry.client import Resolver
-from registry.discovery import Kind, Record, open_discovery
+from registry.discovery import Kind, Listed, Record, open_discovery
 
 TEXT = "Files are small, tokens are many."
 
@@ -28,6 +28,8 @@ def main() -> None:
 
     resolver = Resolver(arguments.url)
     for change in open_discovery(arguments.discovery).watch(Kind.MODEL):
+        if isinstance(change, Listed):
+            continue
         if change.record is None:
             print(f"gone: {change.key.name}", flush=True)
             continue

@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from registry.discovery import Change, Discovery, Kind, Record, RecordKey
+from registry.discovery import Change, Discovery, Kind, Listed, Record, RecordKey
 from registry.errors import DiscoveryUnavailable
 from tests.support import START_S, STOP_S, wait_for
 
@@ -218,6 +218,7 @@ class Watcher:
 
     def __init__(self, store: Discovery, kind: Kind = Kind.MODEL) -> None:
         self.changes: list[Change] = []
+        self.listings = 0
         self.live: dict[RecordKey, Record] = {}
         self.error: DiscoveryUnavailable | None = None
         self._changes = store.watch(kind)
@@ -227,6 +228,9 @@ class Watcher:
     def _follow(self) -> None:
         try:
             for change in self._changes:
+                if isinstance(change, Listed):
+                    self.listings += 1
+                    continue
                 self.changes.append(change)
                 if change.record is None:
                     # What was never told of cannot go.

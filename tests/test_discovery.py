@@ -21,6 +21,7 @@ from registry.discovery import (
     Change,
     Discovery,
     Kind,
+    Listed,
     Record,
     RecordKey,
     instance_record,
@@ -281,7 +282,7 @@ def test_a_watch_tells_what_is_live_and_then_every_change(opener: Opener) -> Non
     changed = model_record(OWNER, make_card("Org/Tiny", [], fields={"context_length": 7}))
     publisher.publish(first)
     changes = reader.watch(Kind.MODEL)
-    assert next(changes) == Change(first.key, first)
+    assert [next(changes), next(changes)] == [Change(first.key, first), Listed()]
     publisher.publish(lora)
     publisher.publish(instance_record(OWNER, "h:1"))
     assert next(changes) == Change(lora.key, lora)
@@ -297,10 +298,11 @@ def test_a_watch_tells_what_is_live_and_then_every_change(opener: Opener) -> Non
 
 def test_a_watch_of_a_folder_that_is_not_there_yet_sees_what_comes(opener: Opener) -> None:
     changes = opener().watch(Kind.MODEL)
+    assert next(changes) == Listed()
     record = model_record(OWNER, CARD)
     timer = threading.Timer(0, lambda: opener().publish(record))
     timer.start()
-    assert next(changes).record == record
+    assert next(changes) == Change(record.key, record)
     timer.join()
 
 

@@ -21,6 +21,7 @@ from registry.discovery import (
     Change,
     Discovery,
     Kind,
+    Listed,
     Record,
     instance_record,
     model_record,
@@ -163,7 +164,7 @@ def test_a_watch_tells_what_is_live_and_then_every_change(opener: Opener) -> Non
     publisher, reader = opener(), opener()
     publisher.publish(MODEL)
     changes = reader.watch(Kind.MODEL)
-    assert next(changes) == Change(MODEL.key, MODEL)
+    assert [next(changes), next(changes)] == [Change(MODEL.key, MODEL), Listed()]
     publisher.publish(ADAPTER)
     publisher.publish(instance_record(OWNER, "h:1"))
     assert next(changes) == Change(ADAPTER.key, ADAPTER)
@@ -386,7 +387,10 @@ def test_what_was_compacted_while_nobody_watched_is_told_as_a_difference(
     own.port = old_port
     own.start()
     watcher.wait_until(MODEL, ADAPTER)
-    assert watcher.changes[2:] == [Change(MODEL_2.key, None), Change(ADAPTER.key, ADAPTER)]
+    assert watcher.changes[2:] == [
+        Change(MODEL_2.key, None, relisted=True),
+        Change(ADAPTER.key, ADAPTER, relisted=True),
+    ]
     open_etcd(own.url).withdraw(MODEL.key)
     watcher.wait_until(ADAPTER)
 
@@ -517,12 +521,12 @@ def test_users_are_asked_who_they_are_again_when_that_was_forgotten(
         check_refusals(etcd, open_etcd)
 
 
-def spoil_tokens(times: int) -> Callable[[EtcdListing, Kind], EtcdHeader]:
+def spoil_tokens(times: int) -> Callable[[EtcdListing, bytes], EtcdHeader]:
     """As `EtcdListing.look`, after which the token is not taken any more, so many times."""
     look, left = EtcdListing.look, list(range(times))
 
-    def spoil(listing: EtcdListing, kind: Kind) -> EtcdHeader:
-        header = look(listing, kind)
+    def spoil(listing: EtcdListing, prefix: bytes) -> EtcdHeader:
+        header = look(listing, prefix)
         if left:
             left.pop()
             listing._gateway._token = "nonsense.1"

@@ -94,7 +94,8 @@ ROWS = """
     INSERT INTO owners (id, namespace, component, endpoint, instance_id, state, registered_at,
                         renewed_at)
     VALUES (1, 'dynamo', 'backend', 'generate', '18446744073709551615', 'active', 5, 5);
-    INSERT INTO entries
+    INSERT INTO entries (id, slug, suffix, filename, checksum, size, generation, created_at,
+                         updated_at)
     VALUES (1, 'tiny', '_base', 'config.json', 'blake3:' || printf('%064d', 0), 2, 1, 5, 5);
     INSERT INTO blobs VALUES ('blake3:' || printf('%064d', 0), 2, 5, x'7b7d');
     INSERT INTO owner_refs
@@ -476,7 +477,7 @@ def program_with(version: int, **texts: str) -> Iterator[None]:
         yield
 
 
-VIEW_DIGEST = {1: "f17ce613891eb490"}
+VIEW_DIGEST = {2: "0fe9aa5f76071f83"}
 LATER_CLOCK = "CREATE VIEW clock AS SELECT 7 AS now_ms"
 
 

@@ -84,6 +84,7 @@ def _check_path(value: str) -> None:
 
 _TEXTS: dict[str, Callable[[str], None]] = {
     "slug": lambda value: check_slug("slug", value),
+    "base_slug": lambda value: check_slug("base_slug", value),
     "suffix": check_suffix,
     "filename": check_filename,
     "checksum": check_checksum,

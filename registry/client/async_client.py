@@ -45,6 +45,7 @@ from registry.core.events import EventFilter, EventOrder, EventPage
 from registry.core.findings import Explanation
 from registry.core.forks import Birthplace
 from registry.core.listings import Entry, Model, OwnerRecord
+from registry.core.model_revisions import OnConflict
 from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, Registered, Renewed
 from registry.errors import RegistryError
 from registry.network.transports import AsyncTransport
@@ -109,10 +110,19 @@ class AsyncRegistryClient:
         *,
         lease_ttl_s: float | None,
         worker_name: str | None = None,
+        on_conflict: OnConflict | str = OnConflict.REFUSE,
+        as_revision: bool = False,
     ) -> Registered:
         """As `RegistryClient.register`."""
         return await self._send(
-            protocol.register(owner, offers, lease_ttl_s=lease_ttl_s, worker_name=worker_name)
+            protocol.register(
+                owner,
+                offers,
+                lease_ttl_s=lease_ttl_s,
+                worker_name=worker_name,
+                on_conflict=on_conflict,
+                as_revision=as_revision,
+            )
         )
 
     async def upload(

@@ -36,6 +36,7 @@ from registry.core.events import EventFilter, EventOrder, EventPage
 from registry.core.findings import Explanation
 from registry.core.forks import Birthplace
 from registry.core.listings import Entry, Model, OwnerRecord
+from registry.core.model_revisions import OnConflict
 from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, Registered, Renewed
 from registry.errors import RegistryError
 from registry.network.deadline import at_most
@@ -116,15 +117,28 @@ class RegistryClient:
         *,
         lease_ttl_s: float | None,
         worker_name: str | None = None,
+        on_conflict: OnConflict | str = OnConflict.REFUSE,
+        as_revision: bool = False,
     ) -> Registered:
         """Register a manifest for an owner, all of it or nothing. A lease of None is no lease.
+
+        With `on_conflict="revision"` a manifest of one slug that would be a Conflict is registered
+        as a revision of its model: the artifacts of the answer have the slug under which they are.
+        What was registered so and lost is registered under that slug again with `as_revision`.
 
         Raises:
             ContentMissing: content must be uploaded first; `missing` lists the checksums.
             Conflict: another owner holds a key with other content; `conflicts` lists all.
         """
         return self._send(
-            protocol.register(owner, offers, lease_ttl_s=lease_ttl_s, worker_name=worker_name)
+            protocol.register(
+                owner,
+                offers,
+                lease_ttl_s=lease_ttl_s,
+                worker_name=worker_name,
+                on_conflict=on_conflict,
+                as_revision=as_revision,
+            )
         )
 
     def upload(

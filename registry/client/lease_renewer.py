@@ -47,7 +47,8 @@ class LeaseRenewer:
                 outcome = error
             if isinstance(outcome, Renewed):
                 _note_unserveable(model, outcome.unserveable)
-            if after_renewal(outcome, len(model.manifest.files)) is Next.REGISTER:
+                model.refs_seen = outcome.refs
+            if after_renewal(outcome, model.refs) is Next.REGISTER or model.card_is_old:
                 self._repairs.begin_registering(model)
             elif isinstance(outcome, RegistryError):
                 raise outcome

@@ -24,6 +24,7 @@ from registry.core.checks import check_slug, milliseconds
 from registry.core.events import Event, EventFilter, EventOrder, EventPage
 from registry.core.findings import Explanation
 from registry.core.listings import Entry, HeldEntry, Model, OwnerRecord
+from registry.core.model_revisions import OnConflict
 from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, Registered, Renewed
 from registry.core.text import shown, shown_url
 from registry.wire.json_encoding import encode
@@ -90,6 +91,8 @@ def register(
     *,
     lease_ttl_s: float | None,
     worker_name: str | None = None,
+    on_conflict: OnConflict | str = OnConflict.REFUSE,
+    as_revision: bool = False,
 ) -> Call[Registered]:
     """Register a manifest for an owner; None is no lease."""
     if lease_ttl_s is not None:
@@ -100,6 +103,8 @@ def register(
         [ArtifactOffer.of(offer) for offer in offers],
         lease_ttl_s,
         worker_name,
+        OnConflict.of(on_conflict),
+        as_revision,
     )
     return Call(
         "POST",

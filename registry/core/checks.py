@@ -23,7 +23,8 @@ NAME_PATTERN = (
 )
 """1 to 255 of these characters, and neither `.` nor `..`."""
 
-SLUG_PATTERN = "[a-z0-9][a-z0-9_-]{0,254}"
+SLUG_MAX = 255
+SLUG_PATTERN = f"[a-z0-9][a-z0-9_-]{{0,{SLUG_MAX - 1}}}"
 CHECKSUM_PATTERN = "blake3:[0-9a-f]{64}"
 _is_name = re.compile(NAME_PATTERN).fullmatch
 _is_slug = re.compile(SLUG_PATTERN).fullmatch

@@ -23,6 +23,7 @@ from registry.core.checks import (
     check_suffix,
     parse_instance_id,
 )
+from registry.core.model_revisions import OnConflict, check_one_slug
 from registry.core.text import shown
 from registry.errors import Invalid
 
@@ -238,8 +239,11 @@ class Artifact:
 class Registration:
     """A manifest: what an owner asks to hold, as one transaction (S4).
 
+    With `as_revision` it goes under the slug of a revision, also where nothing is in the way (S17).
+
     Raises:
-        Invalid: a key is named twice, or the lease or the worker name is out of bounds.
+        Invalid: a key is named twice, the lease or the worker name is out of bounds, or what may
+            become a revision is not of one slug.
     """
 
     owner: Owner
@@ -248,12 +252,21 @@ class Registration:
     worker_name: str | None = None
     request_id: str | None = None
     actor: str | None = None
+    on_conflict: OnConflict = OnConflict.REFUSE
+    as_revision: bool = False
 
     def __post_init__(self) -> None:
         check_lease(self.lease_ttl_ms)
         if self.worker_name is not None:
             check_name("worker_name", self.worker_name)
         check_distinct([artifact.key for artifact in self.artifacts])
+        if self.may_be_revision:
+            check_one_slug(artifact.key.slug for artifact in self.artifacts)
+
+    @property
+    def may_be_revision(self) -> bool:
+        """Whether it may be registered under the slug of a revision."""
+        return self.as_revision or self.on_conflict is OnConflict.REVISION
 
 
 @dataclass(frozen=True, slots=True)

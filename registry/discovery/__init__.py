@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from registry.core.records import Owner
@@ -90,10 +90,29 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A record that is live now, or with None, that is not live any more."""
+    """A record that is live now, or with None, that is not live any more.
+
+    `relisted`: nobody saw it happen. It was found when everything was listed again after a gap, so
+    that many of them at once may say more about the store than about the records.
+    """
 
     key: RecordKey
     record: Record | None
+    relisted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RawChange:
+    """As `Change`, of whatever stands under a name, byte for byte."""
+
+    name: str
+    content: bytes | None
+    relisted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A watch has told of everything that a listing found: the first one, and each after a gap."""
 
 
 class Discovery(Protocol):
@@ -121,11 +140,65 @@ class Discovery(Protocol):
     def list(self, kind: Kind) -> list[Record]:
         """The live records of a kind, by name. What is not well-formed is left out."""
 
-    def watch(self, kind: Kind) -> Iterator[Change]:
-        """The live records of a kind, then each change as it comes, until the store is closed."""
+    def watch(self, kind: Kind) -> Iterator[Change | Listed]:
+        """The live records of a kind, then `Listed`, then each change as it comes, until the store
+        is closed.
+
+        What changed during a gap comes with `relisted`, and `Listed` after it. A watch that raised
+        is over. Whoever begins another takes for gone what it has not told of before its `Listed`.
+        """
 
     def close(self) -> None:
         """Keep nothing live any more. Nothing is withdrawn."""
+
+
+@runtime_checkable
+class Rewriting(Discovery, Protocol):
+    """A store in which a record that somebody else keeps live can be changed."""
+
+    def replace(self, old: Record, new: Record) -> bool:
+        """Put `new` in the place of `old`, as live as that is: whoever published it keeps it live
+        or lets it lapse. The store takes care that nothing lives longer than it would have.
+
+        Returns:
+            Whether it was done. It was not when `old` is gone, or something else stands there.
+
+        Raises:
+            Invalid: `new` has another key, or is larger than the store takes.
+            DiscoveryUnavailable: the store cannot be used, or may not change this record. `new` may
+                stand there nevertheless.
+        """
+
+
+@runtime_checkable
+class RawStore(Discovery, Protocol):
+    """A store of which everything below `v1/` can be copied, whatever it tells.
+
+    A name is `v1/BUCKET/KEY`: `v1/mdc/namespace/component/endpoint/7`, `v1/event_sources/...`. All
+    methods raise as those of `Discovery` do.
+    """
+
+    def list_raw(self) -> dict[str, bytes]:
+        """What is live, in the order of the names. What cannot be a name is left out, and so is
+        what is larger than a record may be."""
+
+    def watch_raw(self) -> Iterator[RawChange | Listed]:
+        """As `watch`, of everything."""
+
+    def publish_raw(self, name: str, content: bytes) -> None:
+        """Make something live, in place of another under its name, and keep it so as `publish`
+        does.
+
+        Raises:
+            Invalid: that cannot be a name, or the content is larger than the store takes.
+        """
+
+    def withdraw_raw(self, name: str) -> None:
+        """Take something away, whoever published it, as `withdraw` does.
+
+        Raises:
+            Invalid: that cannot be a name.
+        """
 
 
 def check_content(key: RecordKey, content: object) -> None:

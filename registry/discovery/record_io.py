@@ -27,11 +27,29 @@ def encode_record(record: Record) -> bytes:
         Invalid: nobody would read it: it is too large.
     """
     content = msgspec.json.encode(dict(record.content))
-    if len(content) > RECORD_MAX_BYTES:
-        raise Invalid(
-            f"{record.key} has {len(content)} bytes; a record has at most {RECORD_MAX_BYTES}."
-        )
+    check_size(record.key, content)
     return content
+
+
+def encode_replacement(old: Record, new: Record) -> bytes:
+    """What is written for a record in the place of another.
+
+    Raises:
+        Invalid: it has another key, or nobody would read it.
+    """
+    if new.key != old.key:
+        raise Invalid(f"{new.key} cannot take the place of {old.key}.")
+    try:
+        check_content(new.key, new.content)
+    except Invalid as error:
+        raise Invalid(f"{new.key} cannot be replaced so: {error}.") from None
+    return encode_record(new)
+
+
+def check_size(name: object, content: bytes) -> None:
+    """Raise Invalid if nobody would read it: it is too large."""
+    if len(content) > RECORD_MAX_BYTES:
+        raise Invalid(f"{name} has {len(content)} bytes; a record has at most {RECORD_MAX_BYTES}.")
 
 
 class RecordReader:

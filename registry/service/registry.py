@@ -29,6 +29,7 @@ from registry.content.sources import Holdings
 from registry.content.streams import Stream
 from registry.content.uploads import Uploads, spool_directory
 from registry.core.checks import check_checksum, check_distinct, check_drain, check_lease
+from registry.core.model_revisions import OnConflict
 from registry.core.records import (
     Artifact,
     Drained,
@@ -214,10 +215,12 @@ class Registry:
         *,
         lease_ttl_ms: int | None,
         worker_name: str | None = None,
+        on_conflict: OnConflict = OnConflict.REFUSE,
+        as_revision: bool = False,
         request_id: str | None = None,
         actor: str | None = None,
     ) -> Registered:
-        """Register a manifest for an owner: all of it or nothing (S1-S4).
+        """Register a manifest for an owner: all of it or nothing (S1-S4, S17).
 
         Raises:
             Invalid, PathNotAllowed, FileUnreadable, ChecksumMismatch, TooLarge: the manifest.
@@ -231,7 +234,8 @@ class Registry:
                 f"{self.settings.max_artifacts} are taken (max_artifacts). Register in parts."
             )
         artifacts = await self._prepare(offers)
-        registration = Registration(owner, artifacts, lease_ttl_ms, worker_name, request_id, actor)
+        terms = (lease_ttl_ms, worker_name, request_id, actor, on_conflict, as_revision)
+        registration = Registration(owner, artifacts, *terms)
         return await self.writer.submit(
             register_ops.register, registration, rows=1 + len(artifacts)
         )

@@ -154,6 +154,10 @@ _LEFT_SINCE = Statement(
 _removed = events.alias("removed")
 _ids_of_key = union_all(
     select(entries.c.id).where(*(entries.c[name] == bindparam(name) for name in _KEY_NAMES)),
+    select(entries.c.id).where(
+        entries.c.base_slug == bindparam("slug"),
+        *(entries.c[name] == bindparam(name) for name in ("suffix", "filename")),
+    ),
     select(_removed.c.entry_id).where(
         *(_removed.c[name] == bindparam(name) for name in _KEY_NAMES),
         _removed.c.kind == literal_column("'removed'"),
@@ -274,11 +278,14 @@ UNRESOLVED = """v.kind = 'refused'
                     SELECT e.id FROM entries e
                     WHERE e.slug = v.slug AND e.suffix = v.suffix AND e.filename = v.filename
                     UNION ALL
+                    SELECT e.id FROM entries e
+                    WHERE e.base_slug = v.slug AND e.suffix = v.suffix AND e.filename = v.filename
+                    UNION ALL
                     SELECT g.entry_id FROM events g
                     WHERE g.slug = v.slug AND g.suffix = v.suffix AND g.filename = v.filename
                         AND g.kind = 'removed' AND g.id > v.id))"""
-"""Of an event `v`: it is a refusal, and its owner has neither left since, nor got the key, nor was
-it refused the key again."""
+"""Of an event `v`: it is a refusal, and its owner has neither left since, nor got the key or the
+same file of a revision, nor was it refused the key again."""
 
 _FIND_UNRESOLVED = f"""
     SELECT {", ".join("v." + name for name in _NAMES)}

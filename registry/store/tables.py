@@ -7,6 +7,7 @@
                       path          (in     filename         uploaded_at
                       file_identity place)  checksum         content
                       blob_checksum ───────────n────1─────── (copied)
+                                            base_slug: of which model it is a revision, if it is one
                       event_id ─ ─ ─ ┐
                                      ▼ explains the ref
     settings  name, value         events   append-only journal; names owners and keys by value,
@@ -14,6 +15,7 @@
 
 An entry has at least one owner ref, an owner ref has exactly one source of bytes (a file at `path`
 or a row of `blobs`), and an ended owner holds nothing. Times are UTC in integer milliseconds.
+`base_slug` is stored since it cannot be told from the slug, which may be cut (S17).
 `instance_id` is text because an unsigned 64-bit number fits neither a SQLite INTEGER nor a JSON
 double; `lora_slug` is '' for the base model because NULL would break uniqueness.
 """
@@ -37,7 +39,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 """The newest revision in migrations/versions; this program reads and writes that schema."""
 
 MIN_PROGRAM_REVISION = "0003"
@@ -124,10 +126,18 @@ entries = Table(
     Column("generation", _integer, nullable=False),
     Column("created_at", _integer, nullable=False),
     Column("updated_at", _integer, nullable=False),
+    Column("base_slug", _text),
     UniqueConstraint("slug", "suffix", "filename", name="key"),
     CheckConstraint(_checksum("checksum"), name="checksum"),
     CheckConstraint("size >= 0", name="size"),
     CheckConstraint("generation >= 1", name="generation"),
+    CheckConstraint("base_slug <> slug", name="base_slug"),
+    Index(
+        "ix_entries_base_slug",
+        *("base_slug", "suffix", "filename"),
+        sqlite_where=text("base_slug IS NOT NULL"),
+        postgresql_where=text("base_slug IS NOT NULL"),
+    ),
     sqlite_strict=True,
     sqlite_autoincrement=True,
 )

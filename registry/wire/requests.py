@@ -9,6 +9,7 @@ import msgspec
 
 from registry import errors
 from registry.core.checks import parse_instance_id
+from registry.core.model_revisions import OnConflict
 from registry.core.records import ArtifactKey, Offer, Owner
 from registry.core.times import milliseconds_of
 from registry.wire import types
@@ -76,13 +77,20 @@ class ArtifactOffer(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
         return cls(key.slug, key.suffix, key.filename, offer.path, offer.checksum, offer.size)
 
 
-class RegisterRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A manifest. `lease_ttl_s` left out is 60; null is no lease."""
+class RegisterRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A manifest. `lease_ttl_s` left out is 60; null is no lease.
+
+    With `on_conflict` `revision`, a manifest that would be refused because others hold other
+    content is registered as a revision of its model, under a slug of its own. `as_revision` asks
+    for that slug also where nothing is in the way: for what was registered there and was lost.
+    """
 
     owner: OwnerIdentity
     artifacts: list[ArtifactOffer]
     lease_ttl_s: types.Seconds | None = LEASE_DEFAULT_S
     worker_name: types.Name | None = None
+    on_conflict: OnConflict = OnConflict.REFUSE
+    as_revision: bool = False
 
     @property
     def lease_ttl_ms(self) -> int | None:

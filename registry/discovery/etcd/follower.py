@@ -1,8 +1,8 @@
-"""Following the records of a kind: nothing is lost, and no silence is believed.
+"""Following what a view has: nothing is lost, and no silence is believed.
 
-All records are listed at one revision of etcd, and what changed after it is watched. A watch that
+Everything is listed at one revision of etcd, and what changed after it is watched. A watch that
 broke off goes on at the revision where it was. When etcd has forgotten that revision, or was
-restored from older data, the records are listed again, and what differs is told.
+restored from older data, everything is listed again, and what differs is told.
 
 A watch in which nothing happens looks like one whose etcd is frozen, has lost its leader, or is
 behind a connection that nobody ended. So after each silence etcd is asked something else, which
@@ -17,8 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Generic, TypeVar
 
-from registry.discovery import Change, Kind, Record, RecordKey
+from registry.discovery import Listed
 from registry.discovery.etcd.failures import (
     UNAUTHENTICATED,
     UNAVAILABLE,
@@ -35,6 +36,7 @@ from registry.discovery.etcd.messages import (
     base64_of,
     end_of,
 )
+from registry.discovery.etcd.views import K, V, View
 from registry.discovery.etcd.watch_stream import WatchStream
 from registry.discovery.record_io import LISTING_MAX_BYTES, LISTING_MAX_NAMES
 from registry.errors import DiscoveryUnavailable
@@ -46,6 +48,7 @@ SAID_EVERY_S = 60.0
 
 log = logging.getLogger("registry.discovery")
 
+C = TypeVar("C")
 OpenWatch = Callable[[dict[str, object]], AbstractContextManager[WatchStream]]
 
 
@@ -53,10 +56,12 @@ class _ListAgain(Exception):
     """What was seen is no base for what comes."""
 
 
-class Follower:
-    """Follows one kind of records for one caller.
+class Follower(Generic[K, V, C]):
+    """Follows what a view has for one caller.
 
     Args:
+        change: makes what the caller is told: of a key, the value that is there now or None, and
+            whether that was found by listing again.
         open_watch: opens a watch for a request.
         closed: set when nobody wants to know any more.
         patience_s: how long etcd may be away before the caller is told.
@@ -64,31 +69,33 @@ class Follower:
 
     def __init__(
         self,
-        kind: Kind,
+        view: View[K, V],
+        change: Callable[[K, V | None, bool], C],
         listing: EtcdListing,
         open_watch: OpenWatch,
         closed: threading.Event,
         patience_s: float,
     ) -> None:
-        self._kind = kind
+        self._view = view
+        self._change = change
         self._listing = listing
         self._open_watch = open_watch
         self._closed = closed
         self._outage = _Outage(closed, patience_s)
-        self._known: dict[RecordKey, tuple[Record, int]] = {}
+        self._known: dict[K, tuple[V, int]] = {}
         self._size = 0
         self._seen = EtcdHeader()
         self._next_revision = 0
         self._event_revision = 0
 
-    def changes(self) -> Iterator[Change]:
-        """What is there, then each change, until the store is closed.
+    def changes(self) -> Iterator[C | Listed]:
+        """What is there, then `Listed`, then each change, until the store is closed.
 
         Raises:
             DiscoveryUnavailable: etcd is away for longer than the patience.
         """
         try:
-            yield from self._list()
+            yield from self._list(again=False)
         except DiscoveryUnavailable:
             if self._closed.is_set():
                 return
@@ -97,40 +104,40 @@ class Follower:
         while not self._closed.is_set():
             try:
                 if must_list:
-                    yield from self._list()
+                    yield from self._list(again=True)
                     must_list = False
                 yield from self._watch()
             except _ListAgain as reason:
-                log.info("the records are listed again: %s", reason)
+                log.info("everything is listed again: %s", reason)
                 must_list = True
                 self._closed.wait(PAUSE_MIN_S)
             except DiscoveryUnavailable as error:
                 self._outage.note(error)
 
-    def _list(self) -> list[Change]:
+    def _list(self, *, again: bool) -> list[C | Listed]:
         """What is there now and was not known, or was otherwise, or is there no more."""
-        listed = self._listing.list(self._kind)
-        before, now = self._known, listed.records
+        snapshot = self._listing.list(self._view)
+        before, now = self._known, snapshot.values
         self._known, self._size = now, sum(size for _, size in now.values())
-        self._seen = listed.header
-        self._next_revision = listed.header.revision + 1
-        self._event_revision = listed.header.revision
-        gone = [Change(key, None) for key in before if key not in now]
+        self._seen = snapshot.header
+        self._next_revision = snapshot.header.revision + 1
+        self._event_revision = snapshot.header.revision
+        gone = [self._change(key, None, again) for key in before if key not in now]
         news = [
-            Change(key, record)
-            for key, (record, _) in sorted(now.items(), key=lambda item: item[0].name)
-            if key not in before or before[key][0] != record
+            self._change(key, value, again)
+            for key, (value, _) in now.items()
+            if key not in before or before[key][0] != value
         ]
-        return gone + news
+        return [*gone, *news, Listed()]
 
-    def _watch(self) -> Iterator[Change]:
+    def _watch(self) -> Iterator[C]:
         """Each change, until there is a silence.
 
         Raises:
             DiscoveryUnavailable: the watch broke off, or is not begun, because etcd has no leader.
         """
-        self._check_history(self._listing.look(self._kind))
-        prefix = self._listing.prefix_of(self._kind)
+        prefix = self._view.prefix
+        self._check_history(self._listing.look(prefix))
         request: dict[str, object] = {
             "key": base64_of(prefix),
             "range_end": base64_of(end_of(prefix)),
@@ -156,7 +163,7 @@ class Follower:
         if not header.follows(self._seen):
             raise _ListAgain("etcd was restored from older data")
 
-    def _take(self, message: WatchResult) -> Iterator[Change]:
+    def _take(self, message: WatchResult) -> Iterator[C]:
         """What a message changes. What came before a watch broke off comes again."""
         _check(message)
         for event in message.events:
@@ -173,18 +180,18 @@ class Follower:
         if len(self._known) > LISTING_MAX_NAMES or self._size > LISTING_MAX_BYTES:
             raise _ListAgain("there are more than can be held")
 
-    def _apply(self, event: WatchEvent) -> Change | None:
-        key = self._listing.find_key(self._kind, event.kv.key)
+    def _apply(self, event: WatchEvent) -> C | None:
+        key = self._view.find_key(event.kv.key)
         if key is None:
             return None
         is_there = event.type != "DELETE"
-        record = self._listing.find_record(key, event.kv.value) if is_there else None
+        value = self._view.find_value(key, event.kv.value) if is_there else None
         before, size = self._known.pop(key, (None, 0))
         self._size -= size
-        if record is not None:
-            self._known[key] = record, len(event.kv.value)
+        if value is not None:
+            self._known[key] = value, len(event.kv.value)
             self._size += len(event.kv.value)
-        return None if before == record else Change(key, record)
+        return None if before == value else self._change(key, value, False)
 
 
 def _next(stream: WatchStream, within_s: float) -> WatchResult | None:

@@ -1,12 +1,12 @@
-"""Reading records of an etcd: all of a kind at one revision, page by page, within bounds."""
+"""Reading an etcd: all that a view has, at one revision, page by page, within bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Generic
 
 from registry.core.text import shown
-from registry.discovery import Kind, Record, RecordKey
 from registry.discovery.etcd.failures import OUT_OF_RANGE, EtcdRefusal, TooMuchAnswered
 from registry.discovery.etcd.gateway import EtcdGateway
 from registry.discovery.etcd.messages import (
@@ -16,8 +16,9 @@ from registry.discovery.etcd.messages import (
     base64_of,
     end_of,
 )
+from registry.discovery.etcd.views import K, V, View
 from registry.discovery.record_io import LISTING_MAX_BYTES, LISTING_MAX_NAMES, RecordReader
-from registry.errors import DiscoveryUnavailable, Invalid
+from registry.errors import DiscoveryUnavailable
 from registry.network.deadline import at_most
 
 PAGE_KEYS = 2000
@@ -29,11 +30,11 @@ LISTING_TRIES = 3
 
 
 @dataclass(slots=True)
-class Listed:
-    """What was there at one revision: each record with the bytes that it has."""
+class Snapshot(Generic[K, V]):
+    """What was there at one revision: each value with the number of its bytes, by key."""
 
     header: EtcdHeader = field(default_factory=EtcdHeader)
-    records: dict[RecordKey, tuple[Record, int]] = field(default_factory=dict)
+    values: dict[K, tuple[V, int]] = field(default_factory=dict)
 
 
 class _Compacted(Exception):
@@ -41,36 +42,27 @@ class _Compacted(Exception):
 
 
 class EtcdListing:
-    """The records below a prefix."""
+    """Reads an etcd.
 
-    def __init__(self, gateway: EtcdGateway, prefix: str) -> None:
+    Args:
+        reader: names in the log what is left out.
+    """
+
+    def __init__(self, gateway: EtcdGateway, reader: RecordReader) -> None:
         self._gateway = gateway
-        self._prefix = prefix.encode()
-        self._reader = RecordReader(gateway)
+        self._reader = reader
 
-    def key_of(self, key: RecordKey) -> bytes:
-        """Where a record stands."""
-        return self._prefix + str(key).encode()
-
-    def prefix_of(self, kind: Kind) -> bytes:
-        """What the keys of a kind begin with."""
-        return self._prefix + f"{kind}/".encode()
-
-    def find(self, key: RecordKey) -> Record | None:
-        """The record under a key."""
-        stored = self.key_of(key)
+    def find(self, stored: bytes) -> StoredValue | None:
+        """What stands under a key."""
         try:
             answer = self._page({"key": base64_of(stored)})
         except TooMuchAnswered as error:
-            self._reader.leave_out(str(key), str(error))
+            self._reader.leave_out(stored.decode("utf-8", "backslashreplace"), str(error))
             return None
-        for kv in answer.kvs:
-            if kv.key == stored:
-                return self._reader.find_record(key, str(key), kv.value)
-        return None
+        return next((kv for kv in answer.kvs if kv.key == stored), None)
 
-    def list(self, kind: Kind) -> Listed:
-        """Every well-formed record of a kind.
+    def list(self, view: View[K, V]) -> Snapshot[K, V]:
+        """Everything that a view takes, in the order of the keys.
 
         Raises:
             DiscoveryUnavailable: etcd cannot be used, or holds more than can be read.
@@ -78,50 +70,33 @@ class EtcdListing:
         with at_most(LISTING_MAX_S):
             for _ in range(LISTING_TRIES):
                 try:
-                    return self._list_once(kind)
+                    return self._list_once(view)
                 except _Compacted:
                     continue
         raise DiscoveryUnavailable(
             f"{self._gateway} is compacted faster than it can be listed. Compact it less often."
         )
 
-    def look(self, kind: Kind) -> EtcdHeader:
+    def look(self, prefix: bytes) -> EtcdHeader:
         """How far etcd has come, which only one that has a leader can tell."""
-        body = {"key": base64_of(self.prefix_of(kind)), "keys_only": True, "limit": 1}
+        body = {"key": base64_of(prefix), "keys_only": True, "limit": 1}
         return self._gateway.call("kv/range", body, RangeAnswer).header
 
-    def find_key(self, kind: Kind, stored: bytes) -> RecordKey | None:
-        """The key of a record that stands somewhere, or None: that is no name of one."""
-        try:
-            name = stored.removeprefix(self.prefix_of(kind)).decode("ascii")
-            key = RecordKey.parse(kind, name)
-            if self.key_of(key) == stored:
-                return key
-        except (Invalid, ValueError):
-            pass
-        self._reader.leave_out(
-            stored.decode("utf-8", "backslashreplace"), "its name is not that of a record"
-        )
-        return None
-
-    def find_record(self, key: RecordKey, content: bytes) -> Record | None:
-        """The record under a key, if what stands there is one."""
-        return self._reader.find_record(key, str(key), content)
-
-    def _list_once(self, kind: Kind) -> Listed:
-        listed, names, size = Listed(), 0, 0
-        for answer in self._pages(self.prefix_of(kind)):
+    def _list_once(self, view: View[K, V]) -> Snapshot[K, V]:
+        snapshot: Snapshot[K, V] = Snapshot()
+        names = size = 0
+        for answer in self._pages(view.prefix):
             if not names:
-                listed.header = answer.header
+                snapshot.header = answer.header
             names += len(answer.kvs)
             size += sum(len(kv.value) for kv in answer.kvs)
             self._check_bounds(max(names, answer.count if names == len(answer.kvs) else 0), size)
             for kv in answer.kvs:
-                key = self.find_key(kind, kv.key)
-                record = None if key is None else self.find_record(key, kv.value)
-                if key is not None and record is not None:
-                    listed.records[key] = record, len(kv.value)
-        return listed
+                key = view.find_key(kv.key)
+                value = None if key is None else view.find_value(key, kv.value)
+                if key is not None and value is not None:
+                    snapshot.values[key] = value, len(kv.value)
+        return snapshot
 
     def _check_bounds(self, names: int, size: int) -> None:
         if names > LISTING_MAX_NAMES:

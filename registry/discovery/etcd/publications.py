@@ -80,6 +80,21 @@ class Publications:
             self._gateway.call("kv/deleterange", {"key": base64_of(key)}, WrittenAnswer)
             self._published.pop(key, None)
 
+    def replace(self, key: bytes, revision: int, content: bytes) -> bool:
+        """Write what stands there since a revision anew, on the lease that it hangs on; whether it
+        still stood there."""
+        is_own = key in self._published
+        if is_own:
+            self._unsure.add(key)
+        put = {"key": base64_of(key), "value": base64_of(content), "ignore_lease": True}
+        condition = {"key": base64_of(key), "target": "MOD", "mod_revision": str(revision)}
+        is_done = self._txn([condition], [{"request_put": put}]).succeeded
+        if is_own:
+            self._unsure.discard(key)
+            if is_done:
+                self._published[key] = content
+        return is_done
+
     def renew(self) -> bool:
         """Keep everything live; whether there is anything to keep."""
         try:

@@ -31,6 +31,8 @@ async def register(request: Request) -> Response:
         offers,
         lease_ttl_ms=manifest.lease_ttl_ms,
         worker_name=manifest.worker_name,
+        on_conflict=manifest.on_conflict,
+        as_revision=manifest.as_revision,
         request_id=request_id_of(request),
         actor=actor_of(request),
     )

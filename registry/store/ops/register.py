@@ -38,6 +38,8 @@ from registry.store.journal import (
     write_refusals,
 )
 from registry.store.ops.blobs import collect_blobs, sizes_of
+from registry.store.ops.conflicts import conflict_of, find_conflicts, refusals_of
+from registry.store.ops.model_revisions import Placement, find_revision
 from registry.store.ops.register_rows import (
     EntryDraft,
     OwnerDraft,
@@ -63,9 +65,6 @@ from registry.store.ops.supersede import (
     worker_of,
 )
 from registry.store.owner_columns import Identity, identity
-from registry.store.reads.queries import holders_of
-
-CONFLICT_HOLDERS_MAX = 20
 
 
 def register(
@@ -97,11 +96,12 @@ def _register_run(
     batch = _Batch(conn, now, items)
     outcomes: list[Registered | RegistryError] = []
     for item in items:
-        changes = batch.changes_content(item)
+        placement = batch.place(item)
+        changes = batch.changes_content(placement.item)
         alone = changes or batch.supersedes(item)
         if alone and outcomes:
             break
-        outcomes.append(batch.judge(item, changes_content=changes))
+        outcomes.append(batch.judge(placement, changes_content=changes))
         if alone:
             break
     batch.write()
@@ -115,6 +115,7 @@ class _Batch:
     conn: Connection
     now: int
     items: Sequence[Registration]
+    revisions: dict[int, Placement] = field(init=False)
     owners: dict[Identity, OwnerDraft] = field(init=False)
     entries: dict[ArtifactKey, EntryDraft] = field(init=False)
     refs: dict[tuple[int, int], RefDraft] = field(init=False)
@@ -138,7 +139,9 @@ class _Batch:
         self.superseded = find_superseded(conn, [instance_of(item.owner) for item in items])
         workers = [worker for item in items if (worker := worker_of(item)) is not None]
         self.incarnations = find_incarnations(conn, dict.fromkeys(workers))
-        artifacts = [artifact for item in items for artifact in item.artifacts]
+        found = [(item, find_revision(item)) for item in items]
+        self.revisions = {id(item): each for item, each in found if each is not None}
+        artifacts = [artifact for item in self._manifests() for artifact in item.artifacts]
         self.entries = find_entries(conn, {artifact.key for artifact in artifacts})
         self.sizes = sizes_of(
             conn, [artifact.checksum for artifact in artifacts if artifact.path is None]
@@ -147,14 +150,29 @@ class _Batch:
 
     def _pairs(self) -> list[tuple[int, int]]:
         pairs = []
-        for item in self.items:
+        for item in self._manifests():
             owner = self.owners.get(identity(item.owner))
             if owner is not None:
                 keys = [artifact.key for artifact in item.artifacts]
                 pairs += [(owner.id, self.entries[key].id) for key in keys if key in self.entries]
         return pairs
 
+    def _manifests(self) -> list[Registration]:
+        """The items, and what they may become."""
+        return [*self.items, *(revision.item for revision in self.revisions.values())]
+
     # Judging
+
+    def place(self, item: Registration) -> Placement:
+        """Where an item goes unless others hold other content there: as a revision, if it asks for
+        that or its owner holds it so (S17), else as it is."""
+        revision = self.revisions.get(id(item))
+        if revision is None:
+            return Placement(item)
+        owner = self.owners.get(identity(item.owner))
+        held = (self.entries.get(each.key) for each in revision.item.artifacts)
+        is_held = owner and any(each and (owner.id, each.id) in self.refs for each in held)
+        return revision if item.as_revision or is_held else Placement(item)
 
     def changes_content(self, item: Registration) -> bool:
         """Whether an item offers other content for a key that is here, or drops a copy."""
@@ -175,8 +193,9 @@ class _Batch:
         worker = worker_of(item)
         return worker is not None and bool(older_instances(item, self.incarnations[worker]))
 
-    def judge(self, item: Registration, *, changes_content: bool) -> Registered | RegistryError:
+    def judge(self, placement: Placement, *, changes_content: bool) -> Registered | RegistryError:
         """Accept an item, or say why not. Only an accepted one changes anything."""
+        item = placement.item
         if instance_of(item.owner) in self.superseded:
             return Superseded()
         owner = self.owners.get(identity(item.owner))
@@ -185,7 +204,12 @@ class _Batch:
         if worker is not None and self.supersedes(item):
             older = older_owners(self.conn, item, self.incarnations[worker])
         if changes_content:
-            conflicts = self._conflicts(item, [owner.id, *older] if owner else older)
+            own_ids = [owner.id, *older] if owner else older
+            conflicts = find_conflicts(self.conn, item, self.entries, own_ids)
+            if conflicts and (revision := self.revisions.get(id(item))) is not None:
+                placement = revision.because_of(conflicts[0])
+                item = placement.item
+                conflicts = find_conflicts(self.conn, item, self.entries, own_ids)
             if conflicts:
                 return self._refuse(item, conflicts)
         copies = [artifact for artifact in item.artifacts if artifact.path is None]
@@ -202,48 +226,12 @@ class _Batch:
             self.freed = supersede(self.conn, self.now, item, older)
             self.last = self.conn.last_ids()
         row = self._attach(item, owner)
-        lines = tuple(self._hold(item, row, artifact) for artifact in item.artifacts)
+        lines = tuple(self._hold(placement, row, artifact) for artifact in item.artifacts)
         return Registered(item.owner, row.lease, lines)
 
-    def _conflicts(self, item: Registration, own_ids: list[int]) -> list[ConflictingKey]:
-        """Keys that somebody else holds with other content (S2). Such an item is judged alone."""
-        found = []
-        for artifact in item.artifacts:
-            entry = self.entries.get(artifact.key)
-            if entry is not None and entry.checksum != artifact.checksum:
-                holders = holders_of(
-                    self.conn,
-                    entry.id,
-                    limit=CONFLICT_HOLDERS_MAX,
-                    except_owner_ids=own_ids,
-                )
-                if holders:
-                    found.append(
-                        ConflictingKey(artifact.key, entry.checksum, artifact.checksum, holders)
-                    )
-        return found
-
     def _refuse(self, item: Registration, conflicts: list[ConflictingKey]) -> Conflict:
-        for conflict in conflicts:
-            self.refusals.append(
-                Refusal(
-                    owner=item.owner,
-                    key=conflict.key,
-                    entry_id=self.entries[conflict.key].id,
-                    offered=conflict.offered,
-                    registered=conflict.registered,
-                    reason=f"held by {conflict.holders[0].owner}",
-                    actor=item.actor,
-                    request_id=item.request_id,
-                )
-            )
-        first = conflicts[0]
-        return Conflict(
-            f"{len(conflicts)} of {len(item.artifacts)} keys are held by other owners with other "
-            f"content, the first {first.key} by {first.holders[0].owner}; nothing was written. "
-            "Register the same bytes, use another slug, or unregister the holders.",
-            conflicts=conflicts,
-        )
+        self.refusals += refusals_of(item, conflicts, self.entries)
+        return conflict_of(item, conflicts)
 
     # Accepting
 
@@ -269,18 +257,23 @@ class _Batch:
         return row
 
     def _hold(
-        self, item: Registration, owner: OwnerDraft, artifact: Artifact
+        self, placement: Placement, owner: OwnerDraft, artifact: Artifact
     ) -> RegisteredArtifact:
         """One line of an accepted manifest."""
+        item = placement.item
         entry = self.entries.get(artifact.key)
         outcome = Outcome.SHARED
-        kind, previous, reason = "registered", None, None
+        kind, previous, reason = "registered", None, placement.reason
         if entry is None:
             entry = EntryDraft(
-                self._next("entries"), artifact.checksum, self._size(artifact), is_new=True
+                self._next("entries"),
+                artifact.checksum,
+                self._size(artifact),
+                base_slug=placement.base_slug,
+                is_new=True,
             )
             self.entries[artifact.key] = entry
-            self._journal(item, owner, entry, "created")
+            self._journal(item, owner, entry, "created", reason=reason)
             outcome = Outcome.CREATED
         elif entry.checksum != artifact.checksum:
             kind, previous, outcome = "replaced", entry.checksum, Outcome.REPLACED
@@ -292,21 +285,23 @@ class _Batch:
             outcome = Outcome.UNCHANGED
             same_place = ref.path == artifact.path
             kind, reason = ("", None) if same_place else ("registered", "moved")
-            if same_place and self._was_refused(item, artifact):
+            if same_place and self._was_refused(placement, artifact):
                 kind, reason = "registered", "again"
         if kind:
             self._journal(item, owner, entry, kind, previous, reason)
         self._set_ref(item, owner, entry, artifact, ref, journalled=bool(kind))
         return RegisteredArtifact(artifact.key, entry.checksum, entry.size, outcome)
 
-    def _was_refused(self, item: Registration, artifact: Artifact) -> bool:
-        """Whether the last word on an owner's key is a refusal. Asked once, it is taken back."""
+    def _was_refused(self, placement: Placement, artifact: Artifact) -> bool:
+        """Whether the last word on an owner's key, or on that of the same file of the base slug, is
+        a refusal. Asked once, it is taken back."""
         if self.unresolved is None:
             self.unresolved = find_unresolved(self.conn, self.now)
-        key = artifact.key
-        name = Unresolved(*identity(item.owner), key.slug, key.suffix, key.filename)
-        was_refused = name in self.unresolved
-        self.unresolved.discard(name)
+        key, who = artifact.key, identity(placement.item.owner)
+        slugs = {key.slug, placement.base_slug or key.slug}
+        names = {Unresolved(*who, slug, key.suffix, key.filename) for slug in slugs}
+        was_refused = not names.isdisjoint(self.unresolved)
+        self.unresolved -= names
         return was_refused
 
     def _set_ref(

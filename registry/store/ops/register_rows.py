@@ -35,6 +35,7 @@ class EntryDraft:
     id: int
     checksum: str
     size: int
+    base_slug: str | None = None
     is_new: bool = False
 
 
@@ -120,7 +121,7 @@ def find_entries(conn: Connection, keys: set[ArtifactKey]) -> dict[ArtifactKey, 
     """Those of the keys that somebody holds."""
     if not keys:
         return {}
-    by_name = {(key.slug, key.suffix, key.filename): key for key in keys}
+    by_name = {_names(key): key for key in keys}
     return {
         by_name[row.slug, row.suffix, row.filename]: EntryDraft(row.id, row.checksum, row.size)
         for row in conn.run(_FIND_ENTRIES, rows=as_rows(by_name))
@@ -196,7 +197,9 @@ _INSERT_OWNERS = Statement(
         ),
     )
 )
-_entry_rows = json_rows("rows", id=int, slug=str, suffix=str, filename=str, checksum=str, size=int)
+_entry_rows = json_rows(
+    "rows", id=int, slug=str, suffix=str, filename=str, checksum=str, size=int, base_slug=str
+)
 _INSERT_ENTRIES = Statement(
     insert(entries).from_select(
         [*_entry_rows.c.keys(), "generation", "created_at", "updated_at"],
@@ -245,6 +248,10 @@ _UPDATE_REFS = Statement(
 )
 
 
+def _names(key: ArtifactKey) -> tuple[str, str, str]:
+    return key.slug, key.suffix, key.filename
+
+
 def write_owners(conn: Connection, now: int, touched: Iterable[tuple[Owner, OwnerDraft]]) -> None:
     """Insert or update owners, alive and with their leases renewed."""
     new: list[object] = []
@@ -267,7 +274,7 @@ def write_entries(
 ) -> None:
     """Insert the new ones of the entries, and give those that were replaced their new content."""
     new = [
-        (entry.id, key.slug, key.suffix, key.filename, entry.checksum, entry.size)
+        (entry.id, *_names(key), entry.checksum, entry.size, entry.base_slug)
         for key, entry in drafts.items()
         if entry.is_new
     ]

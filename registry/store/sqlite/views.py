@@ -18,7 +18,7 @@ from textwrap import dedent
 from registry.core.policy import DEFAULTS
 from registry.store.journal import UNRESOLVED
 
-VERSION = 1
+VERSION = 2
 """The number of these texts. A test holds the two together."""
 
 RECORDED_AS = "views_version"
