@@ -49,7 +49,7 @@ def checked(record: T) -> T:
     Raises:
         Invalid: a field has what no registry would answer.
     """
-    if isinstance(record, tuple):
+    if isinstance(record, tuple | list):
         for each in record:
             checked(each)
     elif isinstance(record, Lease):

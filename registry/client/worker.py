@@ -125,7 +125,7 @@ class Worker:
             _warn_of_urls(url, public_url)
         self._conflicts = NameConflicts(self._resources.models, self._resources.publisher)
         self._renewals = RenewalLoop(
-            lease_ttl_s, self._resources.models.all, self._renew, self._note
+            lease_ttl_s, self._resources.models.all, self._renew, self._renew_many, self._note
         )
         self._transitions = Transitions(self._resources, self._renewals)
         repairs = Repairs(self._resources, self._transitions, self._renewals)
@@ -273,6 +273,11 @@ class Worker:
 
     def _renew(self, model: HeldModel, share_s: float) -> None:
         self._renewer.renew(model, share_s)
+
+    def _renew_many(
+        self, models: Sequence[HeldModel], share_s: float
+    ) -> Sequence[Exception | None] | None:
+        return self._renewer.renew_many(models, share_s)
 
     def _note(self, error: BaseException | None) -> None:
         if error is None:
