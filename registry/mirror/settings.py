@@ -72,7 +72,7 @@ class MirrorSettings:
                 "A bridge copies into a second store, and only a bridge does: give both, mode "
                 "bridge and the URL of that store (--to), or neither."
             )
-        if self.to == self.discovery:
+        if self.to is not None and _identity_of(self.to) == _identity_of(self.discovery):
             raise SettingsError("A bridge needs two stores; --to names the one it reads.")
         if not 0 <= self.linger_s <= LINGER_MAX_S:
             raise SettingsError(
