@@ -175,7 +175,7 @@ class Ledger:
             known.is_busy = False
             known.failures += 1
             if pause_s is None:
-                pause_s = min(RETRY_MAX_S, 2.0 ** min(known.failures, 30))
+                pause_s = min(RETRY_MAX_S, 2.0 ** min(known.failures - 1, 30))
                 pause_s *= random.uniform(0.75, 1.0)
             known.retry_at = self._clock() + pause_s
             failures = known.failures

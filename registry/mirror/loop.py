@@ -139,10 +139,12 @@ class Mirror:
             self._relay.close()
         for _ in range(STEPS_AT_ONCE):
             self._due.put(None)
+        relaying = self._relay.threads if self._relay is not None else []
+        wait([*self._threads, *relaying, *self._renewing.threads], CLOSE_MAX_S)
         for store in (self._store, self._target):
             if store is not None:
                 store.close()
-        wait([*self._threads, *self._following.threads, *self._renewing.threads], CLOSE_MAX_S)
+        wait(self._following.threads, CLOSE_MAX_S)
         self._client.close()
 
     def run_once(self) -> MirrorReport:

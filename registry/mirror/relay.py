@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 from registry.core import background
 from registry.core.hashing import checksum_of
@@ -37,11 +38,12 @@ class Relay:
         self._reader = RecordReader("the store")
         self._changed = threading.Condition()
         self._closed = False
+        self.threads: list[Future[None]] = []
         self._pending: dict[str, bytes | None] = {}
         self._passed: dict[str, str] = {}
 
     def start(self) -> None:
-        background.begin(self._run, "registry-mirror-relay")
+        self.threads = [background.begin(self._run, "registry-mirror-relay")]
 
     def close(self) -> None:
         with self._changed:
