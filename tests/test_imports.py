@@ -51,6 +51,7 @@ HOMES = {
     "alembic": {"registry.store"},
     "sqlite3": {"registry.store", "registry.cli"},
     "httpx2": {"registry.client", "registry.network", "registry.discovery"},
+    "lightkube": {"registry.discovery"},
     "typer": {"registry.cli"},
     "rich": {"registry.cli"},
 }
