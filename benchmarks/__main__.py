@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from benchmarks import reading, report, standing, writing
+from benchmarks import reading, renewing, report, standing, writing
 from benchmarks.machine import WORK, describe, find_tool, pin_load
 from benchmarks.measuring import Figure
 from benchmarks.reading import Tell, Tools
@@ -28,6 +28,7 @@ GROUPS: dict[str, tuple[Group, int]] = {
     "B7": (standing.starting, 5),
     "B8": (writing.sweeping, 3),
     "B10": (standing.auditing, 5),
+    "B11": (renewing.beating, 1),
 }
 """Every group of figures, with its rounds."""
 

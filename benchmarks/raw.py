@@ -29,7 +29,7 @@ _OWNER = """
     VALUES (?, ?, ?, ?, ?, 'active', ?, ?, ?, ?)
 """
 _RENEW = "UPDATE owners SET renewed_at = ?, lease_expires_at = ? WHERE id = ?"
-_ENTRY = "INSERT INTO entries VALUES (?, ?, '_base', 'config.json', ?, ?, 1, ?, ?)"
+_ENTRY = "INSERT INTO entries VALUES (?, ?, '_base', 'config.json', ?, ?, 1, ?, ?, NULL)"
 _REF = "INSERT INTO owner_refs VALUES (?, ?, ?, NULL, NULL, 'ok', ?, ?, ?)"
 _EVENT = """
     INSERT INTO events

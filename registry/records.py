@@ -11,7 +11,8 @@ from registry.core.findings import (
     Footprint,
     Severity,
 )
-from registry.core.listings import Entry, HeldEntry, Model, OwnerRecord
+from registry.core.listings import Entry, HeldEntry, Model, OtherRevision, OwnerRecord
+from registry.core.model_revisions import OnConflict
 from registry.core.records import (
     Artifact,
     ArtifactKey,
@@ -57,6 +58,8 @@ __all__ = [
     "Lease",
     "Model",
     "Offer",
+    "OnConflict",
+    "OtherRevision",
     "Outcome",
     "Owner",
     "OwnerRecord",

@@ -20,6 +20,7 @@ import httpx2
 import pytest
 import trustme
 
+from registry.core.model_revisions import revision_slug
 from registry.core.records import ArtifactKey, Owner
 from registry.errors import SettingsError
 from registry.server import tokens
@@ -260,6 +261,26 @@ def test_one_slug_outside_of_the_patterns_refuses_the_whole_manifest(guarded: Gu
     assert "'qwen-2'" in problem["detail"]
     with sql(guarded.server.database) as connection:
         assert connection.execute("SELECT * FROM entries WHERE slug = 'gemma-3'").fetchall() == []
+
+
+def test_a_token_for_a_slug_is_good_for_its_revisions_and_for_no_other_slug(
+    guarded: Guarded,
+) -> None:
+    """S17: what is offered is compared with the patterns, and not where it goes."""
+    slugs = []
+    for slug, content in (("qwen", CONTENT), ("qwen", b"other"), ("qwen-2", b"other")):
+        upload = {"url": f"/v1/blobs/{checksum(content)}", "content": content}
+        assert guarded.send("narrow_writer", "PUT", upload).is_success
+        body = {
+            "owner": owner_body(Owner(OURS, "backend", "generate", next(_numbers))),
+            "artifacts": [copied(ArtifactKey(slug, "_base", "c.json"), content)],
+            "on_conflict": "revision",
+        }
+        request = {"url": "/v1/registrations", "json": body}
+        answer = guarded.send("narrow_writer", "POST", request)
+        slugs.append(answer.json()["artifacts"][0]["slug"] if answer.is_success else None)
+    revision = revision_slug("qwen", [("c.json", checksum(b"other"))])
+    assert slugs == ["qwen", revision, None]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,8 @@ def make(path: Path, entries: int) -> None:
             lease_ttl_ms, lease_expires_at, registered_at, renewed_at)
         SELECT n + 1, 'guard', 'backend', 'generate', n, 'active', 60000, :now + 60000, :now, :now
         FROM numbers WHERE n < :count / :refs""",
-        f"""{numbers} INSERT INTO entries
+        f"""{numbers} INSERT INTO entries (id, slug, suffix, filename, checksum, size, generation,
+            created_at, updated_at)
         SELECT n + 1, 'model-' || (n / :refs), '_base', (n % :refs) || '.json', :content, 7, 1,
             :now, :now FROM numbers""",
         f"""{numbers} INSERT INTO events (id, at, kind, owner_id, entry_id, namespace, component,

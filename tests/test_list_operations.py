@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry.core.model_revisions import OnConflict
 from registry.core.records import (
     Artifact,
     ArtifactKey,
@@ -67,14 +68,23 @@ def artifacts(draw: st.DrawFn) -> Artifact:
 
 
 owners = st.sampled_from(OWNERS)
-registrations = st.builds(
-    Registration,
-    owners,
-    st.lists(artifacts(), max_size=3, unique_by=lambda each: each.key).map(tuple),
-    lease_ttl_ms=st.sampled_from([None, 1000, 60_000]),
-    worker_name=st.sampled_from([None, None, "worker-0", "worker-1"]),
-    request_id=names,
-    actor=names,
+manifests = st.lists(artifacts(), max_size=3, unique_by=lambda each: each.key).map(tuple)
+terms: dict[str, st.SearchStrategy[Any]] = {
+    "lease_ttl_ms": st.sampled_from([None, 1000, 60_000]),
+    "worker_name": st.sampled_from([None, None, "worker-0", "worker-1"]),
+    "request_id": names,
+    "actor": names,
+}
+registrations = st.one_of(
+    st.builds(Registration, owners, manifests, **terms),
+    st.builds(
+        Registration,
+        owners,
+        manifests.map(lambda each: tuple(one for one in each if one.key.slug == "model")),
+        on_conflict=st.just(OnConflict.REVISION),
+        as_revision=st.sampled_from([False, False, True]),
+        **terms,
+    ),
 )
 observations = st.builds(
     file_status.Observation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry.client import RegistryClient
 from registry.core.checks import SLUG_MAX, check_slug
 from registry.core.hashing import checksum_of
 from registry.core.model_revisions import revision_slug
 from registry.core.records import Owner
+from tests.commands import run_here
 from tests.exchanges import journal, key_of, new_slug, problem_of, rows_of, running, worker
 from tests.support import Server, checksum, copied, in_place, sql
 
@@ -324,3 +327,49 @@ def unresolved(server: Server, slug: str) -> list[str]:
             [f"{slug}/%"],
         )
         return [entry for (entry,) in rows]
+
+
+# Looking
+
+
+def test_models_artifacts_and_explain_show_the_revisions_of_a_model(
+    shared: Server, slug: str
+) -> None:
+    newest = {"config.json": b"old", "more.json": b""}
+    for number, files in enumerate([OLD, NEW, newest]):
+        offer(shared, worker(slug, number), slug, files, as_revision=number == 2)
+    revision, other = revision_of(slug, NEW), revision_of(slug, newest)
+    expected = {slug: None, revision: slug, other: slug}
+    with RegistryClient(shared.url) as client:
+        models = {each.slug: each.base_slug for each in client.models() if each.slug in expected}
+        assert models == expected
+        assert {each.base_slug for each in client.artifacts(slug=revision)} == {slug}
+        found = client.explain(key_of(revision))
+        assert found.entry is not None
+        assert found.entry.base_slug == slug
+        assert {each.slug: each.differing for each in found.revisions} == {
+            slug: ("config.json",),
+            other: ("config.json", "more.json", "tokenizer.json"),
+        }
+        assert {each.slug for each in client.explain(key_of(slug)).revisions} == {revision, other}
+        shared.unregister(worker(slug, 1))
+        assert [each.slug for each in client.explain(key_of(slug)).revisions] == [other]
+
+
+def test_the_command_line_shows_the_revisions_of_a_model(shared: Server, slug: str) -> None:
+    for number, files in enumerate([OLD, NEW]):
+        offer(shared, worker(slug, number), slug, files)
+    revision = revision_of(slug, NEW)
+
+    def shown(*arguments: str) -> str:
+        done = run_here(*arguments, "--url", shared.url)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for text in (shown("models", "--wide"), shown("ls", "--wide")):
+        assert "REVISION OF" in text
+        assert re.search(rf"^{revision}/_base.* {slug}$", text, re.M)
+        assert re.search(rf"^{slug}/_base.* -$", text, re.M)
+    text = shown("explain", f"{revision}/_base/config.json")
+    assert re.search(rf"^revision of +{slug}$", text, re.M)
+    assert re.search(rf"^beside it +{slug}, with other config.json$", text, re.M)

@@ -147,7 +147,8 @@ def test_a_page_of_models_ends_early_rather_than_count_without_bound(
             INSERT INTO owners (id, namespace, component, endpoint, instance_id, state,
                 registered_at, renewed_at) SELECT i, 'n', 'c', 'e', i, 'active', 0, 0 FROM n;
             WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 5)
-            INSERT INTO entries SELECT i, 'm-' || i, '_base', 'a',
+            INSERT INTO entries (id, slug, suffix, filename, checksum, size, generation,
+                    created_at, updated_at) SELECT i, 'm-' || i, '_base', 'a',
                 (SELECT checksum FROM empty), 0, 1, 0, 0 FROM n;
             INSERT INTO events (id, at, kind, owner_id, entry_id, namespace, component, endpoint,
                 instance_id, lora_slug, slug, suffix, filename, checksum)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from registry import MetadataArtifactRegistry
 from registry.content.manifest import prepare as prepare_manifest
 from registry.content.roots import ArtifactRoots
+from registry.core.model_revisions import OnConflict, revision_slug
 from registry.core.records import (
     Artifact,
     ArtifactKey,
@@ -84,6 +85,21 @@ class Model:
         self.entries |= {key: content for key, (content, _) in lines.items()}
         self.held.setdefault(owner, {}).update({key: lines[key][1] for key in lines})
         return True
+
+    def place(
+        self, owner: Owner, lines: Mapping[ArtifactKey, tuple[bytes, str | None]]
+    ) -> Mapping[ArtifactKey, tuple[bytes, str | None]]:
+        """S17: what an owner holds as a revision, or what others hold with other content, goes
+        under a slug of its own."""
+        files = [(key.filename, checksum(content)) for key, (content, _) in lines.items()]
+        slug = revision_slug("model", files)
+        moved = {replace(key, slug=slug): line for key, line in lines.items()}
+        is_mine = self.held.get(owner, {}).keys() & moved.keys()
+        is_free = all(
+            self.entries.get(key, content) == content or not self.holders(key) - {owner}
+            for key, (content, _) in lines.items()
+        )
+        return lines if is_free and not is_mine else moved
 
     def release(self, owner: Owner, keys: Sequence[ArtifactKey]) -> list[ArtifactKey]:
         for key in keys:
@@ -166,6 +182,27 @@ class Ownership(RuleBasedStateMachine):
                 self.registry.register(
                     owner, key.slug, key.suffix, key.filename, self.file(content, place)
                 )
+
+    @rule(owner=owners, lines=manifests)
+    def register_as_revision_if_need_be(
+        self, owner: Owner, lines: dict[ArtifactKey, tuple[bytes, str | None]]
+    ) -> None:
+        for content, place in lines.values():
+            if place is COPY:
+                self.store_copy(content)
+        placed = self.model.place(owner, lines)
+        before = self.describe(owner, placed)
+        copies = self.model.copies()
+        registration = Registration(
+            owner, self.artifacts(lines), lease_ttl_ms=60_000, on_conflict=OnConflict.REVISION
+        )
+        with self.database.write() as conn:
+            outcome = register_ops.register(conn, conn.now, [registration])[0]
+        assert self.model.register(owner, placed)
+        assert isinstance(outcome, Registered)
+        assert [each.key for each in outcome.artifacts] == list(placed)
+        assert [each.outcome for each in outcome.artifacts] == before
+        self.collect(copies)
 
     @rule(owner=owners, lines=manifests)
     def register_manifest(
@@ -286,7 +323,7 @@ class Ownership(RuleBasedStateMachine):
         model = self.model
         with sql(self.path) as connection:
             entries = connection.execute(
-                "SELECT slug, suffix, filename, checksum, size FROM entries"
+                "SELECT slug, suffix, filename, checksum, size, base_slug FROM entries"
             ).fetchall()
             refs = connection.execute(
                 "SELECT namespace, component, endpoint, instance_id, lora_slug, "
@@ -297,7 +334,7 @@ class Ownership(RuleBasedStateMachine):
             live = connection.execute("SELECT count(*) FROM owners WHERE state = 'active'")
             assert live.fetchone() == (len(model.held),)
         assert sorted(entries) == sorted(
-            (key.slug, key.suffix, key.filename, checksum(content), len(content))
+            (*name_of(key), checksum(content), len(content), base_slug_of(key))
             for key, content in model.entries.items()
         )
         assert set(refs) == {
@@ -323,8 +360,8 @@ class Ownership(RuleBasedStateMachine):
     def the_registry_answers_as_the_model_would(self) -> None:
         assert len(self.registry) == len(self.model.entries)
         assert self.registry.is_empty() == (not self.model.entries)
-        for key in KEYS:
-            name = (key.slug, key.suffix, key.filename)
+        for key in {*KEYS, *self.model.entries}:
+            name = name_of(key)
             explanation = self.registry.explain(*name)
             if key not in self.model.entries:
                 assert explanation.entry is None
@@ -380,6 +417,14 @@ class Ownership(RuleBasedStateMachine):
     @invariant()
     def the_database_is_sound(self) -> None:
         assert_sound(self.path)
+
+
+def name_of(key: ArtifactKey) -> tuple[str, str, str]:
+    return key.slug, key.suffix, key.filename
+
+
+def base_slug_of(key: ArtifactKey) -> str | None:
+    return None if key.slug == "model" else "model"
 
 
 def assert_same_receipt(receipt: Receipt, expected: Receipt) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +15,7 @@ import pytest
 
 from registry.client import RegistryClient, Worker, publishing
 from registry.client.lifecycle import ModelState
-from registry.client.renewals import RenewalLoop
+from registry.client.renewals import TOGETHER_MAX, RenewalLoop
 from registry.client.retries import RetryPolicy
 from registry.core import background as background_module
 from registry.core.hashing import checksum_of
@@ -156,6 +156,13 @@ def make_stage(
 
 
 Make = Callable[..., Stage]
+TOGETHER = "/v1/renewals"
+
+
+def older(status: int = 404, code: str | None = "not_found") -> tuple[int, dict[str, str], bytes]:
+    """What a registry answers, or something before it, that knows no call for all models."""
+    problem = {"type": "t", "title": "t", "status": status, "detail": "what?", "code": code}
+    return status, {}, b"<h1>what?</h1>" if code is None else json.dumps(problem).encode()
 
 
 def absurd(stage: Stage, **fields: Any) -> tuple[int, dict[str, str], bytes]:
@@ -180,6 +187,7 @@ ABSURD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("fields", ABSURD.values(), ids=ABSURD)
 def test_an_absurd_answer_stops_nothing(make_stage: Make, fields: dict[str, Any]) -> None:
     stage = make_stage()
+    stage.proxy.rule(Rule("POST", TOGETHER, answer=older()))
     rule = Rule("POST", f"/v1/owners/{stage.lora}/renew", answer=absurd(stage, **fields))
     stage.proxy.rule(rule)
     assert rule.met.wait(30)
@@ -192,6 +200,7 @@ def test_an_absurd_answer_stops_nothing(make_stage: Make, fields: dict[str, Any]
 
 def test_answers_that_drip_cost_the_other_models_nothing(make_stage: Make) -> None:
     stage = make_stage()
+    stage.proxy.rule(Rule("POST", TOGETHER, answer=older()))
     rule = Rule("POST", f"/v1/owners/{stage.lora}/renew", drips=True)
     stage.proxy.rule(rule)
     assert rule.met.wait(30)
@@ -200,9 +209,10 @@ def test_answers_that_drip_cost_the_other_models_nothing(make_stage: Make) -> No
     stage.wait_for_renewals(stage.lora, 1)
 
 
-def test_close_returns_while_answers_drip(make_stage: Make) -> None:
+@pytest.mark.parametrize("path", [TOGETHER, "/v1/"])
+def test_close_returns_while_answers_drip(make_stage: Make, path: str) -> None:
     stage = make_stage()
-    rule = Rule("POST", "/v1/owners/", drips=True)
+    rule = Rule("POST", path, drips=True)
     stage.proxy.rule(rule)
     assert rule.met.wait(30)
     assert elapsed(stage.worker.close) < CLOSE_MAX_S
@@ -290,7 +300,7 @@ def test_a_log_handler_that_raises_stops_nothing(make_stage: Make) -> None:
     with logged_by(Raising()):
         stage.refuse_the_lora()
         wait_for(lambda: len(stage.told) == 1 and len(stage.store.live) == 1)
-        stage.proxy.rule(Rule("POST", "/v1/owners/", loses_request=True, times=4))
+        stage.proxy.rule(Rule("POST", "/v1/", loses_request=True, times=4))
         stage.wait_for_renewals(stage.owner)
 
 
@@ -357,7 +367,7 @@ def test_nothing_ends_the_thread_but_close(monkeypatch: pytest.MonkeyPatch) -> N
     def note(error: BaseException | None) -> None:
         raise MemoryError
 
-    renewals = RenewalLoop(1.0, models, lambda thing, share_s: next_error(), note)
+    renewals = RenewalLoop(1.0, models, lambda thing, share_s: next_error(), one_by_one, note)
     monkeypatch.setattr("registry.client.renewals.find_pause_s", lambda *a, **k: 0.01)
     renewals.start()
     assert done.wait(30)
@@ -380,11 +390,127 @@ def test_models_whose_renewals_fail_are_asked_last() -> None:
         if number in sick:
             raise OSError
 
-    renewals = RenewalLoop(60.0, lambda: things, renew, lambda error: None)
+    renewals = RenewalLoop(60.0, lambda: things, renew, one_by_one, lambda error: None)
     renewals._renew_all()
     asked.clear()
     renewals._renew_all()
     assert asked == [1, 3, 0, 2]
+
+
+def one_by_one(things: Sequence[Thing], share_s: float) -> None:
+    """As with a registry that knows no other way."""
+
+
+def test_models_are_renewed_together_until_that_fails_and_again_when_each_has_succeeded() -> None:
+    """A call that fails for all counts once for each, and who spoils it is found out."""
+    things = [Thing() for _ in range(TOGETHER_MAX + 1)]
+    spoilt: set[int] = set()
+    calls: list[int] = []
+
+    def renew(thing: Thing, share_s: float) -> None:
+        calls.append(1)
+        if things.index(thing) in spoilt:
+            raise OSError
+
+    def renew_many(some: Sequence[Thing], share_s: float) -> list[Exception | None]:
+        calls.append(len(some))
+        if spoilt & {things.index(each) for each in some}:
+            raise OSError
+        return [None] * len(some)
+
+    def calls_of_a_beat() -> list[int]:
+        calls.clear()
+        renewals._renew_all()
+        return calls
+
+    renewals = RenewalLoop(60.0, lambda: things, renew, renew_many, lambda error: None)
+    assert calls_of_a_beat() == [TOGETHER_MAX, 1]
+    del things[3:]
+    assert calls_of_a_beat() == [3]
+    spoilt.add(1)
+    assert calls_of_a_beat() == [3]
+    assert [each.failures for each in things] == [1, 1, 1]
+    assert calls_of_a_beat() == [1, 1, 1]
+    assert [each.failures for each in things] == [0, 2, 0]
+    assert calls_of_a_beat() == [2, 1]
+    spoilt.clear()
+    assert calls_of_a_beat() == [2, 1]
+    assert calls_of_a_beat() == [3]
+
+
+def test_all_models_of_a_worker_are_renewed_by_one_call(make_stage: Make) -> None:
+    stage = make_stage()
+    stage.wait_for_renewals(stage.lora, 1)
+    alone = stage.proxy.count("POST", "/v1/owners/")
+    together = stage.proxy.count("POST", TOGETHER)
+    stage.wait_for_renewals(stage.owner)
+    stage.wait_for_renewals(stage.lora)
+    assert stage.proxy.count("POST", "/v1/owners/") == alone
+    assert stage.proxy.count("POST", TOGETHER) >= together + 3
+
+
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_call_for_all_models_that_fails_stops_nothing(make_stage: Make, drips: bool) -> None:
+    stage = make_stage()
+    rule = Rule("POST", TOGETHER, drips=drips)
+    if not drips:
+        rule.answer = (200, {}, b'{"renewals": []}')
+    stage.proxy.rule(rule)
+    assert rule.met.wait(30)
+    stage.wait_for_renewals(stage.owner)
+    stage.wait_for_renewals(stage.lora)
+    assert set(stage.worker.states.values()) == {ModelState.ATTACHED}
+    stage.proxy.rules.clear()
+    alone = stage.proxy.count("POST", "/v1/owners/")
+    wait_for(lambda: stage.proxy.count("POST", TOGETHER) > 3)
+    assert stage.proxy.count("POST", "/v1/owners/") <= alone + 6
+
+
+@pytest.mark.parametrize("fields", ABSURD.values(), ids=ABSURD)
+def test_an_absurd_answer_for_one_of_all_models_stops_nothing(
+    make_stage: Make, fields: dict[str, Any]
+) -> None:
+    stage = make_stage()
+    lines = [json.loads(absurd(stage, **each)[2]) for each in ({}, fields)]
+    lines[0]["owner"]["lora_slug"] = None
+    body = json.dumps({"renewals": lines}).encode()
+    rule = stage.proxy.rule(Rule("POST", TOGETHER, answer=(200, {}, body)))
+    assert rule.met.wait(30)
+    stage.wait_for_renewals(stage.owner, 1)
+    stage.wait_for_renewals(stage.lora, 1)
+    assert set(stage.worker.states.values()) == {ModelState.ATTACHED}
+
+
+def test_what_is_wrong_with_one_of_all_models_is_put_right(make_stage: Make) -> None:
+    """Each answer of a call for all counts as it would alone."""
+    stage = make_stage()
+    stage.server.unregister(stage.lora)
+    stage.wait_for_renewals(stage.lora)
+    assert stage.server.client.delete(f"/v1/artifacts/{stage.slug}/lora").status_code == 200
+    wait_for(lambda: len(stage.server.client.get(f"/v1/owners/{stage.lora}").json()["entries"]) > 2)
+    stage.wait_for_renewals(stage.owner)
+    assert stage.told == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(404, "not_found"), (405, "method_not_allowed"), (404, None)]
+)
+def test_a_registry_that_renews_no_more_than_one_at_a_time_is_asked_so(
+    make_stage: Make, status: int, code: str | None
+) -> None:
+    """Not again for more, before it may have become another."""
+    stage = make_stage()
+    rule = stage.proxy.rule(Rule("POST", TOGETHER, answer=older(status, code)))
+    assert rule.met.wait(30)
+    asked = stage.proxy.count("POST", TOGETHER)
+    stage.wait_for_renewals(stage.owner)
+    stage.wait_for_renewals(stage.lora)
+    assert stage.proxy.count("POST", TOGETHER) == asked
+    assert all(model.failures == 0 for model in stage.worker._resources.models.all())
+    away = stage.proxy.rule(Rule("POST", "/v1/owners/", loses_request=True))
+    assert away.met.wait(30)
+    stage.proxy.rules.clear()
+    wait_for(lambda: stage.proxy.count("POST", TOGETHER) > asked + 2)
 
 
 @pytest.mark.parametrize(

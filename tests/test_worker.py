@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -34,6 +34,7 @@ from registry.client.lifecycle import (
 from registry.client.problem_reporter import ProblemReporter
 from registry.client.retries import RetryPolicy
 from registry.core.hashing import checksum_of
+from registry.core.model_revisions import revision_slug
 from registry.core.records import ArtifactKey, Lease, Owner, Renewed
 from registry.core.slugs import slugify
 from registry.discovery import Change, Kind, Listed, Record, RecordKey
@@ -773,13 +774,14 @@ def test_while_the_registry_is_away_the_card_stays_and_afterwards_it_is_renewed(
 ) -> None:
     stage.attach()
     stage.attach("lora")
-    stage.proxy.rule(Rule("POST", OWNERS, loses_request=True))
+    stage.proxy.rule(Rule("POST", "/v1/", loses_request=True))
     asked = len(stage.proxy.asked)
     wait_for(lambda: len(stage.proxy.asked) > asked + 5)
     assert set(stage.worker.states.values()) == {ModelState.ATTACHED}
     assert sorted(stage.live) == ["_base", "lora"]
     # One that fails keeps no other from being asked for.
-    assert {path.split("/")[-2] for _, path in stage.proxy.asked[asked:]} == {"_base", "lora"}
+    alone = {path.split("/")[-2] for _, path in stage.proxy.asked[asked:] if "/owners/" in path}
+    assert alone == {"_base", "lora"}
     stage.proxy.rules.clear()
     last = renewed_at(stage, stage.owner)
     wait_for(lambda: renewed_at(stage, stage.owner) > last)
@@ -848,6 +850,108 @@ def test_a_refused_model_can_be_detached_and_attached(stage: Stage) -> None:
     assert stage.end() == NOTHING
     stage.attach()
     assert stage.end() == ATTACHED
+
+
+# Revisions (S17)
+
+
+def slugs_in_the_card(stage: Stage) -> set[str]:
+    """The slugs under which the live card of the base model names files."""
+    cards = [each.card for each in stage.store.list(Kind.MODEL)]
+    return {file.url.split("/")[-3] for card in cards for file in card.files}
+
+
+def revision_of(stage: Stage) -> str:
+    files = [(each.name, checksum_of(each.read_bytes())) for each in stage.model.iterdir()]
+    return revision_slug(stage.slug, files)
+
+
+def without_paths(content: object) -> object:
+    """A card without where its files are."""
+    if isinstance(content, Mapping):
+        return {name: without_paths(each) for name, each in content.items() if name != "path"}
+    return [without_paths(each) for each in content] if isinstance(content, list) else content
+
+
+def test_the_card_of_a_revision_points_there_and_is_otherwise_the_same(
+    make_stage: StageMaker,
+) -> None:
+    stage = make_stage(on_conflict="revision")
+    card = stage.attach()
+    assert slugs_in_the_card(stage) == {stage.slug}
+    stage.worker.detach()
+    another_holds_other_content(stage)
+    revision = stage.attach()
+    assert slugs_in_the_card(stage) == {revision_of(stage)}
+    assert stage.end() == ATTACHED
+    assert revision.content != card.content
+    assert without_paths(revision.content) == without_paths(card.content)
+    first = renewed_at(stage, stage.owner)
+    wait_for(lambda: renewed_at(stage, stage.owner) > first)
+    assert len(stage.worker.detach().removed) == 3
+    assert stage.end() == NOTHING
+    give_back(stage)
+
+
+def test_a_registry_that_comes_back_empty_gets_a_revision_again_where_the_card_points(
+    serve: Callable[..., Server], make_stage: StageMaker, tmp_path: Path
+) -> None:
+    """Though the base slug is free by then, for those whose cards point to it."""
+    lost = serve()
+    stage = make_stage(lost, on_conflict="revision")
+    another_holds_other_content(stage)
+    stage.attach()
+    stage.store.checking = False
+    lost.kill()
+    with Server(tmp_path / "new.db", port=lost.address[1]) as stage.server:
+        wait_for(lambda: stage.held == KEPT)
+        another_holds_other_content(stage)
+        stage.store.checking = True
+        stage.store.check()
+        assert slugs_in_the_card(stage) == {revision_of(stage)}
+        assert stage.log.count("publish _base") == 1
+        stage.worker.detach()
+        give_back(stage)
+
+
+def test_what_was_lost_and_has_become_a_revision_gets_a_card_that_points_there(
+    make_stage: StageMaker,
+) -> None:
+    stage = make_stage(on_conflict="revision")
+    stage.attach()
+    stage.store.checking = False
+    stage.store.fail("publish", times=2)
+    take_over(stage)
+    wait_for(lambda: slugs_in_the_card(stage) == {revision_of(stage)})
+    stage.store.checking = True
+    stage.store.check()
+    assert stage.worker.states == {"_base": ModelState.ATTACHED}
+    assert stage.problems == []
+    stage.worker.detach()
+    assert stage.end() == NOTHING
+    give_back(stage)
+
+
+def test_an_owner_that_holds_more_than_its_model_is_not_registered_at_each_renewal(
+    stage: Stage,
+) -> None:
+    """What it held before it came with other files stays (S3), and is found to be right once."""
+    more = ArtifactKey(stage.slug, "_base", "more.json")
+    assert stage.server.register_copies(stage.owner, {more: b"more"}).status_code == 200
+    stage.attach()
+    wait_for(lambda: stage.proxy.count("POST", REGISTER) == 3)
+    renewed = stage.proxy.count("POST", OWNERS)
+    wait_for(lambda: stage.proxy.count("POST", OWNERS) > renewed + 2)
+    assert stage.proxy.count("POST", REGISTER) == 3
+    stage.server.client.delete(f"/v1/artifacts/{stage.slug}/_base")
+    stage.store.checking = False
+    wait_for(lambda: stage.held == KEPT)
+    stage.worker.detach()
+
+
+def test_an_on_conflict_that_is_none_makes_no_worker(service: Server) -> None:
+    with pytest.raises(Invalid, match="refuse or revision"):
+        Worker(service.url, Owner("n", "c", "e", 1), on_conflict="overwrite")
 
 
 def test_a_superseded_worker_withdraws_its_cards_says_so_and_stays_away(

@@ -15,6 +15,7 @@ from registry.cli.output import ProgressBar, print_json, warnings_shown
 from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
 from registry.core.checks import parse_instance_id
+from registry.core.model_revisions import OnConflict
 from registry.core.records import Owner, Receipt
 from registry.core.slugs import slugify
 from registry.wire.paths import metadata_path
@@ -24,6 +25,7 @@ from registry.wire.responses import ReceiptResponse, RegisteredResponse
 if TYPE_CHECKING:
     from registry.client.attach import Attached
     from registry.client.client import RegistryClient
+    from registry.client.lease_terms import LeaseTerms
     from registry.discovery.cards import Card
 
 HOLD_TIMEOUT_S = 10.0
@@ -58,6 +60,12 @@ def attach(
     worker_name: Annotated[
         str | None, typer.Option(metavar="W", help="A name that outlives restarts of the worker.")
     ] = None,
+    on_conflict: Annotated[
+        OnConflict,
+        typer.Option(
+            help="When others hold files of it with other content: register it beside theirs?"
+        ),
+    ] = OnConflict.REFUSE,
     hold: Annotated[
         bool,
         typer.Option(
@@ -109,6 +117,7 @@ def attach(
     owner = _owner(endpoint, instance_id, lora)
     slug = slugify(name)
     from registry.client.client import RegistryClient
+    from registry.client.lease_terms import LeaseTerms
 
     if hold:
         from registry.cli.hold import hold as hold_model
@@ -123,6 +132,7 @@ def attach(
                 discovery=discovery,
                 lease_ttl_s=lease_ttl_s,
                 worker_name=worker_name,
+                on_conflict=on_conflict,
                 address=address,
                 public_url=public_url,
                 token=token,
@@ -142,7 +152,8 @@ def attach(
         )
         return
     with RegistryClient(url, token=token, ca_file=ca_file) as client:
-        attached = _attach(client, owner, slug, model_dir, in_place, exclude, worker_name)
+        lease = LeaseTerms(None, worker_name, on_conflict)
+        attached = _attach(client, owner, slug, model_dir, in_place, exclude, lease)
     if as_json:
         print_json(RegisteredResponse.of(attached.registered))
     else:
@@ -181,7 +192,7 @@ def _attach(
     model_dir: Path,
     in_place: bool,
     exclude: Sequence[str],
-    worker_name: str | None,
+    lease: LeaseTerms,
 ) -> Attached:
     from registry.client.attach import attach as attach_directory
 
@@ -193,7 +204,8 @@ def _attach(
             model_dir,
             in_place=in_place,
             exclude=exclude,
-            worker_name=worker_name,
+            worker_name=lease.worker_name,
+            on_conflict=lease.on_conflict,
             on_progress=progress,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ from registry.cli.output import print_json, shown_checksum
 from registry.cli.tables import Column, print_facts, print_table
 from registry.cli.text import shown_size
 from registry.core.findings import Explanation
-from registry.core.listings import Entry, Model, OwnerRecord
+from registry.core.listings import Entry, Model, OtherRevision, OwnerRecord
 from registry.core.records import ArtifactKey, Holder, Owner, OwnerState
 from registry.core.text import printable
 from registry.core.times import format_time
@@ -231,31 +231,41 @@ def explain(
         raise NotRegistered(f"{wanted} is not registered.")
 
 
-def _print_entries(entries: Iterable[Entry], wide: bool) -> None:
+def _print_entries(entries: Sequence[Entry], wide: bool) -> None:
+    columns = [
+        Column("KEY"),
+        Column("SIZE", right=True),
+        Column("HOLDERS", right=True, rank=1),
+        Column("CHECKSUM", rank=2),
+    ]
+    has_revisions = any(each.base_slug for each in entries)
     print_table(
+        columns + [Column("REVISION OF", rank=3)] * has_revisions,
         [
-            Column("KEY"),
-            Column("SIZE", right=True),
-            Column("HOLDERS", right=True, rank=1),
-            Column("CHECKSUM", rank=2),
-        ],
-        [
-            (str(each.key), shown_size(each.size), str(each.holders), shown_checksum(each.checksum))
+            (
+                str(each.key),
+                shown_size(each.size),
+                str(each.holders),
+                shown_checksum(each.checksum),
+                *[each.base_slug or "-"] * has_revisions,
+            )
             for each in entries
         ],
         wide=wide,
     )
 
 
-def _print_models(found: Iterable[Model], wide: bool) -> None:
+def _print_models(found: Sequence[Model], wide: bool) -> None:
+    columns = [
+        Column("MODEL"),
+        Column("FILES", right=True, rank=2),
+        Column("SIZE", right=True, rank=3),
+        Column("HOLDERS", right=True, rank=1),
+        Column("SERVEABLE"),
+    ]
+    has_revisions = any(each.base_slug for each in found)
     print_table(
-        [
-            Column("MODEL"),
-            Column("FILES", right=True, rank=2),
-            Column("SIZE", right=True, rank=3),
-            Column("HOLDERS", right=True, rank=1),
-            Column("SERVEABLE"),
-        ],
+        columns + [Column("REVISION OF", rank=4)] * has_revisions,
         [
             (
                 f"{each.slug}/{each.suffix}",
@@ -263,6 +273,7 @@ def _print_models(found: Iterable[Model], wide: bool) -> None:
                 shown_size(each.bytes),
                 str(each.holders),
                 "yes" if each.serveable else "no",
+                *[each.base_slug or "-"] * has_revisions,
             )
             for each in found
         ],
@@ -337,7 +348,7 @@ def _print_explanation_json(explanation: Explanation) -> None:
 
 def _print_explanation(explanation: Explanation, wide: bool) -> None:
     if explanation.entry is not None:
-        print_facts(_entry_facts(explanation.entry))
+        print_facts(_entry_facts(explanation.entry) + _revision_facts(explanation.revisions))
         print()
         _print_holders(explanation.holders, wide)
     if explanation.events:
@@ -350,11 +361,19 @@ def _print_explanation(explanation: Explanation, wide: bool) -> None:
 def _entry_facts(entry: Entry) -> list[tuple[str, str]]:
     return [
         ("key", str(entry.key)),
+        *([("revision of", entry.base_slug)] if entry.base_slug else []),
         ("checksum", entry.checksum),
         ("size", str(entry.size)),
         ("generation", str(entry.generation)),
         ("created", format_time(entry.created_at)),
         ("updated", format_time(entry.updated_at)),
+    ]
+
+
+def _revision_facts(revisions: Iterable[OtherRevision]) -> list[tuple[str, str]]:
+    return [
+        ("beside it", f"{each.slug}, with other {', '.join(each.differing) or 'nothing'}")
+        for each in revisions
     ]
 
 

@@ -49,7 +49,7 @@ def checked(record: T) -> T:
     Raises:
         Invalid: a field has what no registry would answer.
     """
-    if isinstance(record, tuple):
+    if isinstance(record, tuple | list):
         for each in record:
             checked(each)
     elif isinstance(record, Lease):
@@ -84,6 +84,7 @@ def _check_path(value: str) -> None:
 
 _TEXTS: dict[str, Callable[[str], None]] = {
     "slug": lambda value: check_slug("slug", value),
+    "base_slug": lambda value: check_slug("base_slug", value),
     "suffix": check_suffix,
     "filename": check_filename,
     "checksum": check_checksum,

@@ -16,12 +16,19 @@ from registry.client.client import RegistryClient
 from registry.client.lease_terms import LeaseTerms
 from registry.client.model_files import LeftOut, ModelFile, broken, harvest, reason_of
 from registry.core.hashing import FileContent, hash_file, is_changing
+from registry.core.model_revisions import OnConflict, revision_slug
 from registry.core.progress import OnProgress, Tally
 from registry.core.records import ArtifactKey, Offer, Owner, Registered
 from registry.core.regular import shown_path
 from registry.core.text import shown
 from registry.discovery.cards import is_typed
-from registry.errors import Busy, ContentMissing, FileUnreadable, TooLarge
+from registry.errors import (
+    Busy,
+    ContentMissing,
+    FileUnreadable,
+    ServiceUnreachable,
+    TooLarge,
+)
 
 FILE_MAX_BYTES = 1 << 30
 """No service takes a file this large; do not read one to find out."""
@@ -56,17 +63,25 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The files that an owner is going to hold under a model's slug, as they were read."""
+    """The files that an owner is going to hold under a model's slug, as they were read.
+
+    `revision` is the slug under which the registry has them, if they are a revision of the model.
+    """
 
     owner: Owner
     slug: str
     files: tuple[HashedFile, ...]
     in_place: bool = False
     left_out: tuple[LeftOut, ...] = ()
+    revision: str | None = None
 
     def key(self, file: HashedFile) -> ArtifactKey:
-        """What a file is registered under."""
+        """What a file is offered under."""
         return ArtifactKey(self.slug, self.owner.suffix, file.file.filename)
+
+    def served_key(self, file: HashedFile) -> ArtifactKey:
+        """What a file is registered under."""
+        return replace(self.key(file), slug=self.revision or self.slug)
 
     def offers(self) -> list[Offer]:
         """The lines to register."""
@@ -124,13 +139,15 @@ def attach(
     in_place: bool = False,
     lease_ttl_s: float | None = None,
     worker_name: str | None = None,
+    on_conflict: OnConflict | str = OnConflict.REFUSE,
     exclude: Sequence[str] = (),
     on_progress: OnProgress | None = None,
 ) -> Attached:
     """Register the metadata files of a model directory under `slug` and the owner's suffix.
 
     In place, the service reads the files where they are; otherwise it gets copies. Either all of
-    them are registered or none.
+    them are registered or none. With `on_conflict="revision"` they go beside the files of others
+    that are in their way, under another slug: that of the artifacts in the answer.
 
     Raises:
         RegistryError: as `read_manifest` and `register_what_fits`.
@@ -138,7 +155,7 @@ def attach(
     manifest = read_manifest(
         owner, slug, directory, in_place=in_place, exclude=exclude, on_progress=on_progress
     )
-    lease = LeaseTerms(lease_ttl_s, worker_name)
+    lease = LeaseTerms(lease_ttl_s, worker_name, OnConflict.of(on_conflict))
     return register_what_fits(client, manifest, lease, on_progress=on_progress)
 
 
@@ -173,7 +190,8 @@ def register_manifest(
 ) -> Attached:
     """Register a manifest, and upload for it what the service lacks.
 
-    Content uploaded for a manifest that is refused is dropped by the service after a while.
+    Content uploaded for a manifest that is refused is dropped by the service after a while. What
+    was registered as a revision before is registered as one again.
 
     Raises:
         Conflict: another owner holds a key with other content.
@@ -186,9 +204,14 @@ def register_manifest(
 
     def offer() -> Attached:
         registered = client.register(
-            manifest.owner, offers, lease_ttl_s=lease.ttl_s, worker_name=lease.worker_name
+            manifest.owner,
+            offers,
+            lease_ttl_s=lease.ttl_s,
+            worker_name=lease.worker_name,
+            on_conflict=lease.on_conflict,
+            as_revision=manifest.revision is not None,
         )
-        return Attached(registered, tuple(uploaded), manifest)
+        return Attached(registered, tuple(uploaded), _placed(manifest, registered))
 
     for _ in range(UPLOAD_ROUNDS):
         try:
@@ -200,6 +223,21 @@ def register_manifest(
         _upload(client, wanted, on_progress)
         uploaded |= dict.fromkeys(each.content.checksum for each in wanted)
     return offer()
+
+
+def _placed(manifest: Manifest, registered: Registered) -> Manifest:
+    """A manifest with the slug under which it was registered."""
+    slugs = {each.key.slug for each in registered.artifacts}
+    if slugs <= {manifest.slug}:
+        return replace(manifest, revision=None)
+    files = [(each.file.filename, each.content.checksum) for each in manifest.files]
+    revision = revision_slug(manifest.slug, files)
+    if slugs != {revision}:
+        raise ServiceUnreachable(
+            f"What answers is no metadata registry: files of {manifest.slug} were offered to it, "
+            f"and it says that it has them under {shown(', '.join(sorted(slugs)))}."
+        )
+    return replace(manifest, revision=revision)
 
 
 def hash_files(

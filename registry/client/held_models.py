@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,6 +37,13 @@ class HeldModel:
         self.names: ModelNames | None = None
         self.manifest: Manifest | None = None
         self.card: Card | None = None
+        self.make_card: Callable[[Manifest], Card] | None = None
+        self.card_is_old = False
+        """Whether its files are elsewhere by now than the card says that was published last."""
+        self.refs = 0
+        """How many refs the registry has for it when all is well."""
+        self.refs_seen = 0
+        """How many it told of last."""
         self.refusal: RegistryError | None = None
         self.asked_at = 0.0
         self.failures = 0

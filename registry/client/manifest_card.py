@@ -36,7 +36,7 @@ def card_of(
     endpoint = Endpoint(owner.namespace, owner.component, owner.endpoint)
     files = [
         CardFile(
-            registry_url + content_path(manifest.key(each), endpoint),
+            registry_url + content_path(manifest.served_key(each), endpoint),
             each.content.checksum,
             each.content.size,
         )

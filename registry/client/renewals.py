@@ -1,15 +1,19 @@
 """The thread that renews the leases of a worker. Nothing ends it but `close`.
 
 It waits for nothing but the registry, and for that only a share of the lease: what else is to be
-done, publishing and registering again, telling the caller, is done in other threads. A model whose
-renewals fail is asked for last, so that it takes no time from those whose renewals succeed.
+done, publishing and registering again, telling the caller, is done in other threads.
+
+At each beat one call renews all models whose last renewal succeeded. A model whose renewal failed,
+alone or with all of its call, is asked for by itself and last, until one succeeds: so it takes no
+time from the others, and a call that one model spoils is made once.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
@@ -18,6 +22,8 @@ from registry.client.worker_log import log
 
 CLOSED_WITHIN_S = 5.0
 SHORTEST_SHARE_S = 0.5
+TOGETHER_MAX = 1000
+"""How many models are renewed by one call."""
 
 
 class Renewable(Protocol):
@@ -36,6 +42,8 @@ class RenewalLoop(Generic[T]):
     Args:
         models: those there are now.
         renew: renews one within so many seconds; raises what went wrong.
+        renew_many: renews several within so many seconds; what went wrong with each, or None: they
+            have to be renewed one by one. Raises what went wrong with all.
         note: told when renewals begin to fail and when they succeed again.
     """
 
@@ -44,12 +52,14 @@ class RenewalLoop(Generic[T]):
         lease_ttl_s: float,
         models: Callable[[], Sequence[T]],
         renew: Callable[[T, float], None],
+        renew_many: Callable[[Sequence[T], float], Sequence[Exception | None] | None],
         note: Callable[[BaseException | None], None],
     ) -> None:
         self._lease_ttl_s = lease_ttl_s
         self._models = models
         self._renew = renew
         self._note = note
+        self._renew_many = renew_many
         self._closing = threading.Event()
         self.thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -104,15 +114,35 @@ class RenewalLoop(Generic[T]):
         """
         failed: BaseException | None = None
         lost_s, budget_s = 0.0, self._lease_ttl_s / 3
-        for model in sorted(self._models(), key=lambda each: (each.failures > 0, each.asked_at)):
-            if self._closing.is_set() or lost_s >= budget_s:
-                break
-            model.asked_at = time.monotonic()
-            try:
-                self._renew(model, max(SHORTEST_SHARE_S, self._lease_ttl_s / 4))
-                model.failures = 0
-            except Exception as error:
-                failed = error
-                model.failures += 1
-                lost_s += time.monotonic() - model.asked_at
+        waiting = deque(self._groups())
+        while waiting and not self._closing.is_set() and lost_s < budget_s:
+            models, began = waiting.popleft(), time.monotonic()
+            outcomes = self._ask(models)
+            if outcomes is None:
+                waiting.extendleft([each] for each in reversed(models))
+                continue
+            for model, error in zip(models, outcomes, strict=True):
+                model.failures = 0 if error is None else model.failures + 1
+                failed = error or failed
+            if any(outcomes):
+                lost_s += time.monotonic() - began
         return failed
+
+    def _groups(self) -> Iterator[list[T]]:
+        """The models in the order in which they are renewed, those together that may be."""
+        models = sorted(self._models(), key=lambda each: (each.failures > 0, each.asked_at))
+        well = [each for each in models if not each.failures]
+        yield from (well[at : at + TOGETHER_MAX] for at in range(0, len(well), TOGETHER_MAX))
+        yield from ([each] for each in models[len(well) :])
+
+    def _ask(self, models: list[T]) -> Sequence[Exception | None] | None:
+        """Renew models; what went wrong with each. None: that is to be done one by one."""
+        for model in models:
+            model.asked_at = time.monotonic()
+        try:
+            if len(models) > 1:
+                return self._renew_many(models, max(SHORTEST_SHARE_S, self._lease_ttl_s / 6))
+            self._renew(models[0], max(SHORTEST_SHARE_S, self._lease_ttl_s / 4))
+        except Exception as error:
+            return [error] * len(models)
+        return [None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from registry.client.attach import register_manifest
+from registry.client.attach import Attached, register_manifest
 from registry.client.held_models import HeldModel
 from registry.client.lifecycle import ModelState, Next, after_registration
 from registry.client.renewals import RenewalLoop
@@ -13,6 +13,7 @@ from registry.client.transitions import Transitions
 from registry.client.worker_log import log_safely
 from registry.client.worker_resources import WorkerResources
 from registry.core import background
+from registry.core.records import Outcome
 from registry.errors import RegistryError, Superseded
 
 
@@ -81,7 +82,8 @@ class Repairs:
             if self._renewals.is_closing:
                 return
             try:
-                register_manifest(self._client, model.manifest, self._lease)
+                attached = register_manifest(self._client, model.manifest, self._lease)
+                _note_registered(model, attached)
             except RegistryError as error:
                 refusal = error
         what = after_registration(refusal)
@@ -92,6 +94,8 @@ class Repairs:
         elif was_refused:
             self._publish_again(model)
         else:
+            if model.card_is_old:
+                self._publish_moved(model)
             log_safely(logging.INFO, "%s was registered again", model.owner)
 
     def _give_up(self, model: HeldModel, refusal: RegistryError) -> None:
@@ -109,7 +113,28 @@ class Repairs:
         assert model.card is not None
         self._publisher.publish(model.owner, model.card, lambda: model.state is ModelState.REFUSED)
         with model.locked():
-            model.refusal = None
+            model.refusal, model.card_is_old = None, False
             if model.state is ModelState.REFUSED:
                 model.state = ModelState.ATTACHED
         log_safely(logging.INFO, "%s was attached again", model.owner)
+
+    def _publish_moved(self, model: HeldModel) -> None:
+        """Publish the card of a model whose files the registry has under another slug by now."""
+        card = model.card
+        assert card is not None
+        self._publisher.publish(model.owner, card, lambda: model.state is ModelState.ATTACHED)
+        with model.locked():
+            model.card_is_old = model.card is not card
+
+
+def _note_registered(model: HeldModel, attached: Attached) -> None:
+    """Note where the registry has the files of a model, and of how many refs it is to tell."""
+    manifest = attached.manifest
+    if model.manifest != manifest and model.make_card is not None:
+        model.manifest, model.card = manifest, model.make_card(manifest)
+        model.card_is_old = True
+    outcomes = {each.outcome for each in attached.registered.artifacts}
+    # Of an owner that held more before, the registry tells more each time.
+    model.refs = len(manifest.files)
+    if outcomes == {Outcome.UNCHANGED}:
+        model.refs = max(model.refs, model.refs_seen)

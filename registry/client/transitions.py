@@ -54,6 +54,8 @@ class Transitions:
                 )
                 card = card_of(attached.manifest)
                 model.manifest, model.card, model.refusal = attached.manifest, card, None
+                model.make_card, model.card_is_old = card_of, False
+                model.refs = len(attached.manifest.files)
                 model.state = ModelState.PUBLISHING
             self._publisher.publish(model.owner, card, lambda: not self._supersession.is_noted)
             with model.locked():

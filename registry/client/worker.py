@@ -38,6 +38,7 @@ from registry.client.worker_log import log, log_safely
 from registry.client.worker_resources import WorkerResources
 from registry.core.checks import BASE_SUFFIX, check_lease, milliseconds
 from registry.core.forks import Birthplace
+from registry.core.model_revisions import OnConflict
 from registry.core.progress import OnProgress
 from registry.core.records import Owner, Receipt
 from registry.core.slugs import slugify
@@ -68,6 +69,8 @@ class Worker:
             nothing. A store given as an object is not closed with the worker.
         worker_name: a name that outlives restarts: a worker of this name takes the place of an
             older instance of it.
+        on_conflict: what happens when others hold files of a model with other content. With
+            `revision` the model is registered beside theirs, and its card points there.
         address: `host:port` where the engine takes requests, if the worker is to publish that as
             well; leave it out where the engine does it.
         public_url: the registry as frontends reach it, if that is not `url`. It stands in cards, so
@@ -77,7 +80,7 @@ class Worker:
         on_problem: see `OnProblem`.
 
     Raises:
-        Invalid: the owner is a LoRA, or the lease is out of bounds.
+        Invalid: the owner is a LoRA, the lease is out of bounds, or `on_conflict` is none.
         SettingsError: a URL is none.
     """
 
@@ -89,6 +92,7 @@ class Worker:
         discovery: Discovery | str | None = None,
         lease_ttl_s: float = LEASE_DEFAULT_S,
         worker_name: str | None = None,
+        on_conflict: OnConflict | str = OnConflict.REFUSE,
         address: str | None = None,
         public_url: str | None = None,
         token: str | None = None,
@@ -112,7 +116,7 @@ class Worker:
             client=connect(retries=retries),
             renewal_client=connect(retries=RetryPolicy(attempts=1)),
             publisher=CardPublisher(discovery, address),
-            lease=LeaseTerms(lease_ttl_s, worker_name),
+            lease=LeaseTerms(lease_ttl_s, worker_name, OnConflict.of(on_conflict)),
             models=HeldModels(timeout_s),
             problems=problems,
             supersession=Supersession(owner, problems),
@@ -121,7 +125,7 @@ class Worker:
             _warn_of_urls(url, public_url)
         self._conflicts = NameConflicts(self._resources.models, self._resources.publisher)
         self._renewals = RenewalLoop(
-            lease_ttl_s, self._resources.models.all, self._renew, self._note
+            lease_ttl_s, self._resources.models.all, self._renew, self._renew_many, self._note
         )
         self._transitions = Transitions(self._resources, self._renewals)
         repairs = Repairs(self._resources, self._transitions, self._renewals)
@@ -269,6 +273,11 @@ class Worker:
 
     def _renew(self, model: HeldModel, share_s: float) -> None:
         self._renewer.renew(model, share_s)
+
+    def _renew_many(
+        self, models: Sequence[HeldModel], share_s: float
+    ) -> Sequence[Exception | None] | None:
+        return self._renewer.renew_many(models, share_s)
 
     def _note(self, error: BaseException | None) -> None:
         if error is None:

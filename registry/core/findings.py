@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from registry.core.events import Event
-from registry.core.listings import Entry
+from registry.core.listings import Entry, OtherRevision
 from registry.core.records import Holder
 
 
@@ -76,8 +76,12 @@ class AuditReport:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why the registry answers for a key as it does. `entry` is None when nobody holds it."""
+    """Why the registry answers for a key as it does. `entry` is None when nobody holds it.
+
+    `revisions` are the others of the same model, at most 20.
+    """
 
     entry: Entry | None
     holders: tuple[Holder, ...]
     events: tuple[Event, ...]
+    revisions: tuple[OtherRevision, ...] = ()

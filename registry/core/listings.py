@@ -9,7 +9,10 @@ from registry.core.records import ArtifactKey, Lease, Owner, OwnerState
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry with its content and how many owners hold it."""
+    """One entry with its content and how many owners hold it.
+
+    `base_slug` is the slug of the model that it is a revision of, if it is one (S17).
+    """
 
     id: int
     key: ArtifactKey
@@ -19,6 +22,7 @@ class Entry:
     created_at: int
     updated_at: int
     holders: int
+    base_slug: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Model:
     """A model (slug, suffix) with its entries together.
 
     `holders` counts owners of any of them. It is serveable when every entry has a holder whose
-    bytes were right at the last look.
+    bytes were right at the last look. `base_slug` is that of its entries.
     """
 
     slug: str
@@ -60,3 +64,13 @@ class Model:
     bytes: int
     holders: int
     serveable: bool
+    base_slug: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OtherRevision:
+    """Another revision of a model, and the files that are other there, or only here or there; at
+    most 100 are named."""
+
+    slug: str
+    differing: tuple[str, ...]

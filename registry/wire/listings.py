@@ -9,7 +9,7 @@ import msgspec
 
 from registry.core.events import Event, EventPage
 from registry.core.findings import Explanation
-from registry.core.listings import Entry, HeldEntry, Model, OwnerRecord
+from registry.core.listings import Entry, HeldEntry, Model, OtherRevision, OwnerRecord
 from registry.core.records import ArtifactKey, Holder, OwnerState, RefStatus, Source
 from registry.core.times import format_time, parse_time, parse_time_or_none, time_or_none
 from registry.wire import types
@@ -63,6 +63,7 @@ class EntryResponse(msgspec.Struct):
     holders: types.Count
     url: str
     id: int
+    base_slug: types.Slug | None = None
 
     @classmethod
     def of(cls, entry: Entry) -> EntryResponse:
@@ -78,6 +79,7 @@ class EntryResponse(msgspec.Struct):
             entry.holders,
             metadata_path(entry.key),
             entry.id,
+            entry.base_slug,
         )
 
     def record(self) -> Entry:
@@ -90,6 +92,7 @@ class EntryResponse(msgspec.Struct):
             parse_time(self.created_at),
             parse_time(self.updated_at),
             self.holders,
+            self.base_slug,
         )
 
 
@@ -256,7 +259,8 @@ class EventsResponse(msgspec.Struct):
 
 class ModelResponse(msgspec.Struct):
     """A model with its entries together; `holders` counts owners of any of them. It is
-    `serveable` when every entry has a holder whose bytes were right at the last look."""
+    `serveable` when every entry has a holder whose bytes were right at the last look. `base_slug`
+    is the slug of the model that it is a revision of; null: it is none."""
 
     slug: types.Slug
     suffix: types.Suffix
@@ -264,15 +268,30 @@ class ModelResponse(msgspec.Struct):
     bytes: types.Size
     holders: types.Count
     serveable: bool
+    base_slug: types.Slug | None = None
 
     @classmethod
     def of(cls, model: Model) -> ModelResponse:
         return cls(
-            model.slug, model.suffix, model.files, model.bytes, model.holders, model.serveable
+            model.slug,
+            model.suffix,
+            model.files,
+            model.bytes,
+            model.holders,
+            model.serveable,
+            model.base_slug,
         )
 
     def record(self) -> Model:
-        return Model(self.slug, self.suffix, self.files, self.bytes, self.holders, self.serveable)
+        return Model(
+            self.slug,
+            self.suffix,
+            self.files,
+            self.bytes,
+            self.holders,
+            self.serveable,
+            self.base_slug,
+        )
 
 
 class ModelsResponse(msgspec.Struct):
@@ -283,10 +302,26 @@ class ModelsResponse(msgspec.Struct):
     next: str | None
 
 
+class OtherRevisionResponse(msgspec.Struct):
+    """Another revision of a model, and up to 100 of the files that are other there, or only in one
+    of the two."""
+
+    slug: types.Slug
+    differing: list[types.Filename]
+
+    @classmethod
+    def of(cls, revision: OtherRevision) -> OtherRevisionResponse:
+        return cls(revision.slug, list(revision.differing))
+
+    def record(self) -> OtherRevision:
+        return OtherRevision(self.slug, tuple(self.differing))
+
+
 class ExplainResponse(msgspec.Struct):
     entry: EntryResponse
     holders: list[HolderResponse]
     events: list[EventResponse]
+    revisions: list[OtherRevisionResponse] = []
 
     @classmethod
     def of(cls, entry: Entry, explanation: Explanation) -> ExplainResponse:
@@ -294,6 +329,7 @@ class ExplainResponse(msgspec.Struct):
             EntryResponse.of(entry),
             [HolderResponse.of(holder) for holder in explanation.holders],
             [EventResponse.of(event) for event in explanation.events],
+            [OtherRevisionResponse.of(each) for each in explanation.revisions],
         )
 
     def record(self) -> Explanation:
@@ -301,6 +337,7 @@ class ExplainResponse(msgspec.Struct):
             self.entry.record(),
             tuple(holder.record() for holder in self.holders),
             tuple(event.record() for event in self.events),
+            tuple(each.record() for each in self.revisions),
         )
 
 

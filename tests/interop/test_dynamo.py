@@ -20,6 +20,7 @@ import pytest
 from registry.client import LoraInfo, Worker
 from registry.core.hashing import checksum_of
 from registry.core.records import Owner
+from registry.core.slugs import slugify
 from registry.discovery import Kind
 from registry.discovery.file import FileDiscovery
 from tests.models import make_model
@@ -53,7 +54,7 @@ def store(tmp_path: Path) -> Path:
 class Frontend:
     """A `dynamo.frontend` process with a cache of its own."""
 
-    def __init__(self, folder: Path, store: Path) -> None:
+    def __init__(self, folder: Path, store: Path, *options: str) -> None:
         self._home = folder / "home"
         self._home.mkdir(parents=True)
         self._log = folder / "frontend.log"
@@ -71,7 +72,7 @@ class Frontend:
             "HF_HUB_OFFLINE": "1",
         }
         command = [str(PYTHON), "-m", "dynamo.frontend"]
-        command += ["--http-host", "127.0.0.1", "--http-port", str(port)]
+        command += ["--http-host", "127.0.0.1", "--http-port", str(port), *options]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -123,12 +124,12 @@ class Frontend:
 
 
 @pytest.fixture
-def start_frontend(tmp_path: Path, store: Path) -> Iterator[Callable[[], Frontend]]:
+def start_frontend(tmp_path: Path, store: Path) -> Iterator[Callable[..., Frontend]]:
     with ExitStack() as stack:
         numbers = iter(range(100))
 
-        def start() -> Frontend:
-            frontend = Frontend(tmp_path / f"frontend-{next(numbers)}", store)
+        def start(*options: str) -> Frontend:
+            frontend = Frontend(tmp_path / f"frontend-{next(numbers)}", store, *options)
             stack.callback(frontend.stop)
             return frontend
 
@@ -227,6 +228,45 @@ def test_two_workers_of_a_model_share_its_files_and_the_last_one_unlists_it(
             assert fresh.blobs == checksums_of(model)
         frontend.wait_until_listed()
         fresh.wait_until_listed()
+
+
+def test_old_and_new_files_of_one_model_are_served_side_by_side_to_their_namespaces(
+    server: Server, model: Path, store: Path, start_frontend: Callable[..., Frontend]
+) -> None:
+    """A rolling upgrade (S17): nobody waits for the old workers to leave, and nobody is hidden."""
+    newer = make_model(model.with_name("newer"))
+    (newer / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    owners = [Owner(f"dynamo-{hashed}", "backend", "generate", 7) for hashed in ("0ld", "new")]
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                Worker(
+                    server.url,
+                    owner,
+                    discovery=f"file:{store}",
+                    address=NOWHERE,
+                    on_conflict="revision",
+                )
+            )
+            for owner in owners
+        ]
+        for worker, directory in zip(workers, (model, newer), strict=True):
+            worker.attach(directory, name=NAME)
+        base_slugs = {
+            each["base_slug"] for each in server.client.get("/v1/models").json()["models"]
+        }
+        assert base_slugs == {None, slugify(NAME)}
+        frontends = [start_frontend("--namespace", owner.namespace) for owner in owners]
+        for frontend, directory in zip(frontends, (model, newer), strict=True):
+            frontend.wait_until_listed(NAME)
+            assert frontend.blobs == checksums_of(directory)
+        workers[0].detach()
+        frontends[0].wait_until_listed()
+        assert frontends[1].listed == {NAME}
+        late = start_frontend("--namespace", owners[1].namespace)
+        late.wait_until_listed(NAME)
+        assert late.blobs == checksums_of(newer)
+    assert registered(server) == 0
 
 
 def test_a_killed_worker_is_unlisted_when_its_records_lapse_and_its_files_go_with_its_lease(

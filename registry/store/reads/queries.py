@@ -30,6 +30,7 @@ from registry.store.owner_columns import (
     parameters_of,
 )
 from registry.store.reads.events import last_events
+from registry.store.reads.model_revisions import find_other_revisions
 from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import entries, owner_refs, owners
 
@@ -48,6 +49,7 @@ class _EntryRow(NamedTuple):
     generation: int
     created_at: int
     updated_at: int
+    base_slug: str | None
     holders: int
 
 
@@ -88,6 +90,7 @@ class _ModelRow(NamedTuple):
     suffix: str
     files: int
     size: int
+    base_slug: str | None
 
 
 class _Holding(NamedTuple):
@@ -111,6 +114,7 @@ _entry = select(
     entries.c.generation,
     entries.c.created_at,
     entries.c.updated_at,
+    entries.c.base_slug,
     _holder_count.label("holders"),
 )
 _owner = select(
@@ -176,6 +180,7 @@ _MODELS_AFTER = Statement(
         entries.c.suffix,
         func.count().label("files"),
         func.sum(entries.c.size).label("size"),
+        func.max(entries.c.base_slug).label("base_slug"),
     )
     .where(
         tuple_(entries.c.slug, entries.c.suffix)
@@ -237,7 +242,17 @@ def list_models(
     for row in rows:
         held = conn.run(_HOLDERS_OF_MODEL, slug=row.slug, suffix=row.suffix)[0]
         serveable = not conn.run(_UNSERVEABLE_ENTRY, slug=row.slug, suffix=row.suffix)
-        models.append(Model(*row, holders=held.holders, serveable=serveable))
+        models.append(
+            Model(
+                row.slug,
+                row.suffix,
+                row.files,
+                row.size,
+                holders=held.holders,
+                serveable=serveable,
+                base_slug=row.base_slug,
+            )
+        )
         counted += held.refs
         if counted >= REFS_COUNTED:
             break
@@ -252,6 +267,7 @@ def explain(conn: Connection, key: ArtifactKey) -> Explanation:
         entry,
         holders_of(conn, entry.id, limit=EXPLAINED_HOLDERS) if entry else (),
         tuple(last_events(conn, key, entry)),
+        find_other_revisions(conn, entry) if entry else (),
     )
 
 
@@ -310,6 +326,7 @@ def _entry_record(row: _EntryRow) -> Entry:
         created_at=row.created_at,
         updated_at=row.updated_at,
         holders=row.holders,
+        base_slug=row.base_slug,
     )
 
 
