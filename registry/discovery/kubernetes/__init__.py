@@ -13,7 +13,13 @@ from contextlib import suppress
 from queue import Empty, Full, Queue
 
 from registry.discovery import Change, Kind, Listed, Record, RecordKey
-from registry.discovery.kubernetes.api import SLICES, WORKERS, KubernetesApi, ObjectKind
+from registry.discovery.kubernetes.api import (
+    ANSWER_MAX_S,
+    SLICES,
+    WORKERS,
+    KubernetesApi,
+    ObjectKind,
+)
 from registry.discovery.kubernetes.feed import AllObjects, Feed, News
 from registry.discovery.kubernetes.joining import Join
 from registry.discovery.kubernetes.settings import KubernetesSettings
@@ -98,11 +104,15 @@ class _Following:
         self._feeds = [
             Feed(kind, api, self._tell, self._closed, patience_s) for kind in (SLICES, WORKERS)
         ]
+        self._threads = [
+            threading.Thread(target=feed.run, name="registry-kubernetes", daemon=True)
+            for feed in self._feeds
+        ]
         self._known: dict[RecordKey, Record] = {}
 
     def changes(self) -> Iterator[Change | Listed]:
-        for feed in self._feeds:
-            threading.Thread(target=feed.run, name="registry-kubernetes", daemon=True).start()
+        for thread in self._threads:
+            thread.start()
         listed: set[ObjectKind] = set()
         is_behind = is_told = False
         while (news := self._next()) is not None:
@@ -122,12 +132,16 @@ class _Following:
                 yield Listed()
 
     def close(self) -> None:
-        """Tell nothing any more, whoever waits."""
+        """Tell nothing any more, whoever waits. What is being asked is waited for, since the
+        connections may be closed then."""
         self._closed.set()
         for feed in self._feeds:
             feed.interrupt()
         with suppress(Full):
             self._news.put_nowait(None)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(ANSWER_MAX_S)
 
     def _differences(self, *, relisted: bool) -> Iterator[Change]:
         before, self._known = self._known, self._join.live()
