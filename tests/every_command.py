@@ -110,6 +110,9 @@ CASES: dict[str, Case] = {
     "renew": asking(HELD, kind="owner"),
     "drain": asking(HELD, "--deadline-s", 86_400, kind="owner"),
     "fetch": asking(KEY.slug),
+    "mirror": Case(
+        lambda world: [f"file:{world.new('kv')}", "--once", *world.to_service()], "read"
+    ),
     "ls": asking(),
     "owners": asking(),
     "models": asking(),

@@ -42,7 +42,7 @@ for home, _ in cli.COMMANDS.values():
 for name in (
     *("registry.client.attach", "registry.store.sqlite.restore", "registry.server.process"),
     *("rich.table", "rich.progress", "concurrent.futures.thread", "logging.config"),
-
+    *("registry.mirror.loop", "registry.mirror.status_server", "registry.discovery.file"),
 ):
     import_module(name)
 NOWHERE = ("--url", "http://127.0.0.1:9", "--token", "t")

@@ -231,6 +231,29 @@ def test_a_lease_within_its_limits_is_taken(
     running_server.unregister(worker("bad"))
 
 
+WHOLE = {"7.0": 7, "70e-1": 7, "9007199254740993.0": 2**53 + 1, "18446744073709551615.0": 2**64 - 1}
+NOT_WHOLE = ["7.5", "7e-1", "1e30", "1e400", "1e999999999999", "18446744073709551616.0", "-7.0"]
+
+
+@pytest.mark.parametrize("number", WHOLE)
+def test_a_whole_number_may_be_written_with_a_point(running_server: Server, number: str) -> None:
+    body = json.dumps(manifest(owner=owner_body(worker("bad")) | {"instance_id": 77_777_777}))
+    answer = post(running_server, body.replace("77777777", number))
+    assert answer.status_code == 200, answer.text
+    owner = answer.json()["owner"]
+    assert owner["instance_id"] == str(WHOLE[number])
+    running_server.client.delete(
+        f"/v1/owners/{owner['namespace']}/{owner['component']}/{owner['endpoint']}/"
+        f"{owner['instance_id']}/_base"
+    ).raise_for_status()
+
+
+@pytest.mark.parametrize("number", NOT_WHOLE)
+def test_what_is_no_whole_number_is_no_instance_id(shared: Server, number: str) -> None:
+    body = json.dumps(manifest(owner=owner_body(worker("bad")) | {"instance_id": 77_777_777}))
+    problem_of(post(shared, body.replace("77777777", number)), 422, "invalid")
+
+
 @pytest.mark.parametrize("size", [len(CONTENT) + 1, 0, 2**53 + 1, 2**63, 2**64, 10**400])
 def test_a_size_that_is_not_the_contents_is_a_mismatch(shared: Server, size: int) -> None:
     answer = post(shared, json.dumps(manifest(artifacts=[{**HELD, "size": size}])))

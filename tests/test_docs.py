@@ -31,6 +31,9 @@ from registry.core.records import (
     Unregistration,
 )
 from registry.errors import error_classes
+from registry.mirror.ledger import LedgerCounts
+from registry.mirror.status import MirrorStatus
+from registry.mirror.status_server import metrics_of
 from registry.server import auth
 from registry.server.http import STATUS
 from registry.server.openapi.spec import STORAGE, RequestSpec
@@ -280,6 +283,13 @@ def test_every_metric_is_documented(server: Server) -> None:
     shown = {name for name in re.findall(r"^# TYPE (\S+)", text, re.M) if name[-8:] != "_created"}
     rows = table_rows(section(DOCS / "operations.md", "## Metrics"))
     assert {row[0].strip("`") for row in rows[1:]} == shown | SOMETIMES_SHOWN
+
+
+def test_every_metric_of_a_mirror_is_documented() -> None:
+    report = MirrorStatus().report(LedgerCounts())
+    shown = set(re.findall(r"^# TYPE (\S+)", metrics_of(report), re.M))
+    rows = table_rows(section(DOCS / "operations.md", "## A mirror"))
+    assert {row[0].strip("`") for row in rows[1:]} == shown
 
 
 def test_every_health_check_is_documented(server: Server) -> None:

@@ -37,6 +37,7 @@ ROOMS: dict[str, set[str]] = {
         "registry.discovery",
     },
 }
+ROOMS["registry.mirror"] = ROOMS["registry.client"] | {"registry.client"}
 ROOMS["registry.records"] = {"registry.core"}
 MAY_IMPORT_ALL = {"registry.cli", "registry.__main__"}
 LAZY = {"registry"}
@@ -50,7 +51,7 @@ HOMES = {
     "sqlalchemy": {"registry.store"},
     "alembic": {"registry.store"},
     "sqlite3": {"registry.store", "registry.cli"},
-    "httpx2": {"registry.client", "registry.network", "registry.discovery"},
+    "httpx2": {"registry.client", "registry.network", "registry.discovery", "registry.mirror"},
     "typer": {"registry.cli"},
     "rich": {"registry.cli"},
 }
@@ -160,6 +161,7 @@ def test_importing_the_package_loads_no_library_at_all() -> None:
     [
         "import registry.client",
         "from registry.client import RegistryClient, Resolver",
+        "from registry.mirror import Mirror, MirrorMode, MirrorSettings",
         "from registry import Owner, ArtifactKey, RegistryError, Receipt, slugify",
     ],
 )

@@ -42,6 +42,7 @@ COMMANDS = {
     "audit": ("registry.cli.audit:audit", "Report leaks and faults of a database."),
     "sweep": ("registry.cli.audit:sweep", "End lapsed owners now."),
     "verify": ("registry.cli.audit:verify", "Check a database, its content and its journal."),
+    "mirror": ("registry.cli.mirror:mirror", "Hold the files of a fleet that is not changed."),
     "explain": ("registry.cli.inspect:explain", "Show why a file is served, and whose bytes."),
 }
 """Every command: where it is (a function, or a Typer app with commands of its own), and its line

@@ -9,6 +9,7 @@ from registry.content.blocks import BlockDigests, BlockHasher
 from registry.content.cache import LARGE_BYTES
 from registry.content.file_memory import FileMemory, proof_of
 from registry.content.places import Places
+from registry.content.round_looks import RoundLooks
 from registry.content.single_flight import SingleFlight
 from registry.core import hashing, no_links
 from registry.core.memo import Memo
@@ -36,6 +37,7 @@ class FileLooks:
         self._flights = flights
         self._tell = tell
         self._memory = FileMemory()
+        self._round = RoundLooks()
         self._ways: Memo[str, str] = Memo(WAYS_BYTES)
         """Where the paths that are kept led when that was last looked at."""
 
@@ -59,14 +61,17 @@ class FileLooks:
         self._memory.note(found)
 
     def is_there(self, location: Location, path: str) -> bool:
-        """Whether a local file is known to hold the located content, by one `lstat`."""
+        """Whether a local file is known to hold the located content, by a look at it in this
+        round of the event loop."""
         way = self._ways.get(path)
-        find_status = self._places.find_status
-        if way is None or find_status is None:
+        look = self._places.find_status
+        if way is None or look is None:
             return False
         proof = self._memory.proofs.get(way)
         try:
-            return proof is not None and proof == proof_of(location.checksum, find_status(way))
+            if proof is None:
+                return False
+            return proof == proof_of(location.checksum, self._round.find_status(way, look))
         except (OSError, ValueError):
             return False
 

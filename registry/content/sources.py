@@ -75,7 +75,7 @@ class Holdings:
 
     def ready(self, location: Location) -> Body | None:
         """The content if it is in memory and the located holder still has it. Does not block
-        for longer than one `lstat` of a local file."""
+        for longer than one look at a local file."""
         if location.status != RefStatus.OK:
             return None  # To `open`, which puts down that the bytes are there again.
         path = location.path

@@ -6,7 +6,7 @@ it; all others are `extra_files`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -129,6 +129,18 @@ class Card:
         """
         return [_file_of(found) for found in _files_in(dict(self.content))]
 
+    @property
+    def places(self) -> list[Mapping[str, Any]]:
+        """Every object of the card that says where a file is, as it stands there."""
+        return list(_files_in(dict(self.content)))
+
+    def with_paths(self, path_of: Callable[[Mapping[str, Any]], object]) -> Card:
+        """The same card with other paths in its `places`, and nothing else changed."""
+        content = _copied(self.content)
+        for place in _files_in(content):
+            place["path"] = path_of(place)
+        return Card(content)
+
 
 def make_card(
     name: str,
@@ -232,6 +244,13 @@ def _files_in(content: object) -> Iterator[dict[str, Any]]:
             value = list(value.values())
         if isinstance(value, list):
             pending += reversed(value)
+
+
+def _copied(content: Any) -> Any:
+    """JSON again, of which nothing is shared. How deep it is, was looked at when it was read."""
+    if isinstance(content, Mapping):
+        return {name: _copied(value) for name, value in content.items()}
+    return [_copied(value) for value in content] if isinstance(content, list) else content
 
 
 def _file_of(found: dict[str, Any]) -> CardFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -146,8 +147,28 @@ def decode_drain(body: bytes) -> DrainRequest:
     return _decoded(_drain_decoder, body) if body else DrainRequest()
 
 
+_WAS_FLOAT = "got `float`"
+_WHOLE_DIGITS = 20
+
+
+def _whole(text: str) -> int | float:
+    """What a number with a point or an exponent is: 7.0 and 7e0 are whole numbers (JSON Schema)."""
+    number = Decimal(text)
+    is_whole = number.adjusted() <= _WHOLE_DIGITS and number == number.to_integral_value()
+    return int(number) if is_whole else float(number)
+
+
+_whole_decoder = msgspec.json.Decoder(float_hook=_whole)
+
+
 def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
-        return decoder.decode(body)
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            if _WAS_FLOAT not in str(error):
+                raise
+            whole: T = msgspec.convert(_whole_decoder.decode(body), decoder.type)
+            return whole
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.Invalid(f"The request body is not what this call takes: {error}.") from error

@@ -34,6 +34,33 @@ _UNKNOWN: Any = object()
 class HttpConnection(WaitingConnection):
     """One connection, from its first byte to its last."""
 
+    # Past thirty attributes a dict is slow, and uvicorn has as many.
+    __slots__ = (
+        "_answered",
+        "_answering",
+        "_at_once",
+        "_begun",
+        "_body_bytes",
+        "_framing",
+        "_head_buffer",
+        "_held",
+        "_host",
+        "_is_answered",
+        "_is_half_closed",
+        "_is_idle",
+        "_is_own_host",
+        "_is_told",
+        "_known_host",
+        "_limits",
+        "_lingers",
+        "_part",
+        "_refusal",
+        "_refused",
+        "_takes",
+        "_unframed_bytes",
+        "_watch",
+    )
+
     config: Config
     flow: Flow
 
@@ -98,12 +125,18 @@ class HttpConnection(WaitingConnection):
     # What comes in
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
         if self._refusal is not None:
             return
         if self.pipeline or self._held:
             self._hold(self._held + data)
-            return
+        elif len(data) <= SLICE_BYTES:
+            self._feed(data)
+        else:
+            self._feed_in_slices(data)
+
+    def _feed_in_slices(self, data: bytes) -> None:
         answered = self._answered
         for start in range(0, len(data), SLICE_BYTES):
             self._feed(data[start : start + SLICE_BYTES])

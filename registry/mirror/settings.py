@@ -1,0 +1,122 @@
+"""What a mirror is told: which store, which registry, and how."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from registry.client.transport import checked_url
+from registry.core.checks import check_lease, check_name, milliseconds
+from registry.core.hashing import checksum_of
+from registry.core.records import Owner
+from registry.errors import Invalid, SettingsError
+
+LINGER_MAX_S = 7 * 24 * 3600.0
+FILE_MAX_BYTES = 64 << 20
+"""What a registry takes unless it is told otherwise."""
+
+
+class MirrorMode(StrEnum):
+    """What becomes of the cards themselves."""
+
+    COPY = "copy"
+    """Nothing: the store is only read."""
+    REWRITE = "rewrite"
+    """They are made to name the registry, where they are, as long as their worker keeps them."""
+    BRIDGE = "bridge"
+    """They name the registry in a second store, into which everything else is copied as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorSettings:
+    """How a mirror works. Times in seconds.
+
+    Args:
+        discovery: the URL of the store that the fleet publishes in.
+        url: the registry as the mirror reaches it, and `public_url` as frontends do.
+        to: the URL of the second store, for `bridge` and only for it.
+        namespaces: only cards of these are looked at; empty: all.
+        lease_ttl_s: how long the registry keeps files when no mirror renews them.
+        linger_s: how long files are kept when their card is gone.
+        local_roots: directories of this host below which a card may name files by their path.
+        brake_share, brake_min, brake_max_s: when a listing shows more than this share of all
+            owners gone, and at least so many, they are kept for so long.
+
+    Raises:
+        SettingsError: they contradict each other, or one is out of bounds.
+    """
+
+    discovery: str
+    url: str
+    public_url: str | None = None
+    mode: MirrorMode = MirrorMode.COPY
+    to: str | None = None
+    namespaces: tuple[str, ...] = ()
+    lease_ttl_s: float = 3600.0
+    linger_s: float = 60.0
+    local_roots: tuple[str, ...] = ()
+    token: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    file_max_bytes: int = FILE_MAX_BYTES
+    brake_share: float = 0.3
+    brake_min: int = 3
+    brake_max_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        checked_url(self.url)
+        if self.public_url is not None:
+            checked_url(self.public_url)
+        if (self.mode is MirrorMode.BRIDGE) != (self.to is not None):
+            raise SettingsError(
+                "A bridge copies into a second store, and only a bridge does: give both, mode "
+                "bridge and the URL of that store (--to), or neither."
+            )
+        if self.to == self.discovery:
+            raise SettingsError("A bridge needs two stores; --to names the one it reads.")
+        if not 0 <= self.linger_s <= LINGER_MAX_S:
+            raise SettingsError(
+                f"linger_s is {self.linger_s!r}; it must be from 0 to {LINGER_MAX_S:g} s."
+            )
+        try:
+            check_lease(milliseconds("lease_ttl_s", self.lease_ttl_s))
+            for namespace in self.namespaces:
+                check_name("namespace", namespace)
+        except Invalid as error:
+            raise SettingsError(error.detail) from None
+        for root in self.local_roots:
+            if not os.path.isabs(root):
+                raise SettingsError(f"The local root {root!r} must be an absolute path.")
+
+    @property
+    def base_url(self) -> str:
+        """What the URLs in cards begin with."""
+        return checked_url(self.public_url or self.url)
+
+    @property
+    def worker_prefix(self) -> str:
+        """What the worker names of all owners begin with that mirrors of this store register."""
+        return f"mirror-{_identity_of(self.discovery)}-"
+
+    def worker_name(self, owner: Owner) -> str:
+        """The worker name of an owner. It has the instance in it, so that no owner ever takes the
+        place of another (S11)."""
+        return f"{self.worker_prefix}{owner.instance_id:x}"
+
+    def looks_at(self, owner: Owner) -> bool:
+        """Whether the cards of an owner are this mirror's business."""
+        return not self.namespaces or owner.namespace in self.namespaces
+
+
+def _identity_of(url: str) -> str:
+    """Eight digits that are the same for every mirror of a store, however it logs in there."""
+    from registry.discovery.etcd.settings import is_etcd_url, read_settings
+
+    if is_etcd_url(url):
+        etcd = read_settings(url)
+        name = "\n".join([*sorted(etcd.endpoints), etcd.prefix])
+    elif url.startswith("file:"):
+        name = "file:" + os.path.realpath(url.removeprefix("file:").removeprefix("//"))
+    else:
+        name = url
+    return checksum_of(name.encode()).removeprefix("blake3:")[:8]
