@@ -53,6 +53,7 @@ HOMES = {
     "alembic": {"registry.store"},
     "sqlite3": {"registry.store", "registry.cli"},
     "httpx2": {"registry.client", "registry.network", "registry.discovery", "registry.mirror"},
+    "lightkube": {"registry.discovery"},
     "typer": {"registry.cli"},
     "rich": {"registry.cli"},
 }
