@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "require_read_token": False,
     "insecure": False,
     "allowed_hosts": (),
+    "proxy_for": None,
     "tls_certificate": None,
     "tls_key": None,
     "lease_grace_s": 300,

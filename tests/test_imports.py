@@ -28,7 +28,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "registry.server": {
         *("registry", "registry.errors", "registry.config", "registry.core", "registry.wire"),
-        *("registry.store", "registry.content", "registry.service"),
+        *("registry.store", "registry.content", "registry.service", "registry.network"),
+        "registry.discovery",
     },
     "registry.network": {"registry.errors", "registry.core"},
     "registry.discovery": {"registry.errors", "registry.core", "registry.network"},

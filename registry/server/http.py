@@ -49,6 +49,8 @@ STATUS: dict[type[errors.RegistryError], int] = {
     errors.StorageUnavailable: 503,
     errors.Internal: 500,
     errors.Unauthenticated: 401,
+    errors.ProxyUnauthenticated: 407,
+    errors.OriginUnavailable: 502,
     errors.Forbidden: 403,
     errors.Malformed: 400,
     errors.RequestTimeout: 408,
@@ -57,6 +59,7 @@ STATUS: dict[type[errors.RegistryError], int] = {
 
 RETRY_AFTER_S = {errors.UploadsPending: 60, errors.StorageUnavailable: 5, errors.Unserveable: 5}
 CHALLENGE = 'Bearer realm="metadata-registry"'
+PROXY_CHALLENGE = 'Basic realm="metadata-registry", Bearer realm="metadata-registry"'
 INVALID_TOKEN = ', error="invalid_token"'
 BODIES_MAX_BYTES = 256 << 20
 REQUEST_ID_MAX = 128
@@ -103,6 +106,8 @@ def problem(
         headers["Allow"] = ", ".join(error.allowed)
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = CHALLENGE + (INVALID_TOKEN if error.was_given else "")
+    if isinstance(error, errors.ProxyUnauthenticated):
+        headers["Proxy-Authenticate"] = PROXY_CHALLENGE
     if isinstance(error, errors.RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
     body = encode(problem_of(error, status, request_id, events))

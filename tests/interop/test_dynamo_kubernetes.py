@@ -20,10 +20,12 @@ from registry.client import Resolver
 from registry.core.hashing import checksum_of
 from registry.discovery.kubernetes import KubernetesDiscovery
 from registry.discovery.kubernetes.settings import read_settings
+from registry.mirror import Mirror, MirrorSettings
 from tests.apiservers import WORKERS, ApiServer
 from tests.etcds import Watcher, free_port
+from tests.interop.test_dynamo import checksums_of, registered
 from tests.models import make_model
-from tests.support import ROOT, wait_for
+from tests.support import ROOT, Server, wait_for
 
 PYTHON = ROOT / "build/dynamo/bin/python"
 NAME = "Org/Tiny.Lab-1B"
@@ -216,3 +218,20 @@ def test_a_server_that_goes_and_comes_back_loses_nobody_anything(
     fleet.wait_until(lambda: _models(frontend) == {NAME} and len(watcher.live) == 1)
     assert watcher.changes[-1].relisted
     assert watcher.error is None
+
+
+def test_a_mirror_holds_what_an_unchanged_worker_publishes(
+    api: ApiServer, fleet: Fleet, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(fleet.config))
+    fleet.start_worker("worker-0")
+    fleet.wait_until(lambda: (WORKERS, "worker-0") in api.objects)
+    with Mirror(MirrorSettings("kubernetes:", server.url, linger_s=0.5)) as mirror:
+        assert registered(server) == 0
+        api.set_ready(*pods(0))
+        fleet.wait_until(lambda: registered(server) > 0)
+        held = server.client.get("/v1/artifacts").json()["artifacts"]
+        assert {each["checksum"] for each in held} == checksums_of(fleet.model)
+        api.set_ready(*pods(0), ready=False)
+        fleet.wait_until(lambda: registered(server) == 0)
+        assert mirror.report().fetched_files == len(held)

@@ -37,7 +37,7 @@ CLOSED_WITHIN_S = 0.5
 
 class KubernetesDiscovery:
     """The records of a namespace. For the methods see `Discovery`; those that write raise
-    DiscoveryUnavailable."""
+    DiscoveryUnavailable. It is no `Rewriting`: a worker would undo it."""
 
     def __init__(self, settings: KubernetesSettings, *, patience_s: float = PATIENCE_S) -> None:
         self._api = KubernetesApi(settings)
@@ -52,10 +52,6 @@ class KubernetesDiscovery:
 
     def withdraw(self, key: RecordKey) -> None:
         raise self._read_only(f"{key} is not withdrawn")
-
-    def replace(self, old: Record, new: Record) -> bool:
-        """Always refused: the worker would undo it."""
-        raise self._read_only(f"{old.key} is not replaced")
 
     def find(self, key: RecordKey) -> Record | None:
         return next((each for each in self.list(key.kind) if each.key == key), None)
