@@ -33,11 +33,10 @@ log = logging.getLogger("registry.discovery")
 
 @dataclass(frozen=True, slots=True)
 class AllObjects:
-    """Everything of a kind; `again` after a gap."""
+    """Everything of a kind: at first, and after each gap."""
 
     kind: ObjectKind
     objects: list[bytes]
-    again: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,6 @@ class Feed:
         self._closed = closed
         self._outage = Outage(closed, patience_s)
         self._version = ""
-        self._is_begun = False
         self._stream: LineStream | None = None
 
     def run(self) -> None:
@@ -110,8 +108,7 @@ class Feed:
     def _list(self) -> None:
         listing = self._api.list(self._kind)
         self._version = listing.version
-        self._tell(AllObjects(self._kind, listing.objects, again=self._is_begun))
-        self._is_begun = True
+        self._tell(AllObjects(self._kind, listing.objects))
 
     def _watch(self) -> None:
         """Tell each change until the watch ends, as it does after a while."""
