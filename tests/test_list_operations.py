@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.core.model_revisions import OnConflict
+from registry.core.model_revisions import OnConflict, revision_slug
 from registry.core.records import (
     Artifact,
     ArtifactKey,
@@ -45,6 +45,9 @@ KEYS = [
     ArtifactKey("model", "_base", "config.json"),
     ArtifactKey("model", "_base", "tokenizer.json"),
     ArtifactKey("model", "tuned", "config.json"),
+    ArtifactKey(
+        revision_slug("model", [("config.json", checksum(b"one"))]), "_base", "config.json"
+    ),
     ArtifactKey("other", "_base", "größe 模型.json"),
 ]
 CONTENTS = [b"", b"one", b"other"]

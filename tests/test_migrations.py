@@ -1128,7 +1128,7 @@ def test_what_an_older_revision_has_is_no_revision_of_a_model_and_gets_some_besi
 
 
 @pytest.mark.parametrize("revision", OLDER)
-def test_going_back_keeps_what_revisions_of_a_model_hold_and_forgets_that_they_are_some(
+def test_going_back_forgets_that_revisions_of_a_model_are_some_until_their_owners_come_again(
     revision: str, migrated: Path
 ) -> None:
     register_file(migrated, OLD_OWNER, b"old")
@@ -1144,6 +1144,8 @@ def test_going_back_keeps_what_revisions_of_a_model_hold_and_forgets_that_they_a
         (slug, None),
     ]
     assert migrate.check(url_of(migrated)) == []
+    register_file(migrated, NEW_OWNER, b"new", on_conflict=OnConflict.REVISION)
+    assert rows(migrated, "SELECT slug FROM entries WHERE base_slug = 'model'") == [(slug,)]
 
 
 def test_a_program_of_the_revision_before_works_with_revisions_of_models(

@@ -76,7 +76,16 @@ def base_slugs(server: Server, slug: str) -> dict[str, str | None]:
             "SELECT DISTINCT slug, base_slug FROM entries WHERE slug = ? OR base_slug = ?",
             [slug, slug],
         )
-        return dict(rows.fetchall())
+        found = rows.fetchall()
+    assert len(dict(found)) == len(found), "a model is a revision or not with all of its files"
+    return dict(found)
+
+
+def shown_beside(server: Server, slug: str) -> dict[str, str | None]:
+    """The revisions that `explain` names beside a model, with what `models` says of them."""
+    with RegistryClient(server.url) as client:
+        models = {each.slug: each.base_slug for each in client.models()}
+        return {each.slug: models[each.slug] for each in client.explain(key_of(slug)).revisions}
 
 
 # The slug
@@ -251,6 +260,89 @@ def test_a_lora_and_its_base_model_become_revisions_each_by_itself(
     assert shared.fetch(key_of(slug, suffix="tuned")).content == b"old"
 
 
+# Becoming a revision, and ceasing to be one
+
+
+@pytest.mark.parametrize(
+    ("there", "number", "expected"),
+    [
+        (NEW, 3, ["shared", "shared"]),
+        (NEW, 2, ["unchanged", "unchanged"]),
+        (OLD, 4, ["replaced", "shared"]),
+    ],
+    ids=["others'", "its own", "superseded"],
+)
+def test_what_was_there_under_its_slug_becomes_a_revision_with_who_comes_as_one(
+    shared: Server, slug: str, there: Files, number: int, expected: list[str]
+) -> None:
+    """S17: however it came there. Once known, it is written no more, and who registers the same
+    under that slug changes nothing."""
+    revision = revision_of(slug, NEW)
+    offer(shared, worker(slug, 1), slug, OLD)
+    offer(shared, worker(slug, 2), revision, there, worker_name="w")
+    assert shown_beside(shared, slug) == {}
+    options = {"worker_name": "w"} if number == 4 else {}
+    answer = offer(shared, worker(slug, number), slug, NEW, **options)
+    assert (slug_of(answer), outcomes(answer)) == (revision, expected)
+    assert base_slugs(shared, slug) == {slug: None, revision: slug}
+    assert shown_beside(shared, slug) == {revision: slug}
+    offer(shared, worker(slug, 5), revision, NEW, on_conflict="refuse")
+    assert shown_beside(shared, slug) == {revision: slug}
+
+
+@pytest.mark.parametrize("options", [{"on_conflict": "revision"}, {"as_revision": True}])
+def test_who_registers_its_revision_again_says_anew_that_it_is_one(
+    shared: Server, slug: str, options: dict[str, Any]
+) -> None:
+    """A schema of before, and a program of before, know of no revisions."""
+    revision = revision_of(slug, NEW)
+    offer(shared, worker(slug, 1), slug, OLD)
+    offer(shared, worker(slug, 2), slug, NEW)
+    with sql(shared.database) as connection:
+        connection.execute("UPDATE entries SET base_slug = NULL WHERE slug = ?", [revision])
+    answer = offer(shared, worker(slug, 2), slug, NEW, **options)
+    assert (slug_of(answer), outcomes(answer)) == (revision, ["unchanged", "unchanged"])
+    assert shown_beside(shared, slug) == {revision: slug}
+
+
+@pytest.mark.parametrize("files", [OLD, {"config.json": b"old"}], ids=["all", "one"])
+def test_a_revision_with_a_file_replaced_under_its_own_slug_is_none_any_more(
+    shared: Server, slug: str, files: Files
+) -> None:
+    """S17: its slug is named after what it does not hold any more. What is there under another
+    suffix is another model; and with its files back it is a revision again."""
+    revision, lora = revision_of(slug, NEW), worker(slug, 2, lora_slug="tuned")
+    offer(shared, worker(slug, 1), slug, OLD)
+    offer(shared, worker(slug, 2), slug, NEW)
+    lines = [copied(key_of(slug, name, suffix="tuned"), content) for name, content in NEW.items()]
+    assert slug_of(shared.register(lora, lines, as_revision=True)) == revision
+    answer = offer(shared, worker(slug, 2), revision, files, on_conflict="refuse")
+    assert outcomes(answer)[0] == "replaced"
+    assert shown_beside(shared, slug) == {}
+    with RegistryClient(shared.url) as client:
+        assert client.explain(key_of(revision)).revisions == ()
+        assert {
+            (each.suffix, each.base_slug) for each in client.models() if each.slug == revision
+        } == {("_base", None), ("tuned", slug)}
+    answer = offer(shared, worker(slug, 2), slug, NEW)
+    assert (slug_of(answer), outcomes(answer)) == (revision, ["replaced", "unchanged"])
+    assert base_slugs(shared, slug) == {slug: None, revision: slug}
+
+
+def test_a_slug_that_is_as_long_as_may_be_is_no_revision_of_itself(
+    shared: Server, slug: str
+) -> None:
+    """Of a revision's slug of full length, the same files are a revision by the same slug."""
+    revision = revision_of(slug.ljust(SLUG_MAX, "b"), NEW)
+    assert revision_of(revision, NEW) == revision
+    for expected in ("created", "unchanged"):
+        answer = offer(shared, worker(slug, 1), revision, NEW, as_revision=True)
+        assert (slug_of(answer), outcomes(answer)) == (revision, [expected] * 2)
+    assert base_slugs(shared, revision) == {revision: None}
+    answer = offer(shared, worker(slug, 2), revision, OLD)
+    assert slug_of(answer) == revision_of(revision, OLD) != revision
+
+
 # Refused
 
 
@@ -317,6 +409,16 @@ def test_a_revision_settles_what_was_refused_before(shared: Server, slug: str) -
         offer(shared, worker(slug, 2), slug, NEW)
         assert unresolved(shared, slug) == []
     assert len(journal(shared.database, "refused", slug=slug)) == 2
+
+
+def test_what_was_there_settles_a_refusal_once_it_is_a_revision(shared: Server, slug: str) -> None:
+    """Else the audit would name the conflict for an hour."""
+    offer(shared, worker(slug, 1), slug, OLD)
+    offer(shared, worker(slug, 2), revision_of(slug, NEW), NEW)
+    offer(shared, worker(slug, 2), slug, NEW, on_conflict="refuse")
+    assert unresolved(shared, slug) == [f"{slug}/_base/config.json"]
+    offer(shared, worker(slug, 2), slug, NEW)
+    assert unresolved(shared, slug) == []
 
 
 def unresolved(server: Server, slug: str) -> list[str]:

@@ -77,11 +77,30 @@ class Model:
 
     entries: dict[ArtifactKey, bytes] = field(default_factory=dict)
     held: dict[Owner, dict[ArtifactKey, str | None]] = field(default_factory=dict)
+    revisions: set[ArtifactKey] = field(default_factory=set)
+    """Those of the entries that are revisions of "model"."""
 
-    def register(self, owner: Owner, lines: Mapping[ArtifactKey, tuple[bytes, str | None]]) -> bool:
+    def register(
+        self,
+        owner: Owner,
+        lines: Mapping[ArtifactKey, tuple[bytes, str | None]],
+        *,
+        as_revision: bool = False,
+    ) -> bool:
         for key, (content, _) in lines.items():
             if self.entries.get(key, content) != content and self.holders(key) - {owner}:
                 return False
+        changed = {
+            (key.slug, key.suffix)
+            for key, (content, _) in lines.items()
+            if self.entries.get(key, content) != content
+        }
+        if as_revision:
+            self.revisions |= lines.keys()
+        else:
+            self.revisions = {
+                each for each in self.revisions if (each.slug, each.suffix) not in changed
+            }
         self.entries |= {key: content for key, (content, _) in lines.items()}
         self.held.setdefault(owner, {}).update({key: lines[key][1] for key in lines})
         return True
@@ -91,9 +110,7 @@ class Model:
     ) -> Mapping[ArtifactKey, tuple[bytes, str | None]]:
         """S17: what an owner holds as a revision, or what others hold with other content, goes
         under a slug of its own."""
-        files = [(key.filename, checksum(content)) for key, (content, _) in lines.items()]
-        slug = revision_slug("model", files)
-        moved = {replace(key, slug=slug): line for key, line in lines.items()}
+        moved = {replace(key, slug=slug_of(lines)): line for key, line in lines.items()}
         is_mine = self.held.get(owner, {}).keys() & moved.keys()
         is_free = all(
             self.entries.get(key, content) == content or not self.holders(key) - {owner}
@@ -106,6 +123,7 @@ class Model:
             del self.held[owner][key]
         gone = [key for key in keys if not self.holders(key)]
         self.entries = {key: self.entries[key] for key in self.entries if key not in gone}
+        self.revisions.difference_update(gone)
         return gone
 
     def holders(self, key: ArtifactKey) -> set[Owner]:
@@ -198,7 +216,7 @@ class Ownership(RuleBasedStateMachine):
         )
         with self.database.write() as conn:
             outcome = register_ops.register(conn, conn.now, [registration])[0]
-        assert self.model.register(owner, placed)
+        assert self.model.register(owner, placed, as_revision=placed is not lines)
         assert isinstance(outcome, Registered)
         assert [each.key for each in outcome.artifacts] == list(placed)
         assert [each.outcome for each in outcome.artifacts] == before
@@ -228,6 +246,16 @@ class Ownership(RuleBasedStateMachine):
                 assert conflict.offered == checksum(lines[conflict.key][0])
                 named = {holder.owner for holder in conflict.holders}
                 assert named == holders[conflict.key] - {owner}
+
+    @rule(owner=owners, lines=manifests, number=st.integers(0, 3))
+    def register_under_the_slug_of_a_revision(
+        self, owner: Owner, lines: dict[ArtifactKey, tuple[bytes, str | None]], number: int
+    ) -> None:
+        slugs = sorted({key.slug for key in self.model.revisions} | {slug_of(lines)})
+        slug = slugs[number % len(slugs)]
+        self.register_manifest(
+            owner, {replace(key, slug=slug): line for key, line in lines.items()}
+        )
 
     @rule(owner=owners)
     def unregister_in_process(self, owner: Owner) -> None:
@@ -334,7 +362,10 @@ class Ownership(RuleBasedStateMachine):
             live = connection.execute("SELECT count(*) FROM owners WHERE state = 'active'")
             assert live.fetchone() == (len(model.held),)
         assert sorted(entries) == sorted(
-            (*name_of(key), checksum(content), len(content), base_slug_of(key))
+            (
+                *(*name_of(key), checksum(content), len(content)),
+                "model" if key in model.revisions else None,
+            )
             for key, content in model.entries.items()
         )
         assert set(refs) == {
@@ -419,12 +450,14 @@ class Ownership(RuleBasedStateMachine):
         assert_sound(self.path)
 
 
+def slug_of(lines: Mapping[ArtifactKey, tuple[bytes, str | None]]) -> str:
+    """The slug that a manifest of "model" has as a revision."""
+    files = [(key.filename, checksum(content)) for key, (content, _) in lines.items()]
+    return revision_slug("model", files)
+
+
 def name_of(key: ArtifactKey) -> tuple[str, str, str]:
     return key.slug, key.suffix, key.filename
-
-
-def base_slug_of(key: ArtifactKey) -> str | None:
-    return None if key.slug == "model" else "model"
 
 
 def assert_same_receipt(receipt: Receipt, expected: Receipt) -> None:

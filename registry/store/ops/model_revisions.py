@@ -31,10 +31,13 @@ class Placement:
 
 
 def find_revision(item: Registration) -> Placement | None:
-    """A manifest as a revision of its model; None: it may be none, or has nothing."""
+    """A manifest as a revision of its model; None: it may be none, has nothing, or names (with a
+    slug so long that it is cut) what would be its own revision."""
     if not item.may_be_revision or not item.artifacts:
         return None
     base_slug = item.artifacts[0].key.slug
     slug = revision_slug(base_slug, ((each.key.filename, each.checksum) for each in item.artifacts))
+    if slug == base_slug:
+        return None
     artifacts = tuple(replace(each, key=replace(each.key, slug=slug)) for each in item.artifacts)
     return Placement(replace(item, artifacts=artifacts), base_slug, f"revision of {base_slug}")

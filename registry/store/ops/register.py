@@ -47,6 +47,7 @@ from registry.store.ops.register_rows import (
     find_entries,
     find_owners,
     find_refs,
+    mark_revisions,
     write_entries,
     write_owners,
     write_refs,
@@ -126,6 +127,8 @@ class _Batch:
     touched_owners: dict[int, tuple[Owner, OwnerDraft]] = field(default_factory=dict)
     touched_refs: dict[tuple[int, int], RefDraft] = field(default_factory=dict)
     replaced: list[EntryDraft] = field(default_factory=list)
+    marked: list[EntryDraft] = field(default_factory=list)
+    unmarked: set[tuple[str, str]] = field(default_factory=set)
     dropped: list[str] = field(default_factory=list)
     incarnations: dict[Worker, list[Incarnation]] = field(init=False)
     superseded: set[Instance] = field(init=False)
@@ -280,6 +283,7 @@ class _Batch:
             entry.checksum = artifact.checksum
             entry.size = self._size(artifact)
             self.replaced.append(entry)
+        self._mark(placement, entry, artifact.key, is_replaced=outcome is Outcome.REPLACED)
         ref = self.refs.get((owner.id, entry.id))
         if ref is not None and outcome is Outcome.SHARED:
             outcome = Outcome.UNCHANGED
@@ -291,6 +295,20 @@ class _Batch:
             self._journal(item, owner, entry, kind, previous, reason)
         self._set_ref(item, owner, entry, artifact, ref, journalled=bool(kind))
         return RegisteredArtifact(artifact.key, entry.checksum, entry.size, outcome)
+
+    def _mark(
+        self, placement: Placement, entry: EntryDraft, key: ArtifactKey, *, is_replaced: bool
+    ) -> None:
+        """Say of which model an entry is a revision (S17): what becomes one is one, however it came
+        there; and with one file replaced under its own slug, none of the slug's files is any more,
+        since together they are not what it is named after."""
+        base_slug = placement.base_slug
+        if is_replaced and base_slug is None and entry.base_slug is not None:
+            self.unmarked.add((key.slug, key.suffix))
+        elif base_slug not in (None, entry.base_slug) and (is_replaced or entry.base_slug is None):
+            entry.base_slug = base_slug
+            if not entry.is_new:
+                self.marked.append(entry)
 
     def _was_refused(self, placement: Placement, artifact: Artifact) -> bool:
         """Whether the last word on an owner's key, or on that of the same file of the base slug, is
@@ -367,6 +385,7 @@ class _Batch:
         conn, now = self.conn, self.now
         write_owners(conn, now, self.touched_owners.values())
         write_entries(conn, now, self.entries, self.replaced)
+        mark_revisions(conn, self.marked, self.unmarked)
         write_refs(conn, now, self.touched_refs)
         write_events(conn, now, self.events)
         write_refusals(conn, now, self.last.get("events", 0), self.refusals)

@@ -63,6 +63,7 @@ class _FoundEntry(NamedTuple):
     id: int
     checksum: str
     size: int
+    base_slug: str | None
 
 
 _FIND_ENTRIES = Statement(
@@ -73,6 +74,7 @@ _FIND_ENTRIES = Statement(
         entries.c.id,
         entries.c.checksum,
         entries.c.size,
+        entries.c.base_slug,
     ).join(
         _keys,
         (entries.c.slug == _keys.c.slug)
@@ -123,7 +125,9 @@ def find_entries(conn: Connection, keys: set[ArtifactKey]) -> dict[ArtifactKey, 
         return {}
     by_name = {_names(key): key for key in keys}
     return {
-        by_name[row.slug, row.suffix, row.filename]: EntryDraft(row.id, row.checksum, row.size)
+        by_name[row.slug, row.suffix, row.filename]: EntryDraft(
+            row.id, row.checksum, row.size, row.base_slug
+        )
         for row in conn.run(_FIND_ENTRIES, rows=as_rows(by_name))
     }
 
@@ -216,6 +220,21 @@ _REPLACE_ENTRY = Statement(
     )
     .where(entries.c.id == bindparam("entry_id"))
 )
+_base_slug_rows = json_rows("rows", id=int, base_slug=str)
+_MARK_REVISIONS = Statement(
+    update(entries)
+    .values(base_slug=_base_slug_rows.c.base_slug)
+    .where(entries.c.id == _base_slug_rows.c.id)
+)
+_UNMARK_REVISION = Statement(
+    update(entries)
+    .values(base_slug=null())
+    .where(
+        entries.c.slug == bindparam("revision"),
+        entries.c.suffix == bindparam("model_suffix"),
+        entries.c.base_slug.is_not(None),
+    )
+)
 _ref_rows = json_rows(
     "rows",
     owner_id=int,
@@ -288,6 +307,17 @@ def write_entries(
             new_checksum=entry.checksum,
             new_size=entry.size,
         )
+
+
+def mark_revisions(
+    conn: Connection, marked: Iterable[EntryDraft], unmarked: Iterable[tuple[str, str]]
+) -> None:
+    """Give entries that were there the base slug that they now have, and take it from all entries
+    of the (slug, suffix) that are no revisions any more. Mostly there are neither."""
+    if rows := [(entry.id, entry.base_slug) for entry in marked]:
+        conn.run(_MARK_REVISIONS, rows=as_rows(rows))
+    for slug, suffix in unmarked:
+        conn.run(_UNMARK_REVISION, revision=slug, model_suffix=suffix)
 
 
 def write_refs(conn: Connection, now: int, touched: Mapping[tuple[int, int], RefDraft]) -> None:
