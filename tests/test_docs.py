@@ -19,7 +19,7 @@ import pytest
 from typer.core import TyperGroup
 
 from registry import cli
-from registry.config import SETTINGS, Setting
+from registry.config import SETTINGS
 from registry.core.policy import Policy
 from registry.core.records import (
     Artifact,
@@ -30,6 +30,7 @@ from registry.core.records import (
     Removal,
     Unregistration,
 )
+from registry.core.setting_rules import Setting
 from registry.errors import error_classes
 from registry.mirror.ledger import LedgerCounts
 from registry.mirror.status import MirrorStatus

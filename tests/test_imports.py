@@ -24,11 +24,11 @@ ROOMS: dict[str, set[str]] = {
     "registry.content": {"registry.errors", "registry.core", "registry.store"},
     "registry.service": {
         *("registry", "registry.errors", "registry.config", "registry.core", "registry.wire"),
-        *("registry.store", "registry.content"),
+        *("registry.store", "registry.content", "registry.discovery"),
     },
     "registry.server": {
         *("registry", "registry.errors", "registry.config", "registry.core", "registry.wire"),
-        *("registry.store", "registry.content", "registry.service"),
+        *("registry.store", "registry.content", "registry.service", "registry.discovery"),
     },
     "registry.network": {"registry.errors", "registry.core"},
     "registry.discovery": {"registry.errors", "registry.core", "registry.network"},

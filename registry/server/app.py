@@ -27,6 +27,7 @@ from registry.server.reloading import Reloads, reloading
 from registry.server.routes.operations import health_of
 from registry.server.routes.table import ROUTES
 from registry.server.siblings import Parent
+from registry.service.discovery_watch import DiscoveryWatch
 from registry.service.lanes import Shared
 from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
@@ -55,18 +56,24 @@ def create_app(
             on_batch=lambda batch: metrics.wrote(batch.outcomes, batch.items, batch.seconds),
         )
         sweeper = Sweeper(registry)
+        watch = _watch_of(settings, registry, parent)
         await registry.start()
         sweeper.start()
+        if watch is not None:
+            watch.start()
         try:
-            async with reporting(metrics, registry, parent, certificate) as report:
+            async with reporting(metrics, registry, parent, certificate, watch) as report:
                 with reloading(*reloads, limit_s=settings.file_timeout_s), watched(certificate):
                     yield {
                         "registry": registry,
                         "report": report,
-                        "health": Shared(lambda: health_of(registry, certificate)),
+                        "health": Shared(lambda: health_of(registry, certificate, watch)),
+                        "discovery": watch,
                         "bodies": room_for_bodies(settings.max_body_bytes),
                     }
         finally:
+            if watch is not None:
+                await watch.close()
             await sweeper.close()
             await registry.close()
 
@@ -79,6 +86,19 @@ def create_app(
     app.router.redirect_slashes = False
     direct = Direct(app, ROUTES, access, metrics)
     return Serving(direct, metrics, access)
+
+
+def _watch_of(
+    settings: Settings, registry: Registry, parent: Parent | None
+) -> DiscoveryWatch | None:
+    """The comparison with discovery, if one is wanted. Of several processes one looks."""
+    if settings.discovery is None:
+        return None
+    if parent is None:
+        return DiscoveryWatch(settings, registry.read)
+    watch = DiscoveryWatch(settings, registry.read, leads=lambda: parent.leads, tell=parent.tell)
+    parent.on_news = watch.hear
+    return watch
 
 
 async def _not_here(request: Request, error: Exception) -> Response:
