@@ -96,6 +96,10 @@ class Settings:
             separator=",",
         ),
     )
+    proxy_for: str | None = text_setting(
+        None,
+        "Discovery store: be a proxy for the files of its live cards; none: be none.",
+    )
     tls_certificate: str | None = text_setting(
         None, "PEM file with the certificate chain to serve HTTPS with; none: plain HTTP."
     )

@@ -115,6 +115,13 @@ class Unauthenticated(RegistryError):
         self.was_given = was_given
 
 
+class ProxyUnauthenticated(RegistryError):
+    """This proxy needs an access token. Give it with its address, as in
+    HTTP_PROXY=http://user:TOKEN@HOST:8090."""
+
+    code = "proxy_unauthenticated"
+
+
 class Forbidden(RegistryError):
     """The caller may not do this."""
 
@@ -224,6 +231,12 @@ class StorageUnavailable(RegistryError):
     """The database cannot be used; nothing was written. See /health and the log for the cause."""
 
     code = "storage_unavailable"
+
+
+class OriginUnavailable(RegistryError):
+    """A file that is not held here cannot be had from the worker that its card names."""
+
+    code = "origin_unavailable"
 
 
 class Internal(RegistryError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -109,6 +110,14 @@ class MirrorProcess:
             text=True,
             cwd=ROOT,
         )
+        self.log = ""
+        self._reader = threading.Thread(target=self._read_output, daemon=True)
+        self._reader.start()
+
+    def _read_output(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log += line
 
     def __enter__(self) -> MirrorProcess:
         return self
@@ -116,11 +125,9 @@ class MirrorProcess:
     @property
     def status_url(self) -> str:
         """Where it tells how it is doing."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("mirroring"):
-                return line.split()[-1].removesuffix("/metrics")
-        raise AssertionError("the mirror did not start")
+        wait_for(lambda: "/metrics\n" in self.log)
+        (line,) = (line for line in self.log.splitlines() if line.startswith("mirroring"))
+        return line.split()[-1].removesuffix("/metrics")
 
     def kill(self) -> None:
         self.process.kill()
@@ -133,6 +140,7 @@ class MirrorProcess:
         traceback: TracebackType | None,
     ) -> None:
         self.kill()
+        self._reader.join(STOP_S)
         if self.process.stdout is not None:
             self.process.stdout.close()
 

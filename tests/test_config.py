@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "discovery": None,
     "discovery_namespaces": (),
     "public_urls": (),
+    "proxy_for": None,
     "tls_certificate": None,
     "tls_key": None,
     "lease_grace_s": 300,

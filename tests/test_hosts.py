@@ -137,21 +137,25 @@ def test_the_first_http_had_no_host(shared: Server) -> None:
 
 
 WHOLE_URLS = [
-    ("http://localhost/{path}", "Host: localhost", 200),
-    ("HTTP://127.0.0.1:8090/{path}", "Host: localhost", 200),
-    ("https://[::1]:1/{path}", "Host: [::1]:1", 200),
+    ("http://localhost:{port}/{path}", "Host: localhost", 200),
+    ("HTTP://127.0.0.1:{port}/{path}", "Host: localhost", 200),
+    ("https://[::1]:{port}/{path}", "Host: [::1]:1", 200),
     ("http://rebound.example/{path}", "Host: localhost", 403),
-    ("http://localhost/{path}", "Host: rebound.example", 403),
-    ("http://localhost/{path}", "", 200),
+    ("http://localhost:{port}/{path}", "Host: rebound.example", 403),
+    ("http://localhost:{port}/{path}", "", 200),
     ("http://rebound.example/{path}", "", 403),
-    ("http://localhost/{path}", "Host: a b", 400),
-    ("http://localhost/{path}", "Host: localhost\r\nHost: localhost", 400),
+    # Others listen at other ports of this machine.
+    ("http://localhost/{path}", "Host: localhost", 403),
+    ("http://127.0.0.1:1/{path}", "Host: localhost", 403),
+    ("https://localhost/{path}", "", 403),
+    ("http://localhost:{port}/{path}", "Host: a b", 400),
+    ("http://localhost:{port}/{path}", "Host: localhost\r\nHost: localhost", 400),
     ("http://evil@localhost/{path}", "Host: localhost", 400),
     ("ftp://localhost/{path}", "Host: localhost", 400),
     ("http:///{path}", "Host: localhost", 400),
-    ("http://localhost", "Host: localhost", 404),
-    ("http://localhost?x=1", "Host: localhost", 404),
-    ("http://localhost/{path}?x=1", "Host: localhost", 422),
+    ("http://localhost:{port}", "Host: localhost", 404),
+    ("http://localhost:{port}?x=1", "Host: localhost", 404),
+    ("http://localhost:{port}/{path}?x=1", "Host: localhost", 422),
 ]
 
 
@@ -159,7 +163,7 @@ WHOLE_URLS = [
 def test_a_target_that_is_a_whole_url_says_for_whom_it_is_as_well(
     shared: Server, url: str, line: str, status: int
 ) -> None:
-    target = url.format(path=f"v1/metadata/{KEY}")
+    target = url.format(path=f"v1/metadata/{KEY}", port=shared.address[1])
     lines = [line] if line else []
     assert answer_to(shared, "GET", target, *lines).status_code == status
 

@@ -28,7 +28,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "registry.server": {
         *("registry", "registry.errors", "registry.config", "registry.core", "registry.wire"),
-        *("registry.store", "registry.content", "registry.service", "registry.discovery"),
+        *("registry.store", "registry.content", "registry.service", "registry.network"),
+        "registry.discovery",
     },
     "registry.network": {"registry.errors", "registry.core"},
     "registry.discovery": {"registry.errors", "registry.core", "registry.network"},
@@ -52,6 +53,7 @@ HOMES = {
     "alembic": {"registry.store"},
     "sqlite3": {"registry.store", "registry.cli"},
     "httpx2": {"registry.client", "registry.network", "registry.discovery", "registry.mirror"},
+    "lightkube": {"registry.discovery"},
     "typer": {"registry.cli"},
     "rich": {"registry.cli"},
 }

@@ -26,11 +26,15 @@ from typer.testing import CliRunner
 
 from registry import __version__
 from registry.cli.db import app as db_app
+from registry.core.model_revisions import OnConflict
+from registry.core.records import Artifact, ArtifactKey, Owner, Registered, Registration
 from registry.errors import Busy, DatabaseRefused, Invalid, StorageUnavailable
 from registry.store import tables
+from registry.store.ops import register as register_ops
 from registry.store.sqlite import backup as backup_module
 from registry.store.sqlite import compatibility, inspect, migrate, revisions, views
-from tests.support import ROOT
+from registry.store.sqlite.engine import Database
+from tests.support import ROOT, checksum
 
 HEAD = tables.HEAD_REVISION
 NEXT = f"{int(HEAD) + 1:04}"
@@ -1070,3 +1074,89 @@ def test_the_command_line_refuses_a_file_of_another_program(tmp_path: Path) -> N
     assert done.stderr.startswith("error: ")
     assert "another program" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# Revision 0004: revisions of models
+
+MODEL, OLD_OWNER, NEW_OWNER = "tiny", Owner("n", "c", "e", 1), Owner("n", "c", "e", 2)
+
+
+def register_file(path: Path, owner: Owner, content: bytes, **options: Any) -> str:
+    """Register a file in place; the slug under which it is."""
+    file = path.with_name(f"{checksum(content)[7:17]}.json")
+    file.write_bytes(content)
+    key = ArtifactKey(MODEL, "_base", "config.json")
+    artifact = Artifact(key, checksum(content), len(content), str(file))
+    database = Database(url_of(path))
+    with database.write() as conn:
+        registration = Registration(owner, (artifact,), **options)
+        (outcome,) = register_ops.register(conn, conn.now, [registration])
+    database.close()
+    assert isinstance(outcome, Registered), outcome
+    return outcome.artifacts[0].key.slug
+
+
+AS_BEFORE = """
+    INSERT INTO owners (id, namespace, component, endpoint, instance_id, lora_slug, worker_name,
+        state, lease_ttl_ms, lease_expires_at, registered_at, renewed_at)
+    VALUES (7, 'n', 'c', 'e', '3', '', NULL, 'active', NULL, NULL, 5, 5);
+    INSERT INTO entries (id, slug, suffix, filename, checksum, size, generation, created_at,
+        updated_at)
+    VALUES (7, 'before', '_base', 'a', 'blake3:' || printf('%064d', 0), 2, 1, 5, 5);
+    INSERT INTO owner_refs (owner_id, entry_id, blob_checksum, path, file_identity, event_id,
+        status, verified_at, created_at)
+    VALUES (7, 7, NULL, '/a', NULL, 7, 'ok', 5, 5);
+"""
+"""What a program of the revisions before writes when it registers."""
+
+
+@pytest.mark.parametrize("revision", OLDER)
+def test_what_an_older_revision_has_is_no_revision_of_a_model_and_gets_some_beside_it(
+    revision: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "older.db"
+    migrate.upgrade(url_of(path), revision)
+    execute(path, AS_BEFORE)
+    migrate.prepare(url_of(path))
+    assert rows(path, "SELECT slug, base_slug FROM entries") == [("before", None)]
+    assert register_file(path, OLD_OWNER, b"old") == MODEL
+    slug = register_file(path, NEW_OWNER, b"new", on_conflict=OnConflict.REVISION)
+    assert rows(path, "SELECT slug, base_slug FROM entries WHERE id > 7") == [
+        (MODEL, None),
+        (slug, MODEL),
+    ]
+
+
+@pytest.mark.parametrize("revision", OLDER)
+def test_going_back_keeps_what_revisions_of_a_model_hold_and_forgets_that_they_are_some(
+    revision: str, migrated: Path
+) -> None:
+    register_file(migrated, OLD_OWNER, b"old")
+    slug = register_file(migrated, NEW_OWNER, b"new", on_conflict=OnConflict.REVISION)
+    held = "SELECT slug, checksum, instance_id, path FROM holders ORDER BY slug"
+    before = rows(migrated, held)
+    migrate.downgrade(url_of(migrated), revision)
+    assert rows(migrated, held) == before
+    migrate.upgrade(url_of(migrated))
+    assert rows(migrated, held) == before
+    assert rows(migrated, "SELECT slug, base_slug FROM entries ORDER BY slug") == [
+        (MODEL, None),
+        (slug, None),
+    ]
+    assert migrate.check(url_of(migrated)) == []
+
+
+def test_a_program_of_the_revision_before_works_with_revisions_of_models(
+    migrated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It expands: `min_program_revision` stays, and what such a program writes is accepted."""
+    monkeypatch.setattr(tables, "HEAD_REVISION", "0003")
+    assert compatibility.find_problem(url_of(migrated)) is None
+    execute(migrated, f"PRAGMA foreign_keys = ON; {AS_BEFORE}")
+    assert rows(migrated, "SELECT base_slug FROM entries") == [(None,)]
+
+
+def test_no_entry_is_a_revision_of_itself(migrated: Path) -> None:
+    execute(migrated, AS_BEFORE)
+    with pytest.raises(sqlite3.IntegrityError, match="ck_entries_base_slug"):
+        execute(migrated, "UPDATE entries SET base_slug = slug")

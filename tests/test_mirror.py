@@ -17,7 +17,7 @@ from registry.core.records import ArtifactKey
 from registry.discovery import Kind
 from registry.discovery.file import FileDiscovery
 from registry.errors import SettingsError
-from registry.mirror import Mirror, MirrorMode, MirrorSettings
+from registry.mirror import Mirror, MirrorMode, MirrorSettings, settings
 from tests.commands import run_here
 from tests.fileservers import Manner, Request
 from tests.mirrors import (
@@ -384,6 +384,26 @@ def test_a_worker_name_tells_the_store_and_never_names_two_instances(tmp_path: P
     assert one.worker_name(owner_of(7)) == same.worker_name(owner_of(7))
     assert one.worker_name(owner_of(7)) != one.worker_name(owner_of(8))
     assert one.worker_prefix != other.worker_prefix
+    named = [MirrorSettings(f"file:{tmp_path}/{n}", "http://r", name="a") for n in range(2)]
+    assert named[0].worker_prefix == named[1].worker_prefix != one.worker_prefix
+
+
+@pytest.mark.parametrize(
+    ("url", "is_of_one_host"),
+    [
+        ("file:/var/run/dynamo", True),
+        ("etcd://127.0.0.1:2379", True),
+        ("etcd://localhost:2379,localhost:2380", True),
+        ("kubernetes:", True),
+        ("etcd://etcd:2379", False),
+    ],
+)
+def test_a_store_of_one_host_is_not_taken_for_that_of_another(
+    monkeypatch: pytest.MonkeyPatch, url: str, is_of_one_host: bool
+) -> None:
+    here = MirrorSettings(url, "http://r").worker_prefix
+    monkeypatch.setattr(settings, "_host", lambda: "another host")
+    assert (MirrorSettings(url, "http://r").worker_prefix != here) == is_of_one_host
 
 
 def test_how_one_logs_in_to_an_etcd_does_not_change_which_store_it_is() -> None:

@@ -33,9 +33,11 @@ policies = st.builds(MirrorPolicy, modes, st.sampled_from([0.0, 5.0, 60.0]))
 @st.composite
 def standing(draw: st.DrawFn) -> Standing:
     is_live = draw(st.booleans())
+    wanted = draw(st.none() | DIGESTS) if is_live else None
     return Standing(
         is_live=is_live,
-        wanted=draw(st.none() | DIGESTS) if is_live else None,
+        wanted=wanted,
+        as_it_is=is_live and wanted is None and draw(st.booleans()),
         held=draw(st.none() | st.just("") | DIGESTS),
         points_here=draw(st.booleans()) and is_live,
         version=draw(DIGESTS) if is_live else "",

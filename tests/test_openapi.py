@@ -101,8 +101,9 @@ def test_every_error_that_the_service_may_answer_is_described(described: dict[st
         for content in answer.get("content", {}).values()
         for code in content.get("schema", {}).get("properties", {}).get("code", {}).get("enum", ())
     }
-    # A method that a path does not have is no call of it.
-    assert {error.code for error in STATUS} - codes == {"method_not_allowed"}
+    # A method that a path does not have is no call of it, nor is the URL of somebody else.
+    others = {"method_not_allowed", "proxy_unauthenticated", "origin_unavailable"}
+    assert {error.code for error in STATUS} - codes == others
     assert codes <= error_classes().keys()
 
 

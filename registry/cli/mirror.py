@@ -72,6 +72,14 @@ def mirror(
             help="Cards may name files of this host below it; may be given several times.",
         ),
     ] = [],  # noqa: B006 - typer copies it
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Mirrors of one name take on what each other registered. Default: those of one "
+            "store, and of one host where the store is of one host.",
+        ),
+    ] = None,
     once: Annotated[
         bool, typer.Option("--once", help="Do what is to be done now, and end.")
     ] = False,
@@ -107,6 +115,7 @@ def mirror(
         lease_ttl_s=lease_ttl_s,
         linger_s=linger_s,
         local_roots=tuple(local_root),
+        name=name,
         token=token,
         ca_file=ca_file,
     )

@@ -277,7 +277,9 @@ def _endpoint_of(owner: Owner) -> dict[str, Any]:
 
 def open_discovery(url: str) -> Discovery:
     """The store that a URL names: `file:/var/run/dynamo` is a directory in Dynamo's layout,
-    `etcd://host:2379` an etcd as Dynamo uses it, `etcds://host:2379` one that takes TLS.
+    `etcd://host:2379` an etcd as Dynamo uses it, `etcds://host:2379` one that takes TLS,
+    `kubernetes:NAMESPACE` a namespace of a cluster. The last is only read; the others are
+    `Rewriting` and `RawStore` as well.
 
     Raises:
         SettingsError: there is no such kind of store, or its settings cannot be used.
@@ -288,6 +290,11 @@ def open_discovery(url: str) -> Discovery:
         from registry.discovery.etcd import EtcdDiscovery
 
         return EtcdDiscovery(read_settings(url))
+    if url.lower().startswith("kubernetes:"):
+        from registry.discovery.kubernetes import KubernetesDiscovery
+        from registry.discovery.kubernetes.settings import read_settings as read_cluster
+
+        return KubernetesDiscovery(read_cluster(url))
     from registry.discovery.file import FileDiscovery
 
     return FileDiscovery(_directory_of(url))
@@ -306,5 +313,5 @@ def _directory_of(url: str) -> Path:
         pass
     raise SettingsError(
         f"{shown(shown_url(url))} is not the URL of a discovery store; it must look like "
-        "file:/DIRECTORY, etcd://HOST:2379 or etcds://HOST:2379."
+        "file:/DIRECTORY, etcd://HOST:2379, etcds://HOST:2379 or kubernetes:NAMESPACE."
     )

@@ -14,8 +14,10 @@ from registry.mirror.ledger import Ledger
 from registry.mirror.mirrored_card import MirroredFile
 from registry.mirror.origins import NotFetched, Origins
 
-AGAIN_FIRST_S = 2.0
-AGAIN_MAX_S = 300.0
+AGAIN_FIRST_S = 0.5
+AGAIN_MAX_S = 30.0
+"""Less than a card waits that failed as often, so that its next attempt is one."""
+
 REMEMBERED_MAX = 10_000
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 import msgspec
 
 from registry.core import background
 from registry.core.hashing import checksum_of
 from registry.core.records import Owner
-from registry.discovery import Discovery, Kind, Listed, Record, RecordKey
+from registry.discovery import Change, Discovery, Kind, Listed, Record, RecordKey
 from registry.errors import DiscoveryUnavailable, Invalid
 from registry.mirror.ledger import Ledger
 from registry.mirror.mirrored_card import HereUrls, read_card
@@ -63,20 +65,33 @@ def version_of(record: Record) -> str:
 
 
 class Following:
-    """Follows a store until it is closed, and looks whether it answers."""
+    """Follows a store until it is closed, and looks whether it answers.
+
+    Args:
+        changes: begins a watch of the store's cards.
+    """
 
     def __init__(
-        self, store: Discovery, reader: CardReader, ledger: Ledger, status: MirrorStatus
+        self,
+        store: Discovery,
+        changes: Callable[[], Iterator[Change | Listed]],
+        reader: CardReader,
+        ledger: Ledger,
+        status: MirrorStatus,
     ) -> None:
         self._store = store
+        self._changes = changes
         self._reader = reader
         self._ledger = ledger
         self._status = status
         self._closed = threading.Event()
+        self.threads: list[Future[None]] = []
 
     def start(self) -> None:
-        background.begin(self._follow, "registry-mirror-follow")
-        background.begin(self._look, "registry-mirror-look")
+        self.threads = [
+            background.begin(self._follow, "registry-mirror-follow"),
+            background.begin(self._look, "registry-mirror-look"),
+        ]
 
     def list_once(self) -> None:
         """Take what is live now.
@@ -105,14 +120,15 @@ class Following:
             except DiscoveryUnavailable as error:
                 self._status.note_discovery(error)
             except Exception:
-                log.exception("following the store failed; retrying")
+                if not self._closed.is_set():
+                    log.exception("following the store failed; retrying")
             self._closed.wait(pause_s)
             pause_s = min(AGAIN_MAX_S, 2 * pause_s)
 
     def _follow_once(self) -> None:
         """One watch, until it ends. What it has not told of when its listing ends is gone."""
         told: set[Owner] | None = set()
-        for change in self._store.watch(Kind.MODEL):
+        for change in self._changes():
             if self._closed.is_set():
                 return
             self._status.looked()

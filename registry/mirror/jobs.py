@@ -12,7 +12,7 @@ from collections.abc import Callable
 from registry.client.client import RegistryClient
 from registry.core.model_revisions import OnConflict
 from registry.core.records import Offer, Owner, OwnerState, Registered
-from registry.discovery import Discovery, Kind, RecordKey, Rewriting
+from registry.discovery import Discovery, Kind, Record, RecordKey, Rewriting
 from registry.errors import (
     Busy,
     ContentMissing,
@@ -60,6 +60,7 @@ class Jobs:
         settings: MirrorSettings,
         client: RegistryClient,
         store: Discovery,
+        target: Discovery | None,
         ledger: Ledger,
         contents: Contents,
         here: HereUrls,
@@ -69,6 +70,7 @@ class Jobs:
         self._settings = settings
         self._client = client
         self._store = store
+        self._target = target
         self._ledger = ledger
         self._contents = contents
         self._here = here
@@ -105,6 +107,12 @@ class Jobs:
             self._register(card)
         elif step is Step.REWRITE:
             self._rewrite(owner)
+        elif step is Step.PUBLISH and self._target is not None:
+            self._publish(owner, card, self._target)
+        elif step is Step.WITHDRAW and self._target is not None:
+            self._target.withdraw(RecordKey(Kind.MODEL, owner))
+            self._at_point("withdrawn")
+            self._ledger.end(owner, passed=None)
 
     # In the registry
 
@@ -166,9 +174,8 @@ class Jobs:
     def _rewrite(self, owner: Owner) -> None:
         """Make the live card name the registry, where it is, if it is still the one that is known.
         Whoever published it keeps it live, or lets it lapse."""
-        record = self._store.find(RecordKey(Kind.MODEL, owner))
-        is_known = record is not None and version_of(record) == self._ledger.version_of(owner)
-        if record is not None and is_known and isinstance(self._store, Rewriting):
+        record = self._find_known(owner)
+        if record is not None and isinstance(self._store, Rewriting):
             changed = pointed_here(record, self._ledger.urls_of(owner))
             self._at_point("rewrite")
             if self._store.replace(record, changed):
@@ -177,6 +184,29 @@ class Jobs:
         # The store tells what is live now. Only what it tells is known: a card that its worker
         # publishes again at once may look to it as if nothing had happened.
         self._ledger.postpone(owner, CHANGED_PAUSE_S)
+
+    def _publish(self, owner: Owner, card: MirroredCard | None, target: Discovery) -> None:
+        """Publish a live card in the second store. Where its worker registered its files itself, it
+        is published as it is."""
+        record = self._find_known(owner)
+        if record is None:
+            self._ledger.postpone(owner, CHANGED_PAUSE_S)
+            return
+        version = version_of(record)
+        if card is not None:
+            record = pointed_here(record, self._ledger.urls_of(owner))
+        self._at_point("publish")
+        target.publish(record)
+        self._at_point("published")
+        self._ledger.end(owner, passed=version)
+        self._status.untell(owner)
+
+    def _find_known(self, owner: Owner) -> Record | None:
+        """The live card of an owner, unless it is another one than is known."""
+        record = self._store.find(RecordKey(Kind.MODEL, owner))
+        if record is None or version_of(record) != self._ledger.version_of(owner):
+            return None
+        return record
 
 
 _AIMS = {

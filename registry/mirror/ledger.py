@@ -60,6 +60,7 @@ class _Known:
         return Standing(
             self.is_live,
             self.wanted,
+            self.is_live and self.card is None and not self.refusal and bool(self.version),
             self.held,
             self.points_here,
             self.version,
@@ -81,6 +82,7 @@ class LedgerCounts:
     mirrored: int = 0
     failed: int = 0
     lingering: int = 0
+    passed_on: int = 0
     revisions: int = 0
 
 
@@ -173,7 +175,7 @@ class Ledger:
             known.is_busy = False
             known.failures += 1
             if pause_s is None:
-                pause_s = min(RETRY_MAX_S, 2.0 ** min(known.failures, 30))
+                pause_s = min(RETRY_MAX_S, 2.0 ** min(known.failures - 1, 30))
                 pause_s *= random.uniform(0.75, 1.0)
             known.retry_at = self._clock() + pause_s
             failures = known.failures
@@ -256,6 +258,7 @@ class Ledger:
                 mirrored=sum(each.held == each.wanted is not None for each in live),
                 failed=sum(bool(each.refusal or each.failures) for each in live),
                 lingering=sum(not each.is_live and each.held is not None for each in all_known),
+                passed_on=sum(each.passed is not None for each in all_known),
                 revisions=sum(each.is_revision and each.held is not None for each in all_known),
             )
 

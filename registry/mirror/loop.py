@@ -7,6 +7,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +17,7 @@ from registry.client.retries import RetryPolicy
 from registry.core import background
 from registry.core.records import Owner, OwnerState
 from registry.core.text import shown, shown_url
-from registry.discovery import Rewriting, open_discovery
+from registry.discovery import Kind, RawStore, Rewriting, open_discovery
 from registry.errors import RegistryError, SettingsError
 from registry.mirror.contents import Contents
 from registry.mirror.following import CardReader, Following
@@ -24,6 +26,7 @@ from registry.mirror.ledger import Ledger
 from registry.mirror.mirrored_card import HereUrls, MirroredCard
 from registry.mirror.origins import Origins
 from registry.mirror.plan import MirrorPlan, MirrorPolicy, Step, find_step, make_plan
+from registry.mirror.relay import Relay
 from registry.mirror.renewing import Renewing
 from registry.mirror.settings import MirrorMode, MirrorSettings
 from registry.mirror.status import MirrorReport, MirrorStatus
@@ -35,6 +38,7 @@ PLAN_EVERY_S = 1.0
 PLAN_PAUSE_S = 0.02
 TIMEOUT_S = 15.0
 START_AGAIN_S = 2.0
+CLOSE_MAX_S = 3.0
 
 log = logging.getLogger("registry.mirror")
 
@@ -61,10 +65,7 @@ class Mirror:
         self._settings = settings
         self._policy = MirrorPolicy.of(settings)
         self._store = open_discovery(settings.discovery)
-        if settings.mode is MirrorMode.REWRITE and not isinstance(self._store, Rewriting):
-            raise SettingsError(
-                "The cards of this store cannot be changed where they are. Use --mode copy."
-            )
+        self._target = None if settings.to is None else open_discovery(settings.to)
         self._client = RegistryClient(
             settings.url,
             token=settings.token,
@@ -84,13 +85,16 @@ class Mirror:
         )
         contents = Contents(self._client, origins, self._ledger, self._status.fetched)
         self._reader = CardReader(settings, self._ledger, here, self._status)
-        self._following = Following(self._store, self._reader, self._ledger, self._status)
+        self._relay = self._open_relay()
+        watch = partial(self._store.watch, Kind.MODEL) if self._relay is None else self._relay.cards
+        self._following = Following(self._store, watch, self._reader, self._ledger, self._status)
         self._renewing = Renewing(settings, self._client, self._ledger, self._status)
         self._jobs = Jobs(
             *(
                 settings,
                 self._client,
                 self._store,
+                self._target,
                 self._ledger,
                 contents,
                 here,
@@ -100,23 +104,47 @@ class Mirror:
         )
         self._due: queue.SimpleQueue[tuple[Step, Owner] | None] = queue.SimpleQueue()
         self._queued: set[Owner] = set()
+        self._threads: list[Future[None]] = []
+
+    def _open_relay(self) -> Relay | None:
+        """What copies all that is no card, for a bridge; and whether the stores can do it."""
+        mode = self._settings.mode
+        if mode is MirrorMode.REWRITE and not isinstance(self._store, Rewriting):
+            raise SettingsError(
+                "The cards of this store cannot be changed where they are. Use mode copy."
+            )
+        if self._target is None:
+            return None
+        if not isinstance(self._store, RawStore) or not isinstance(self._target, RawStore):
+            raise SettingsError(
+                "A bridge goes from etcd or files to etcd or files; one of these stores is neither."
+            )
+        return Relay(self._settings, self._store, self._target, self._status)
 
     # From start to end
 
     def start(self) -> Self:
         """Begin; returns at once. What cannot be reached yet is waited for."""
-        background.begin(self._run, "registry-mirror")
+        self._threads.append(background.begin(self._run, "registry-mirror"))
         return self
 
     def close(self) -> None:
-        """Stop. What is under way is not waited for."""
+        """Stop. What is under way has three seconds to end; nothing is taken back."""
+        self._status.is_over = True
         self._closed.set()
         self._changed.set()
         self._following.close()
         self._renewing.close()
+        if self._relay is not None:
+            self._relay.close()
         for _ in range(STEPS_AT_ONCE):
             self._due.put(None)
-        self._store.close()
+        relaying = self._relay.threads if self._relay is not None else []
+        wait([*self._threads, *relaying, *self._renewing.threads], CLOSE_MAX_S)
+        for store in (self._store, self._target):
+            if store is not None:
+                store.close()
+        wait(self._following.threads, CLOSE_MAX_S)
         self._client.close()
 
     def run_once(self) -> MirrorReport:
@@ -193,6 +221,10 @@ class Mirror:
             except RegistryError as error:
                 log.error("the registry does not tell what it holds; retrying: %s", error.detail)
             self._closed.wait(START_AGAIN_S)
+        if self._closed.is_set():
+            return
+        if self._relay is not None:
+            self._relay.start()
         self._following.start()
         self._renewing.start()
         self._start_workers()
@@ -234,7 +266,7 @@ class Mirror:
 
     def _start_workers(self) -> None:
         for _ in range(STEPS_AT_ONCE):
-            background.begin(self._work, "registry-mirror-step")
+            self._threads.append(background.begin(self._work, "registry-mirror-step"))
 
     def _work(self) -> None:
         while (item := self._due.get()) is not None and not self._closed.is_set():

@@ -36,7 +36,8 @@ SOURCE_MAX_S = 15.0
 SLOWEST_BYTES_PER_S = 1 << 20
 """A source gets a second more for each of these that a file may have."""
 
-SHUNNED_S = 20.0
+SLOW_S = 2.0
+SHUNNED_S = 10.0
 SHUNNED_MAX = 1000
 
 
@@ -110,12 +111,16 @@ class Origins:
             return
         authority = urlsplit(source).netloc
         self._check_shunned(authority)
+        started = time.monotonic()
         try:
             with failures_of(source), self._opened_url(source) as parts:
                 yield parts
         except (ServiceUnreachable, TimeoutError):
-            # The files of many cards may be on one host that hangs.
+            # The files of many cards may be on one host that hangs. One that refuses is just not
+            # there yet, and costs nothing.
             with self._lock:
+                if time.monotonic() - started < SLOW_S:
+                    raise
                 if len(self._shunned) >= SHUNNED_MAX:
                     self._shunned.clear()
                 self._shunned[authority] = time.monotonic() + SHUNNED_S

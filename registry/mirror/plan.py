@@ -42,8 +42,9 @@ class Standing:
 
     Args:
         is_live: whether it has a live card.
-        wanted: the digest of the files that the card names; None: there is no card, or it is one
-            that is left as it is.
+        wanted: the digest of the files that the card names; None: there is no card, or none that
+            is mirrored.
+        as_it_is: it is the card of a worker that registered its files itself.
         held: the digest of the files that were registered; "" for what an earlier mirror did; None:
             nothing is registered.
         points_here: whether the live card names the URLs under which the files were registered.
@@ -55,6 +56,7 @@ class Standing:
 
     is_live: bool = False
     wanted: str | None = None
+    as_it_is: bool = False
     held: str | None = None
     points_here: bool = False
     version: str = ""
@@ -143,14 +145,13 @@ def find_step(standing: Standing, mode: MirrorMode) -> Step | None:
         if standing.passed is not None:
             return Step.WITHDRAW
         return None if standing.held is None else Step.UNREGISTER
-    if standing.wanted is None:
-        return None
-    if standing.held != standing.wanted:
+    if standing.wanted is not None and standing.held != standing.wanted:
         return Step.REGISTER
-    if mode is MirrorMode.REWRITE and not standing.points_here:
-        return Step.REWRITE
-    if mode is MirrorMode.BRIDGE and standing.passed != standing.version:
+    is_settled = standing.wanted is not None or standing.as_it_is
+    if mode is MirrorMode.BRIDGE and is_settled and standing.passed != standing.version:
         return Step.PUBLISH
+    if mode is MirrorMode.REWRITE and standing.wanted is not None and not standing.points_here:
+        return Step.REWRITE
     return None
 
 

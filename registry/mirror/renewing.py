@@ -11,6 +11,7 @@ import logging
 import random
 import threading
 import time
+from concurrent.futures import Future
 
 from registry.client.client import RegistryClient
 from registry.core import background
@@ -42,12 +43,13 @@ class Renewing:
         self._ledger = ledger
         self._status = status
         self._closed = threading.Event()
+        self.threads: list[Future[None]] = []
         self._due_at = 0.0
         self._turn = itertools.count()
 
     def start(self) -> None:
         self._due_at = self._next_due()
-        background.begin(self._run, "registry-mirror-renew")
+        self.threads = [background.begin(self._run, "registry-mirror-renew")]
 
     def close(self) -> None:
         self._closed.set()

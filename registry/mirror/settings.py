@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from urllib.parse import urlsplit
 
 from registry.client.transport import checked_url
 from registry.core.checks import check_lease, check_name, milliseconds
 from registry.core.hashing import checksum_of
 from registry.core.records import Owner
+from registry.core.regular import read_regular
 from registry.errors import Invalid, SettingsError
+from registry.network.environment import is_loopback
 
 LINGER_MAX_S = 7 * 24 * 3600.0
 FILE_MAX_BYTES = 64 << 20
@@ -40,6 +45,8 @@ class MirrorSettings:
         lease_ttl_s: how long the registry keeps files when no mirror renews them.
         linger_s: how long files are kept when their card is gone.
         local_roots: directories of this host below which a card may name files by their path.
+        name: what mirrors have in common that take on what each other registered; by default the
+            store, and with a store of one host, the host.
         brake_share, brake_min, brake_max_s: when a listing shows more than this share of all
             owners gone, and at least so many, they are kept for so long.
 
@@ -59,6 +66,7 @@ class MirrorSettings:
     token: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     file_max_bytes: int = FILE_MAX_BYTES
+    name: str | None = None
     brake_share: float = 0.3
     brake_min: int = 3
     brake_max_s: float = 900.0
@@ -72,7 +80,7 @@ class MirrorSettings:
                 "A bridge copies into a second store, and only a bridge does: give both, mode "
                 "bridge and the URL of that store (--to), or neither."
             )
-        if self.to == self.discovery:
+        if self.to is not None and _identity_of(self.to) == _identity_of(self.discovery):
             raise SettingsError("A bridge needs two stores; --to names the one it reads.")
         if not 0 <= self.linger_s <= LINGER_MAX_S:
             raise SettingsError(
@@ -96,7 +104,8 @@ class MirrorSettings:
     @property
     def worker_prefix(self) -> str:
         """What the worker names of all owners begin with that mirrors of this store register."""
-        return f"mirror-{_identity_of(self.discovery)}-"
+        identity = _identity_of(self.discovery) if self.name is None else _digits(self.name)
+        return f"mirror-{identity}-"
 
     def worker_name(self, owner: Owner) -> str:
         """The worker name of an owner. It has the instance in it, so that no owner ever takes the
@@ -110,13 +119,34 @@ class MirrorSettings:
 
 def _identity_of(url: str) -> str:
     """Eight digits that are the same for every mirror of a store, however it logs in there."""
+    return _digits(_name_of(url))
+
+
+def _digits(text: str) -> str:
+    return checksum_of(text.encode()).removeprefix("blake3:")[:8]
+
+
+def _name_of(url: str) -> str:
+    """What tells a store from all others. Where a URL means another store on another host, the host
+    belongs to it: nobody may take what another store's mirror registered for its own."""
     from registry.discovery.etcd.settings import is_etcd_url, read_settings
 
     if is_etcd_url(url):
         etcd = read_settings(url)
         name = "\n".join([*sorted(etcd.endpoints), etcd.prefix])
+        if not any(is_loopback(urlsplit(each).hostname or "") for each in etcd.endpoints):
+            return name
     elif url.startswith("file:"):
         name = "file:" + os.path.realpath(url.removeprefix("file:").removeprefix("//"))
     else:
         name = url
-    return checksum_of(name.encode()).removeprefix("blake3:")[:8]
+    return f"{name}\n{_host()}"
+
+
+def _host() -> str:
+    """What names this host, also after it was started again."""
+    with suppress(OSError, ValueError):
+        content = read_regular("/etc/machine-id", 1024).decode("ascii").strip()
+        if content:
+            return content
+    return socket.gethostname()

@@ -33,6 +33,7 @@ class MirrorReport:
     discovery_age_s: float | None
     registry_age_s: float | None
     listed: bool
+    target_is_down: bool
     fetched_files: int
     fetched_bytes: int
     unsaid: int
@@ -46,6 +47,8 @@ class MirrorReport:
                 found.append(f"{name} has not answered yet")
             elif age_s > SILENT_MAX_S:
                 found.append(f"{name} has not answered for {age_s:.0f} s")
+        if self.target_is_down:
+            found.append("the second store cannot be used")
         if not self.listed and not found:
             found.append("the cards have not been listed yet")
         return found
@@ -66,6 +69,7 @@ class MirrorStatus:
         self._fetched_files = self._fetched_bytes = 0
         self._held_back = 0
         self.listed = False
+        self.is_over = False
 
     # What happens
 
@@ -86,6 +90,14 @@ class MirrorStatus:
     def note_registry(self, error: RegistryError) -> None:
         """The registry cannot be used."""
         self._note_down("registry", error)
+
+    def reached_target(self) -> None:
+        """The second store answered."""
+        self._note_up("second store")
+
+    def note_target(self, error: RegistryError) -> None:
+        """The second store cannot be used."""
+        self._note_down("second store", error)
 
     def fetched(self, size: int) -> None:
         """A file came in."""
@@ -110,7 +122,7 @@ class MirrorStatus:
         many lines at most; the others are counted."""
         now = time.monotonic()
         with self._lock:
-            if owner in self._told:
+            if self.is_over or owner in self._told:
                 return
             self._told[owner] = what
             since, self._lines_at = now - self._lines_at, now
@@ -137,6 +149,7 @@ class MirrorStatus:
                 None if self._discovery_at is None else now - self._discovery_at,
                 None if self._registry_at is None else now - self._registry_at,
                 self.listed,
+                "second store" in self._down,
                 self._fetched_files,
                 self._fetched_bytes,
                 self._unsaid,
@@ -153,7 +166,7 @@ class MirrorStatus:
     def _note_down(self, name: str, error: RegistryError) -> None:
         """Say so, but not each time when it comes and goes."""
         now = time.monotonic()
-        if name not in self._down:
+        if name not in self._down and not self.is_over:
             is_said = now - self._said_at.get(name, -math.inf) > SAID_EVERY_S
             self._down[name] = is_said
             if is_said:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,6 +33,9 @@ from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
 from registry.store.opening import open_database
 
+if TYPE_CHECKING:
+    from registry.server.proxy.proxy import FileProxy
+
 
 def create_app(
     settings: Settings, parent: Parent | None = None, certificate: Certificate | None = None
@@ -43,6 +46,7 @@ def create_app(
         SettingsError: the token file is not as it should be.
     """
     access = Access(settings)
+    proxy = proxy_of(settings, access)
     metrics = Metrics()
     reloads: list[Reloads] = [access] if access.has_file else []
     reloads += [] if certificate is None else [certificate]
@@ -59,21 +63,25 @@ def create_app(
         watch = _watch_of(settings, registry, parent)
         await registry.start()
         sweeper.start()
-        if watch is not None:
-            watch.start()
         try:
-            async with reporting(metrics, registry, parent, certificate, watch) as report:
-                with reloading(*reloads, limit_s=settings.file_timeout_s), watched(certificate):
-                    yield {
-                        "registry": registry,
-                        "report": report,
-                        "health": Shared(lambda: health_of(registry, certificate, watch)),
-                        "discovery": watch,
-                        "bodies": room_for_bodies(settings.max_body_bytes),
-                    }
+            async with AsyncExitStack() as stack:
+                report = await stack.enter_async_context(
+                    reporting(metrics, registry, parent, certificate, watch)
+                )
+                stack.enter_context(reloading(*reloads, limit_s=settings.file_timeout_s))
+                stack.enter_context(watched(certificate))
+                if watch is not None:
+                    await stack.enter_async_context(watch.running())
+                if proxy is not None:
+                    await stack.enter_async_context(proxy.running())
+                yield {
+                    "registry": registry,
+                    "report": report,
+                    "discovery": watch,
+                    "health": Shared(lambda: health_of(registry, certificate, watch)),
+                    "bodies": room_for_bodies(settings.max_body_bytes),
+                }
         finally:
-            if watch is not None:
-                await watch.close()
             await sweeper.close()
             await registry.close()
 
@@ -85,7 +93,16 @@ def create_app(
     )
     app.router.redirect_slashes = False
     direct = Direct(app, ROUTES, access, metrics)
-    return Serving(direct, metrics, access)
+    return Serving(direct, metrics, access, proxy)
+
+
+def proxy_of(settings: Settings, access: Access) -> FileProxy | None:
+    """The proxy that the settings ask for. Raises SettingsError: its store cannot be used."""
+    if settings.proxy_for is None:
+        return None
+    from registry.server.proxy.proxy import FileProxy  # Others need no HTTP client.
+
+    return FileProxy(settings.proxy_for, access, settings.max_blob_bytes)
 
 
 def _watch_of(

@@ -13,12 +13,14 @@ browser believes to talk to (hosts.py).
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import Callable, Iterable
 from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import cast
+from urllib.parse import unquote
 
 from starlette.requests import Request
 from starlette.routing import Route
@@ -26,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry.config import Settings
 from registry.core.text import shown
-from registry.errors import Forbidden, SettingsError, Unauthenticated
+from registry.errors import Forbidden, ProxyUnauthenticated, SettingsError, Unauthenticated
 from registry.server import tokens
 from registry.server.hosts import Hosts, is_loopback
 from registry.server.tokens import EVERYTHING, Grant, Role, Tokens
@@ -145,6 +147,24 @@ class Access:
         """As `admit`, for the metadata files."""
         self.admit(scope, Role.READ)
 
+    def admit_proxied(self, scope: Scope) -> None:
+        """As `admit_reader`, for whom this is a proxy: the token is the password, or the user, of
+        its address.
+
+        Raises:
+            ProxyUnauthenticated: reads need a token, and none was sent, or one that is not known.
+        """
+        if self._tokens is None or not self.readers_need_token:
+            return
+        sent = _headers(scope, b"proxy-authorization")
+        if not sent:
+            raise ProxyUnauthenticated
+        if len(sent) > 1 or not any(map(self._tokens.find, _tokens_in(sent[0]))):
+            raise ProxyUnauthenticated(
+                "The access token in Proxy-Authorization is not one that this service knows. Check "
+                "that it was copied whole into HTTP_PROXY=http://user:TOKEN@HOST:8090."
+            )
+
     def check_site(self, scope: Scope) -> None:
         """Raise Forbidden for a change that a web page from elsewhere asks for."""
         host = (_headers(scope, b"host") or [""])[0].lower()
@@ -191,6 +211,20 @@ def _presented(scope: Scope) -> str:
             was_given=True,
         )
     return token.strip()
+
+
+def _tokens_in(authorization: str) -> list[str]:
+    """What may be the token in a Proxy-Authorization header."""
+    scheme, _, sent = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return [sent.strip()] if sent.strip() else []
+    if scheme.lower() != "basic":
+        return []
+    try:
+        user, _, password = base64.b64decode(sent.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        return []
+    return [unquote(each) for each in (password, user) if each]
 
 
 class Guard:

@@ -131,7 +131,8 @@ class Hosts:
     def __init__(self, own: str, allowed: Iterable[str], *, checks: bool) -> None:
         self.checks = checks
         self._own = own
-        self._names = frozenset({own.lower(), *_names(allowed)})
+        self._allowed = frozenset(_names(allowed))
+        self._names = self._allowed | {own.lower()}
         self._known: set[bytes] = set()
 
     def takes(self, host: bytes) -> bool:
@@ -143,6 +144,24 @@ class Hosts:
         if takes and len(self._known) < REMEMBERED:
             self._known.add(host)
         return takes
+
+    def owns(self, url: bytes, authority: bytes, server: tuple[str, int | None] | None) -> bool:
+        """Whether a whole URL, with this host and port, is one of this service, at which the
+        request came in at the address and port of `server`.
+
+        Elsewhere on this machine others listen; only under names that are allowed is any port this
+        service's, as behind a proxy.
+        """
+        found = find_authority(authority)
+        if found is None:
+            return False
+        name, port = found
+        if name in self._allowed:
+            return True
+        address, own_port = server or ("", None)
+        if (port or (443 if url[:6].lower() == b"https:" else 80)) != own_port:
+            return False
+        return name == address or self._is_own(name)
 
     def _is_own(self, name: str) -> bool:
         # What ends in .localhost nobody can have lead elsewhere (RFC 6761).

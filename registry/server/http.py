@@ -50,6 +50,8 @@ STATUS: dict[type[errors.RegistryError], int] = {
     errors.DiscoveryUnavailable: 503,
     errors.Internal: 500,
     errors.Unauthenticated: 401,
+    errors.ProxyUnauthenticated: 407,
+    errors.OriginUnavailable: 502,
     errors.Forbidden: 403,
     errors.Malformed: 400,
     errors.RequestTimeout: 408,
@@ -63,6 +65,7 @@ RETRY_AFTER_S = {
     errors.DiscoveryUnavailable: 10,
 }
 CHALLENGE = 'Bearer realm="metadata-registry"'
+PROXY_CHALLENGE = 'Basic realm="metadata-registry", Bearer realm="metadata-registry"'
 INVALID_TOKEN = ', error="invalid_token"'
 BODIES_MAX_BYTES = 256 << 20
 REQUEST_ID_MAX = 128
@@ -109,6 +112,8 @@ def problem(
         headers["Allow"] = ", ".join(error.allowed)
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = CHALLENGE + (INVALID_TOKEN if error.was_given else "")
+    if isinstance(error, errors.ProxyUnauthenticated):
+        headers["Proxy-Authenticate"] = PROXY_CHALLENGE
     if isinstance(error, errors.RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
     body = encode(problem_of(error, status, request_id, events))

@@ -91,6 +91,7 @@ def run(settings: Settings) -> None:
     check_discovery(settings)
     certificate = certificate_of(settings)
     check_secrets(settings)
+    check_proxy(settings)
     limits = limits_of(settings)
     if settings.allow_unsafe_storage:
         os.environ[opening.ALLOWED_BY] = "true"  # For the worker processes as well.
@@ -325,6 +326,14 @@ def check_secrets(settings: Settings) -> None:
                 f"{name} is {path}, below an artifact root: whoever may register files there could "
                 "have it served. Move it, or name smaller artifact roots."
             )
+
+
+def check_proxy(settings: Settings) -> None:
+    """Raise SettingsError where the store that `proxy_for` names cannot be one."""
+    if settings.proxy_for is not None:
+        from registry.discovery import open_discovery  # Others need no HTTP client.
+
+        open_discovery(settings.proxy_for).close()
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -31,9 +31,11 @@ from registry.server.file_answers import (
 from registry.server.file_keys import PREFIX, ROUTES, Path, path_of
 from registry.server.http import ClientGone, Headers, problem, problem_for, request_id_for
 from registry.server.metrics import UNMATCHED, Metrics, method_label
+from registry.server.proxy.refusals import not_a_proxy
 from registry.store.reads.lookup import Location
 
 if TYPE_CHECKING:
+    from registry.server.proxy.proxy import FileProxy
     from registry.service.registry import Registry
 log = logging.getLogger("registry.http")
 READING = ("GET", "HEAD")
@@ -50,38 +52,29 @@ OUTCOMES = {"not_registered": "not_registered", "unserveable": "unserveable", "i
 class Serving:
     """Answers GET and HEAD below /v1/metadata/, and passes everything else on."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access: Access) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, access: Access, proxy: FileProxy | None = None
+    ) -> None:
         self._app = app
+        self._proxy = proxy
         self._tally = metrics.tally
         self._access = access
         self._asks_all = access.readers_need_token
         self.takes_host = access.hosts.takes
+        self.owns_authority = access.hosts.owns
         self._paths: Memo[bytes, Path] = Memo(REMEMBERED_BYTES)
         self._vain: Memo[bytes, Path] = Memo(VAIN_BYTES)
         self._tells_all = access_log.isEnabledFor(logging.DEBUG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["raw_path"].startswith(PREFIX):
+        is_foreign = "foreign_url" in scope
+        if not is_foreign and (scope["type"] != "http" or not scope["raw_path"].startswith(PREFIX)):
             await self._app(scope, receive, send)
             return
         if self._tells_all:
             send = Sent(send)
         try:
-            self._access.check_host(scope)
-            if self._asks_all:
-                self._access.admit_reader(scope)
-            registry: Registry = scope["state"]["registry"]
-            method = scope["method"]
-            if method not in READING:
-                raise _not_allowed(method)
-            if scope["query_string"]:
-                raise _no_query()
-            raw_path = scope["raw_path"]
-            path = self._paths.get(raw_path) or self._path_of(raw_path)
-            location, body = locate(registry, path[0])
-            if raw_path not in self._paths:
-                self._paths.keep(raw_path, path, path[0], *path[0])
-            await self._answer(path, location, body, scope, receive, send)
+            await (self._pass_on if is_foreign else self._serve)(scope, receive, send)
         except ClientGone:
             pass
         except Interrupted as interrupted:
@@ -91,6 +84,36 @@ class Serving:
         else:
             if isinstance(send, Sent):
                 tell(scope, _route_of(scope), send.status, None, level=logging.DEBUG)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a file that is held here."""
+        self._access.check_host(scope)
+        if self._asks_all:
+            self._access.admit_reader(scope)
+        registry: Registry = scope["state"]["registry"]
+        method = scope["method"]
+        if method not in READING:
+            raise _not_allowed(method)
+        if scope["query_string"]:
+            raise _no_query()
+        raw_path = scope["raw_path"]
+        path = self._paths.get(raw_path) or self._path_of(raw_path)
+        location, body = locate(registry, path[0])
+        if raw_path not in self._paths:
+            self._paths.keep(raw_path, path, path[0], *path[0])
+        await self._answer(path, location, body, scope, receive, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a file of the worker whose URL was asked for."""
+        if self._proxy is None:
+            raise not_a_proxy(scope)
+        file = self._proxy.admit(scope)
+        path, location, body = await self._proxy.find(file, scope, scope["state"]["registry"])
+        try:
+            await self._answer(path, location, body, scope, receive, send)
+        except errors.Unserveable:  # Nothing was sent yet.
+            path, location, body = await self._proxy.fetch(file, path)
+            await self._answer(path, location, body, scope, receive, send)
 
     def at_once(
         self, target: bytes, headers: Headers, state: Mapping[str, Any]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -93,20 +93,20 @@ class DiscoveryWatch:
         self._suspicions = Suspicions()
         self._keys: list[FileKey] = []
         self._hanging: Future[Any] | None = None
-        self._task: asyncio.Task[None] | None = None
         self.news = DiscoveryNews()
         """What is known now. In a process that does not look, what it was told."""
 
-    def start(self) -> None:
-        """Look now, and from now on."""
-        self._task = asyncio.create_task(self._work())
-
-    async def close(self) -> None:
-        """Look no more. A look that hangs is not waited for."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        background.begin(self._store.close)
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Looks while the block runs. A look that hangs is not waited for."""
+        task = asyncio.create_task(self._work())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            with suppress(background.NoThread):
+                background.begin(self._store.close)
 
     def hear(self, news: str) -> None:
         """Take in what the process that looks has told. For any thread."""

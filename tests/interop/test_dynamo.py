@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -54,7 +54,9 @@ def store(tmp_path: Path) -> Path:
 class Frontend:
     """A `dynamo.frontend` process with a cache of its own."""
 
-    def __init__(self, folder: Path, store: Path, *options: str) -> None:
+    def __init__(
+        self, folder: Path, store: Path, *options: str, variables: Mapping[str, str] | None = None
+    ) -> None:
         self._home = folder / "home"
         self._home.mkdir(parents=True)
         self._log = folder / "frontend.log"
@@ -70,6 +72,7 @@ class Frontend:
             "DYN_EVENT_PLANE_HOST": "127.0.0.1",
             "DYN_SYSTEM_HOST": "127.0.0.1",
             "HF_HUB_OFFLINE": "1",
+            **(variables or {}),
         }
         command = [str(PYTHON), "-m", "dynamo.frontend"]
         command += ["--http-host", "127.0.0.1", "--http-port", str(port), *options]
@@ -95,6 +98,15 @@ class Frontend:
     def listed(self) -> set[str]:
         answer = self._client.get("/v1/models").json()
         return {each["id"] for each in answer["data"]}
+
+    def complete(self, model: str) -> httpx2.Response:
+        """Ask a model for a chat completion."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": "Files are small."}],
+            "max_tokens": 4,
+        }
+        return self._client.post("/v1/chat/completions", json=body)
 
     @property
     def blobs(self) -> set[str]:

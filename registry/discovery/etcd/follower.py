@@ -12,9 +12,7 @@ only one with a leader answers, and then the watch is made anew.
 from __future__ import annotations
 
 import logging
-import math
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
@@ -38,13 +36,12 @@ from registry.discovery.etcd.messages import (
 )
 from registry.discovery.etcd.views import K, V, View
 from registry.discovery.etcd.watch_stream import WatchStream
+from registry.discovery.outage import PAUSE_MIN_S, Outage
 from registry.discovery.record_io import LISTING_MAX_BYTES, LISTING_MAX_NAMES
 from registry.errors import DiscoveryUnavailable
 
 SILENCE_MAX_S = 10.0
 CREATED_MAX_S = 4.0
-PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 2.0
-SAID_EVERY_S = 60.0
 
 log = logging.getLogger("registry.discovery")
 
@@ -81,7 +78,7 @@ class Follower(Generic[K, V, C]):
         self._listing = listing
         self._open_watch = open_watch
         self._closed = closed
-        self._outage = _Outage(closed, patience_s)
+        self._outage = Outage(closed, patience_s)
         self._known: dict[K, tuple[V, int]] = {}
         self._size = 0
         self._seen = EtcdHeader()
@@ -211,33 +208,3 @@ def _check(message: WatchResult) -> None:
         is_denied = "ermission" in reason or "auth" in reason
         code = UNAUTHENTICATED if is_denied else UNAVAILABLE
         raise EtcdRefusal(GatewayError(code, message=reason or "the watch was ended"))
-
-
-class _Outage:
-    """The time in which etcd cannot be used, if it is one."""
-
-    def __init__(self, closed: threading.Event, patience_s: float) -> None:
-        self._closed = closed
-        self._patience_s = patience_s
-        self._since: float | None = None
-        self._said = -math.inf
-        self._pause_s = PAUSE_MIN_S
-
-    def note(self, error: DiscoveryUnavailable) -> None:
-        """Wait before the next attempt. Raises the error when it lasts too long."""
-        if self._closed.is_set():
-            return
-        now = time.monotonic()
-        if self._since is None:
-            self._since, self._pause_s = now, PAUSE_MIN_S
-        if now - self._since > self._patience_s:
-            raise error
-        if now - self._said > SAID_EVERY_S:
-            self._said = now
-            log.warning("changes come late: %s", error)
-        self._closed.wait(self._pause_s)
-        self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
-
-    def end(self) -> None:
-        """It can be used."""
-        self._since = None

@@ -1,16 +1,13 @@
-"""The lines of a watch, each within its time, until it is broken off from elsewhere."""
+"""The messages of a watch, each within its time, until it is broken off from elsewhere."""
 
 from __future__ import annotations
-
-import socket
-from contextlib import suppress
 
 import httpx2
 import msgspec
 
 from registry.discovery.etcd.failures import EndpointFailed, EtcdRefusal, TooMuchAnswered
 from registry.discovery.etcd.messages import WatchLine, WatchResult
-from registry.network.deadline import at_most, seconds_left
+from registry.discovery.line_stream import LineStream, LineTooLong, StreamEnded
 
 LINE_MAX_BYTES = 32 << 20
 """What comes in one line is held whole. etcd splits what is larger than its largest request."""
@@ -18,13 +15,11 @@ LINE_MAX_BYTES = 32 << 20
 _decoder = msgspec.json.Decoder(WatchLine, strict=False)
 
 
-class WatchStream:
+class WatchStream(LineStream):
     """A watch that etcd answers."""
 
     def __init__(self, response: httpx2.Response) -> None:
-        self._chunks = response.iter_raw()
-        self._stream = response.extensions.get("network_stream")
-        self._buffer = bytearray()
+        super().__init__(response, LINE_MAX_BYTES)
 
     def find_next(self, within_s: float) -> WatchResult | None:
         """The next message, or None: there was none within this time. The watch is over then.
@@ -35,12 +30,13 @@ class WatchStream:
             TooMuchAnswered: a message is too large.
         """
         try:
-            with at_most(within_s):
-                line = self._read_line()
-        except (httpx2.TimeoutException, TimeoutError):
+            line = self.find_line(within_s)
+        except StreamEnded as error:
+            raise EndpointFailed(f"its watch ended: {error}".removesuffix(": ")) from None
+        except LineTooLong as error:
+            raise TooMuchAnswered(str(error)) from None
+        if line is None:
             return None
-        except (httpx2.HTTPError, httpx2.StreamError) as error:
-            raise EndpointFailed(f"its watch ended: {error}") from None
         try:
             message = _decoder.decode(line)
         except (ValueError, RecursionError):
@@ -50,26 +46,3 @@ class WatchStream:
         if message.result is None:
             raise EndpointFailed("its watch tells what no etcd does")
         return message.result
-
-    def _read_line(self) -> bytes:
-        looked_at = 0
-        while (end := self._buffer.find(b"\n", looked_at)) < 0:
-            looked_at = len(self._buffer)
-            if looked_at > LINE_MAX_BYTES:
-                raise TooMuchAnswered(f"its watch tells more than {LINE_MAX_BYTES} bytes at once")
-            seconds_left(None)
-            chunk = next(self._chunks, b"")
-            if not chunk:
-                raise EndpointFailed("its watch ended")
-            self._buffer += chunk
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
-        return line
-
-    def interrupt(self) -> None:
-        """Break it off, from whichever thread: who waits for the next message waits no more."""
-        sock = self._stream.get_extra_info("socket") if self._stream is not None else None
-        if isinstance(sock, socket.socket):
-            with suppress(OSError):
-                # Not the method of a TLS socket: that would take away what another thread is in.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -77,6 +77,7 @@ class Comparison(Generic[K, V, C]):
         self._known[name] = now
         for key in before.keys() - now.keys():
             yield self._change(key, None, is_relisted)
-        for key, value in now.items():
-            if before.get(key) != value:
-                yield self._change(key, value, is_relisted)
+        changed = [key for key, value in now.items() if before.get(key) != value]
+        # By name: a base model comes before its LoRAs.
+        for key in sorted(changed, key=str):
+            yield self._change(key, now[key], is_relisted)

@@ -46,6 +46,10 @@ AtOnce = Callable[[bytes, Headers, Mapping[str, Any]], tuple[bytes, Content] | N
 """What an application may have beside itself: for the target, the headers and the state of a GET,
 the headers and the bytes of a 200 that takes no waiting. None: the application is to be called."""
 
+OwnsAuthority = Callable[[bytes, bytes, tuple[str, int | None] | None], bool]
+"""What an application may have to be asked whether a target that is a whole URL is its own: the
+URL, the host and port in it, and the address and port at which the request came in."""
+
 Refused = Callable[[errors.RegistryError, int, str], None]
 """What an application may have to be told of an answer that it did not give: the problem, its
 status and the request's id."""

@@ -18,20 +18,19 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from registry import errors
 from registry.server.hosts import TWO_HOSTS, target_of
-from registry.server.http import request_id_for
-from registry.server.http1.config import AtOnce, Config, Flow, Refused
+from registry.server.http1.config import AtOnce, Config, Flow, OwnsAuthority, Refused
+from registry.server.http1.ending import EndingConnection
 from registry.server.http1.framing import framing_of, make_parser
 from registry.server.http1.head_buffer import HeadBuffer
 from registry.server.http1.part import Part
-from registry.server.http1.refusals import TOO_MANY_CONNECTIONS, cause_of, raw_answer
-from registry.server.http1.waiting import WaitingConnection
+from registry.server.http1.refusals import TOO_MANY_CONNECTIONS, cause_of
 
 HEADERS_MAX = 128
 SLICE_BYTES = 4 << 10
 _UNKNOWN: Any = object()
 
 
-class HttpConnection(WaitingConnection):
+class HttpConnection(EndingConnection):
     """One connection, from its first byte to its last."""
 
     # Past thirty attributes a dict is slow, and uvicorn has as many.
@@ -41,6 +40,7 @@ class HttpConnection(WaitingConnection):
         "_at_once",
         "_begun",
         "_body_bytes",
+        "_foreign_url",
         "_framing",
         "_head_buffer",
         "_held",
@@ -53,6 +53,7 @@ class HttpConnection(WaitingConnection):
         "_known_host",
         "_limits",
         "_lingers",
+        "_owns",
         "_part",
         "_refusal",
         "_refused",
@@ -70,6 +71,7 @@ class HttpConnection(WaitingConnection):
         self._limits = self.config.limits
         self._at_once: AtOnce | None = getattr(self.app, "at_once", None)
         self._takes: Callable[[bytes], bool] | None = getattr(self.app, "takes_host", None)
+        self._owns: OwnsAuthority | None = getattr(self.app, "owns_authority", None)
         self._refused: Refused | None = getattr(self.app, "refused", None)
         self.url = b""
         self._host: bytes | None = None
@@ -78,6 +80,8 @@ class HttpConnection(WaitingConnection):
         """The Host that was checked last, and was found to be one."""
         self._is_own_host = False
         """Whether requests for it are answered."""
+        self._foreign_url: bytes | None = None
+        """The target of the request that is being parsed, if it is a whole URL of another host."""
         self._unframed_bytes = 0
         """Fed to the parser since it last told of a head, a part of a body or an end."""
         self._held = b""
@@ -233,20 +237,27 @@ class HttpConnection(WaitingConnection):
         # come past every proxy that looks at headers. Nobody is told of them.
         self.url, self.headers, self.expect_100_continue = url, [], expects
         self.scope["headers"] = headers
+        if self._foreign_url is not None:
+            self.scope["foreign_url"] = self._foreign_url  # type: ignore[typeddict-unknown-key]
         self._part = Part.BODY
         super().on_headers_complete()
         self._framing = framing_of(self.parser, headers)
 
     def _check_target(self) -> None:
         """See to it that a request says for whom it is, once and rightly (RFC 9112, 3.2)."""
-        host, self._known_host = self._host, _UNKNOWN
-        self.url, named = target_of(self.url, host, self.parser.get_http_version())
+        host, target, self._known_host = self._host, self.url, _UNKNOWN
+        self._foreign_url = None
+        self.url, named = target_of(target, host, self.parser.get_http_version())
         if named is not None:
             self.headers.append((b"host", named))
+            if self._owns is not None and not self._owns(target, named, self.server):
+                self._foreign_url = target
         elif host is not None:
             self._known_host = host
         hosts = [each for each in (host, named) if each is not None]
-        self._is_own_host = self._takes is None or all(map(self._takes, hosts))
+        self._is_own_host = self._foreign_url is None and (
+            self._takes is None or all(map(self._takes, hosts))
+        )
 
     def _answer_at_once(self, at_once: AtOnce) -> bool:
         """Answer what takes no waiting: no task, no scope, and no timer (see `look`)."""
@@ -316,84 +327,6 @@ class HttpConnection(WaitingConnection):
             self.loop.call_soon(self._go_on)
         else:
             self._finish()
-
-    # Ending
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays open: what was asked is answered to a peer that has shut
-        its own side. With TLS, which has no such state, it does not."""
-        self._is_half_closed = True
-        if self.scheme != "http" or self._lingers or self.transport.is_closing():
-            return False
-        self._finish()
-        return not self.transport.is_closing()
-
-    def _finish(self) -> None:
-        """End a connection on which nothing more comes, once all is answered."""
-        if not self._is_half_closed or self._refusal is not None or self.transport.is_closing():
-            return
-        if self._held or self.pipeline:
-            return
-        answered = self.cycle is None or self.cycle.response_complete
-        if self._part is Part.HEAD or (self._part is Part.BODY and not answered):
-            self._refuse(errors.Malformed("The connection ended before the request was complete."))
-        elif answered:
-            self._end()
-
-    def _refuse(self, error: errors.RegistryError) -> None:
-        """Take no more from this connection; answer what was asked before, then this, and close."""
-        if self._refusal is not None:
-            return
-        self._refusal = error
-        self._held = b""
-        self.flow.held = True
-        self.flow.pause_reading()
-        cycle = self.cycle
-        if self.pipeline:
-            if cycle.more_body:
-                self.pipeline.popleft()  # It came in part, and was not begun.
-        elif cycle is None or cycle.response_complete:
-            self._end(self._refusal)
-        elif cycle.more_body:
-            started = cycle.response_started
-            cycle.disconnected = True
-            cycle.message_event.set()
-            self._end(None if started else error)
-
-    def _end(self, refusal: errors.RegistryError | None = None) -> None:
-        """Say what is wrong, if anything, and close when the peer has had time to read it."""
-        if self.transport.is_closing():
-            return
-        if self._head_buffer is not None:
-            self._head_buffer.flush()
-        self._unset_keepalive_if_required()
-        if refusal is not None:
-            self._say(refusal)
-        if refusal is None or self._is_half_closed or not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        self.transport.write_eof()
-        self._lingers = True
-        self.flow.held = False
-        self.flow.resume_reading()
-
-    def _request_id(self) -> str:
-        """The id of the request that is being parsed."""
-        if self._part is Part.BODY:
-            scope: Any = self.cycle.scope
-            return scope.get("request_id") or request_id_for(scope["headers"])
-        return request_id_for(self.headers if self._part is Part.HEAD else [])
-
-    def _say(self, error: errors.RegistryError) -> None:
-        """Answer with a problem, where no application does."""
-        request_id = self._request_id()
-        is_head = bool(self.url) and self.parser.get_method() == b"HEAD"
-        status, answer = raw_answer(
-            error, request_id, self.server_state.default_headers, with_body=not is_head
-        )
-        self.transport.write(answer)
-        if self._refused is not None:
-            self._refused(error, status, request_id)
 
 
 _SLASH = ord("/")
