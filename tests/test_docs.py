@@ -273,8 +273,11 @@ def test_every_error_is_documented_with_its_status() -> None:
 SOMETIMES_SHOWN = {
     "metadata_registry_worker_restarts_total",
     "metadata_registry_tls_certificate_end_timestamp_seconds",
+    "metadata_registry_discovery_up",
+    "metadata_registry_discovery_age_seconds",
+    "metadata_registry_discovery_cards",
 }
-"""Metrics that only several workers have, or HTTPS."""
+"""Metrics that only several workers have, or HTTPS, or a comparison with discovery."""
 
 
 def test_every_metric_is_documented(server: Server) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.audit_discovery import Wanted, compare_twice, compared_with
+from registry.cli.audit_discovery import ComparisonOptions, compare_twice, compared_with
 from registry.cli.db import DEFAULT_URL, DatabaseUrl
 from registry.cli.exit_codes import REFUSED
 from registry.cli.options import AsJson, Wide
@@ -85,7 +85,7 @@ def audit(
     from registry.store.reads import audit as audits
 
     wanted = audits.check_classes(classes or [])
-    compared = Wanted.of(discovery, namespace or (), public_url or (), wanted)
+    compared = ComparisonOptions.of(discovery, namespace or (), public_url or (), wanted)
     unchecked: Busy | None = None
     with _opened(database_url) as database:
         comparison = None if compared is None else compare_twice(database, compared)

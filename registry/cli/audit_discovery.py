@@ -24,7 +24,7 @@ DEFAULT_PUBLIC_URL = "http://127.0.0.1:8090"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ComparisonOptions:
     """What is to be compared: a store, some namespaces of it or all, and findings of some classes
     or all. `public_urls` is empty where the registry itself is to say them."""
 
@@ -40,7 +40,7 @@ class Wanted:
         namespaces: Sequence[str],
         public_urls: Sequence[str],
         classes: Collection[str],
-    ) -> Wanted | None:
+    ) -> ComparisonOptions | None:
         """What the options say; None: nothing is to be compared.
 
         Raises:
@@ -71,7 +71,7 @@ def _given(text: str) -> list[str]:
     return [url for url in text.split(",") if url]
 
 
-def compare_twice(database: Database, wanted: Wanted) -> DiscoveryReport:
+def compare_twice(database: Database, wanted: ComparisonOptions) -> DiscoveryReport:
     """What does not fit, also when it is looked at again, after the time that discovery keeps the
     dead. Where everything fits, nothing is waited for.
 
@@ -99,7 +99,7 @@ def _compare(
     database: Database,
     store: Discovery,
     public: PublicUrls,
-    wanted: Wanted,
+    wanted: ComparisonOptions,
     suspicions: Suspicions,
 ) -> DiscoveryReport:
     from registry.core.findings import DiscoveryReport
