@@ -186,6 +186,15 @@ def test_the_first_comparison_is_decided_when_all_of_it_was_looked_at_again() ->
     assert suspicions.is_decided
 
 
+def test_what_fits_meanwhile_is_suspected_anew() -> None:
+    suspicions, others, one = Suspicions(), DiscoveryLook(frozenset({name_of(2)}), ()), look(1)
+    suspects = compare(one, others, one, liveness_s=LIVENESS_S)
+    suspicions.note(suspects, Looked(0.0, 0.0, NOW))
+    suspicions.note([], Looked(10.0, 10.0, NOW))
+    assert suspicions.note(suspects, Looked(20.0, 20.0, NOW)) == []
+    assert len(suspicions.note(suspects, Looked(30.0, 30.0, NOW))) == 1
+
+
 # Cards
 
 

@@ -34,12 +34,13 @@ T = TypeVar("T")
 
 LOOK_EVERY_S = 10.0
 PART_OF_TIME = 20
-"""A comparison is made in at most this part of the time, however long it takes."""
+PAUSE_MAX_S = 60.0
+"""A comparison is made in at most this part of the time, unless the pause would be too long."""
 
 ANSWER_MAX_S = 60.0
 """After so long a look at discovery is given up. Stores give up earlier."""
 
-STALE_S = 120.0
+STALE_S = 180.0
 """What is older is told to nobody as what is so now."""
 
 LEADS_EVERY_S = 1.0
@@ -137,7 +138,8 @@ class DiscoveryWatch:
             began_s = time.monotonic()
             await self._look_and_tell()
             taken_s = time.monotonic() - began_s
-            await asyncio.sleep(max(LOOK_EVERY_S, PART_OF_TIME * taken_s) - taken_s)
+            pause_s = min(PAUSE_MAX_S, max(LOOK_EVERY_S, PART_OF_TIME * taken_s) - taken_s)
+            await asyncio.sleep(pause_s)
 
     async def _look_and_tell(self) -> None:
         before, problem = self.news, None
