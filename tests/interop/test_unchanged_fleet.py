@@ -16,7 +16,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -330,6 +330,28 @@ def test_a_copying_mirror_leaves_cards_as_they_are(server: Server, fleet: Fleet)
     mocker.kill()
     frontend.wait_until_listed()
     wait_for(lambda: held_checksums(server) == set(), 60)
+
+
+@pytest.mark.parametrize("is_mirrored", [True, False], ids=["held", "not held"])
+def test_frontends_may_take_the_registry_for_their_proxy(
+    serve: Callable[..., Server], fleet: Fleet, is_mirrored: bool
+) -> None:
+    server = serve(proxy_for=fleet.place.url)
+    mocker = fleet.start_mocker()
+    if is_mirrored:
+        fleet.start_mirror(server)
+        fleet.wait_until_held(server)
+        if fleet.place.etcd is not None:
+            mocker.freeze()  # Its lease outlives its silence by half a minute.
+    through = {**fleet.place.variables, "HTTP_PROXY": server.url}
+    frontend = fleet.start_frontend(replace(fleet.place, variables=through))
+    frontend.wait_until(lambda: frontend.blobs == checksums_of(fleet.model), 25)
+    assert reads(server) == len(checksums_of(fleet.model))
+    assert fleet.hosts == {f"127.0.0.1:{mocker.port}"}
+    if is_mirrored and fleet.place.etcd is not None:
+        mocker.thaw()
+    frontend.wait_until_listed(NAME)
+    assert_completes(frontend)
 
 
 def test_behind_a_bridge_frontends_see_nothing_of_the_workers_store(
