@@ -374,6 +374,7 @@ def _make_checkout(folder: Path, state: Path) -> None:
         path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
     (state.parent / "home").mkdir()
+    (folder / "examples").symlink_to(ROOT / "examples")
     model = folder / MODEL.relative_to(ROOT)
     model.mkdir(parents=True)
     for file in _small_files(MODEL):

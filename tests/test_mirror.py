@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from registry.discovery import Kind
 from registry.discovery.file import FileDiscovery
 from registry.errors import SettingsError
 from registry.mirror import Mirror, MirrorMode, MirrorSettings, settings
+from registry.mirror.status_server import CONNECTIONS_MAX
 from tests.commands import run_here
 from tests.fileservers import Manner, Request
 from tests.mirrors import (
@@ -192,6 +194,24 @@ def test_nothing_is_unregistered_that_no_mirror_registered(
         wait_for(lambda: mirror.report().counts == type(mirror.report().counts)())
         assert held_by(server, mine) == expected()
         assert held_by(server, other)
+
+
+def test_an_owner_that_registered_itself_is_left_alone_whatever_its_card_says(
+    server: Server, store: FileDiscovery, discovery: str
+) -> None:
+    """As that of a worker which knows the registry by another URL than the mirror."""
+    owner = owner_of(7)
+    line = [copied(ArtifactKey("org_tiny", "_base", "config.json"), CONTENTS["config.json"])]
+    assert server.upload(CONTENTS["config.json"]).status_code == 201
+    assert server.register(owner, line, worker_name="gpu-3").status_code == 200
+    before = held_by(server, owner)
+    with FleetWorker(store, owner) as worker, Mirror(settings_of(discovery, server)) as mirror:
+        wait_for(lambda: mirror.problem_of(owner) is not None)
+        assert "registered by a worker" in (mirror.problem_of(owner) or "")
+        worker.leave()
+        wait_for(lambda: mirror.report().counts.cards == 0)
+        assert held_by(server, owner) == before
+    assert server.client.get(f"/v1/owners/{owner}").json()["worker_name"] == "gpu-3"
 
 
 def test_only_the_namespaces_that_are_named_are_looked_at(
@@ -457,6 +477,23 @@ def test_a_dry_run_shows_what_would_be_done_and_changes_nothing(
         assert (step["step"], step["owner"]) == ("register", str(owner_of(7)))
         assert worker.files.asked == []
     assert server.client.get("/v1/owners").json()["owners"] == []
+
+
+def test_whoever_says_nothing_to_a_mirror_does_not_keep_others_from_asking(
+    server: Server, store: FileDiscovery, discovery: str
+) -> None:
+    with MirrorProcess(discovery, server.url) as mirror, ExitStack() as stack:
+        host, port = mirror.status_url.removeprefix("http://").split(":")
+        for _ in range(CONNECTIONS_MAX + 20):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+
+        def answers() -> bool:
+            try:
+                return httpx2.get(f"{mirror.status_url}/metrics").status_code == 200
+            except httpx2.TransportError:
+                return False
+
+        wait_for(answers, 20)
 
 
 def test_a_mirror_tells_how_it_is_doing_until_it_is_told_to_end(

@@ -17,6 +17,7 @@ from registry.errors import (
     Busy,
     ContentMissing,
     Internal,
+    Refused,
     RegistryError,
     ServiceUnreachable,
     StorageUnavailable,
@@ -30,7 +31,7 @@ from registry.mirror.ledger import Ledger, NotWanted
 from registry.mirror.mirrored_card import HereUrls, MirroredCard, pointed_here
 from registry.mirror.origins import NotFetched
 from registry.mirror.plan import Step
-from registry.mirror.settings import MirrorSettings
+from registry.mirror.settings import MIRROR_PREFIX, MirrorSettings
 from registry.mirror.status import MirrorStatus
 
 UPLOAD_ROUNDS = 3
@@ -117,6 +118,8 @@ class Jobs:
     # In the registry
 
     def _register(self, card: MirroredCard) -> None:
+        if not self._ledger.is_held(card.owner):
+            self._check_free(card.owner)
         registered = self._hold(card)
         self._status.answered()
         self._at_point("registered")
@@ -127,6 +130,20 @@ class Jobs:
         is_revision = any(each.key.slug != card.slug for each in registered.artifacts)
         self._ledger.end(card.owner, held=card.digest, urls=urls, is_revision=is_revision)
         self._status.untell(card.owner)
+
+    def _check_free(self, owner: Owner) -> None:
+        """Raise Refused if a worker of the registry has registered this owner: what it holds, its
+        name and its lease are its own, whatever stands in a card."""
+        try:
+            record = self._client.owner(owner).record
+        except UnknownOwner:
+            return
+        is_mirrored = (record.worker_name or "").startswith(MIRROR_PREFIX)
+        if not record.state.ended and not is_mirrored:
+            raise Refused(
+                "its owner is registered by a worker of the registry. Its card names the registry "
+                "by another URL than --url and --public-url"
+            )
 
     def _hold(self, card: MirroredCard) -> Registered:
         """Register the files of a card for its owner, and bring in what the registry lacks."""

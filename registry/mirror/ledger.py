@@ -218,6 +218,12 @@ class Ledger:
                 if known.held is not None
             }
 
+    def is_held(self, owner: Owner) -> bool:
+        """Whether something is registered for an owner."""
+        with self._lock:
+            known = self._known.get(owner)
+            return known is not None and known.held is not None
+
     def card_of(self, owner: Owner) -> tuple[MirroredCard | None, str]:
         """The live card of an owner if it is to be mirrored, and else why it cannot be."""
         with self._lock:

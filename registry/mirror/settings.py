@@ -17,6 +17,9 @@ from registry.core.regular import read_regular
 from registry.errors import Invalid, SettingsError
 from registry.network.environment import is_loopback
 
+MIRROR_PREFIX = "mirror-"
+"""What the worker names of all owners begin with that a mirror registers."""
+
 LINGER_MAX_S = 7 * 24 * 3600.0
 FILE_MAX_BYTES = 64 << 20
 """What a registry takes unless it is told otherwise."""
@@ -105,7 +108,7 @@ class MirrorSettings:
     def worker_prefix(self) -> str:
         """What the worker names of all owners begin with that mirrors of this store register."""
         identity = _identity_of(self.discovery) if self.name is None else _digits(self.name)
-        return f"mirror-{identity}-"
+        return f"{MIRROR_PREFIX}{identity}-"
 
     def worker_name(self, owner: Owner) -> str:
         """The worker name of an owner. It has the instance in it, so that no owner ever takes the
