@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "registry.content": {"registry.errors", "registry.core", "registry.store"},
     "registry.service": {
         *("registry", "registry.errors", "registry.config", "registry.core", "registry.wire"),
-        *("registry.store", "registry.content"),
+        *("registry.store", "registry.content", "registry.discovery"),
     },
     "registry.server": {
         *("registry", "registry.errors", "registry.config", "registry.core", "registry.wire"),
