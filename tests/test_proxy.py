@@ -168,7 +168,8 @@ def test_a_card_that_contradicts_another_takes_nothing_from_it(
     fleet = make_fleet()
     fleet.publish()
     fleet.wait(200, "chat_template.jinja")
-    for number, given in enumerate(({"checksum": "blake3:" + "0" * 64}, {"size": 1}, {"size": 0})):
+    lies: list[dict[str, Any]] = [{"checksum": "blake3:" + "0" * 64}, {"size": 1}, {"size": 0}]
+    for number, given in enumerate(lies):
         fleet.publish(Owner("other", "backend", "generate", number), **given)
     marker = Owner("other", "backend", "generate", 9)
     fleet.store.publish(model_record(marker, _card_of(f"{fleet.origin.url}{PATH}/marker.json")))
