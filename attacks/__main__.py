@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from attacks import clients, crashes, files, history, peers, resources
+from attacks import clients, crashes, discovery, files, history, peers, resources
 from attacks.arena import CannotTry, Findings
 
 Attack = Callable[[Path, Findings], None]
@@ -46,6 +46,7 @@ ATTACKS: dict[str, tuple[Attack, int]] = {
     "hostile-card": (clients.hostile_cards, 120),
     "hostile-cache": (clients.hostile_cache, 180),
     "hostile-discovery": (clients.hostile_discovery, 120),
+    "coming-and-going": (discovery.coming_and_going, 240),
     "heartbeat": (clients.heartbeat, 120),
     "history": (history.linearizable, 180),
 }

@@ -18,6 +18,7 @@ from registry.core.environment import PREFIX, is_service_link, is_slip
 from registry.core.policy import DEFAULTS
 from registry.core.setting_rules import (
     Rule,
+    Setting,
     ValueKind,
     number_setting,
     ruled_setting,
@@ -72,6 +73,26 @@ class Settings:
             ValueKind.TEXTS,
             "Name that requests may be sent to beside loopback's, as behind a proxy on this "
             "machine; others are refused.",
+            separator=",",
+        ),
+    )
+    discovery: str | None = text_setting(
+        None,
+        "Discovery store that the registry is compared with, as a URL; none: it is not.",
+    )
+    discovery_namespaces: tuple[str, ...] = ruled_setting(
+        (),
+        Rule(
+            ValueKind.TEXTS,
+            "Namespace of the discovery store that is compared; none: all.",
+            separator=",",
+        ),
+    )
+    public_urls: tuple[str, ...] = ruled_setting(
+        (),
+        Rule(
+            ValueKind.TEXTS,
+            "URL under which frontends reach this service, as cards name it; none: its address.",
             separator=",",
         ),
     )
@@ -177,53 +198,6 @@ class Settings:
         "info", "What is logged.", ("critical", "error", "warning", "info", "debug")
     )
     log_format: str = text_setting("text", "How log lines are written.", ("text", "json"))
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting and how it is spelled wherever it can be given."""
-
-    name: str
-    default: Any
-    rule: Rule
-
-    @property
-    def flag(self) -> str:
-        """`--lease-grace-s`. A setting with several values is a flag given several times."""
-        singular = self.name.removesuffix("s") if self.rule.kind is ValueKind.TEXTS else self.name
-        return "--" + singular.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """`REGISTRY_LEASE_GRACE_S`."""
-        return PREFIX + self.name.upper()
-
-    @property
-    def allowed(self) -> str:
-        """What a value may be, as the end of a sentence that begins `it must be`."""
-        rule = self.rule
-        match rule.kind:
-            case ValueKind.SWITCH:
-                return "true or false"
-            case ValueKind.WHOLE:
-                return f"a whole number from {rule.low} to {rule.high}"
-            case ValueKind.NUMBER:
-                return f"a number from {rule.low:g} to {rule.high:.10g}"
-            case ValueKind.TEXTS:
-                return "a list of texts that are not empty"
-            case ValueKind.TEXT if rule.choices:
-                return "one of " + ", ".join(rule.choices)
-            case ValueKind.TEXT:
-                return "a text that is not empty"
-
-    @property
-    def default_shown(self) -> str:
-        """The default as help texts show it."""
-        if self.default in (None, ()):
-            return "none"
-        return (
-            str(self.default).lower() if self.rule.kind is ValueKind.SWITCH else str(self.default)
-        )
 
 
 SETTINGS = tuple(

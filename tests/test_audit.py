@@ -21,7 +21,7 @@ from registry.core.times import format_time
 from registry.errors import Conflict
 from registry.store.journal import CONFLICT_MS
 from registry.store.ops import register
-from registry.store.reads.audit import CLASSES, FINDINGS_MAX
+from registry.store.reads.audit import CLASSES, FINDINGS_MAX, OF_DISCOVERY
 from registry.store.sqlite.engine import system_clock
 from tests.fleet import DAY, MINUTE, SECOND, Clock, World, key, run_cli, worker
 from tests.support import TABLES, Server, assert_sound, checksum, dump_of, sql, wait_for
@@ -320,7 +320,7 @@ PLANTS = {
         since="{now} - 60000",
     ),
 }
-IN_SQL = CLASSES.keys() - {"path_outside_roots", "journal_says_held", "integrity"}
+IN_SQL = CLASSES.keys() - {"path_outside_roots", "journal_says_held", "integrity", *OF_DISCOVERY}
 
 
 def plant(path: Path, statements: str, now: int) -> None:

@@ -23,6 +23,7 @@ from registry.discovery import (
     Kind,
     Listed,
     Record,
+    Scannable,
     instance_record,
     model_record,
     open_discovery,
@@ -136,6 +137,17 @@ def test_a_record_is_found_until_it_is_withdrawn(opener: Opener) -> None:
     store.withdraw(MODEL.key)
     assert other.find(MODEL.key) is None
     assert other.list(Kind.MODEL) == [ADAPTER]
+
+
+def test_a_scan_gives_what_a_list_gives_and_a_store_says_how_long_the_dead_stay_live(
+    opener: Opener,
+) -> None:
+    store = opener()
+    for each in (ADAPTER, MODEL, MODEL_2):
+        store.publish(each)
+    assert isinstance(store, Scannable)
+    assert list(store.scan(Kind.MODEL)) == store.list(Kind.MODEL) == [MODEL, ADAPTER, MODEL_2]
+    assert store.liveness_s == 1.0
 
 
 def test_a_record_that_another_published_is_withdrawn(opener: Opener) -> None:

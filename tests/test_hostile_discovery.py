@@ -183,6 +183,8 @@ ODD: dict[str, Callable[[Path, Path], None]] = {
     "a number of many digits": content(b'{"a": ' + b"9" * 100_000 + b"}"),
     "lists 500 deep": content(b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}"),
     "objects 500 deep": content(b'{"a": ' * 500 + b"1" + b"}" * 500),
+    "many members": content(b"{%s}" % b",".join(b'"%x":1' % n for n in range(350_000))),
+    "a million elements": content(b'{"a": [%s]}' % b",".join([b"1"] * 1_000_000)),
     "lists a million deep": content(b'{"a": ' + b"[" * 1_000_000),
     "another namespace": said(namespace="other"),
     "another instance": said(instance_id=2),

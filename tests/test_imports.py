@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "registry.content": {"registry.errors", "registry.core", "registry.store"},
     "registry.service": {
         *("registry", "registry.errors", "registry.config", "registry.core", "registry.wire"),
-        *("registry.store", "registry.content"),
+        *("registry.store", "registry.content", "registry.discovery"),
     },
     "registry.server": {
         *("registry", "registry.errors", "registry.config", "registry.core", "registry.wire"),
@@ -164,6 +164,7 @@ def test_importing_the_package_loads_no_library_at_all() -> None:
         "import registry.client",
         "from registry.client import RegistryClient, Resolver",
         "from registry.mirror import Mirror, MirrorMode, MirrorSettings",
+        "import registry.cli.mirror, registry.mirror.status_server, registry.server.logs",
         "from registry import Owner, ArtifactKey, RegistryError, Receipt, slugify",
     ],
 )

@@ -18,6 +18,7 @@ from registry.discovery import (
     Change,
     Kind,
     Record,
+    Scannable,
     instance_record,
     model_record,
     open_discovery,
@@ -105,6 +106,8 @@ def test_records_are_live_while_their_pod_is_ready(
     assert store.list(Kind.MODEL) == [MODEL, ADAPTER]
     assert store.list(Kind.INSTANCE) == [INSTANCE]
     assert store.find(ADAPTER.key) == ADAPTER
+    assert isinstance(store, Scannable)
+    assert list(store.scan(Kind.MODEL)) == [MODEL, ADAPTER]
     server.set_ready(POD, ready=False)
     assert store.list(Kind.MODEL) == store.list(Kind.INSTANCE) == []
     assert store.find(ADAPTER.key) is None

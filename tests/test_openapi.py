@@ -33,7 +33,7 @@ from registry.server.routes.table import CALLS
 from registry.server.tokens import Role, create
 from registry.store.tables import events
 from registry.wire import types
-from tests.support import ROOT, Server, assert_sound
+from tests.support import ROOT, Server, assert_sound, wait_for
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 """Requests made up for each call; 0: few."""
@@ -272,7 +272,9 @@ def test_no_made_up_request_gets_an_answer_that_is_not_described(name: str, tmp_
         flags = {"token_file": str(file), "require_read_token": True}
     path, root = tmp_path / "registry.db", tmp_path / "models"
     root.mkdir()
-    with Server(path, artifact_root=str(root), token=admin, **flags) as server:
+    flags |= {"artifact_root": str(root), "discovery": f"file:{tmp_path / 'kv'}"}
+    with Server(path, token=admin, **flags) as server:
+        wait_for(lambda: server.client.get("/v1/audit?discovery").status_code == 200)
         server.register_copies(HOLDER, {KEY: b'{"model_type": "tiny"}'})
         done = schemathesis(server, visitor, token, tmp_path)
         assert done.returncode == 0, done.stdout

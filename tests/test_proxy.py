@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,98 @@ def test_a_holder_without_the_bytes_is_no_reason_not_to_ask_the_worker(
     fleet.server.unregister(WORKER)
 
 
+def test_any_holder_that_has_the_bytes_is_good_enough(
+    make_fleet: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    """The worker is gone; one file in place is gone as well; a copy is there under a third key."""
+    root = tmp_path / "models"
+    root.mkdir()
+    path = root / "config.json"
+    path.write_bytes(CONTENTS["config.json"])
+    fleet = make_fleet({"config.json": _failing}, artifact_root=root)
+    for slug in ("a-first", "tiny"):
+        line = {"slug": slug, "suffix": "_base", "filename": path.name, "path": str(path)}
+        owner = Owner("fleet", "backend", "generate", len(slug))
+        assert fleet.server.register(owner, [line]).status_code == 200
+    path.unlink()
+    other = Owner("fleet", "backend", "generate", 99)
+    held = {ArtifactKey("z-last", "_base", path.name): CONTENTS[path.name]}
+    assert fleet.server.register_copies(other, held).status_code == 200
+    fleet.publish()
+    fleet.wait()
+    assert fleet.get().content == CONTENTS["config.json"]
+    for instance_id in (4, 7):
+        fleet.server.unregister(Owner("fleet", "backend", "generate", instance_id))
+
+
+def test_a_card_that_contradicts_another_takes_nothing_from_it(
+    make_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = make_fleet()
+    fleet.publish()
+    fleet.wait(200, "chat_template.jinja")
+    lies: list[dict[str, Any]] = [{"checksum": "blake3:" + "0" * 64}, {"size": 1}, {"size": 0}]
+    for number, given in enumerate(lies):
+        fleet.publish(Owner("other", "backend", "generate", number), **given)
+    marker = Owner("other", "backend", "generate", 9)
+    fleet.store.publish(model_record(marker, _card_of(f"{fleet.origin.url}{PATH}/marker.json")))
+    fleet.wait(502, "marker.json")
+    for name in ("config.json", "tokenizer.json"):
+        assert fleet.get(name).content == CONTENTS[name]
+
+
+def _card_of(url: str) -> Card:
+    return make_card("Marker", [CardFile(url, checksum(b"?"), 1)])
+
+
+def test_cards_that_nobody_saw_leave_stay_known(
+    make_fleet: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    fleet = make_fleet()
+    fleet.publish()
+    fleet.wait()
+    (tmp_path / "kv").rename(tmp_path / "away")
+    marker = Owner("other", "backend", "generate", 9)
+    fleet.store.publish(model_record(marker, _card_of(f"{fleet.origin.url}{PATH}/marker.json")))
+    fleet.wait(502, "marker.json")
+    assert fleet.get("tokenizer.json").status_code == 200
+
+
+@pytest.mark.parametrize("size", [None, 10_000_000], ids=["no size", "a size"])
+def test_a_worker_that_drips_keeps_nobody_from_the_others(
+    make_fleet: Callable[..., Fleet], size: int | None
+) -> None:
+    fleet = make_fleet(dict.fromkeys(map(str, range(24)), _dripping))
+    fleet.publish(size=size)
+    slow = FileServer({}, dict.fromkeys(map(str, range(24)), _dripping))
+    with slow:
+        files = [
+            {"path": f"{slow.url}{PATH}/{name}", "checksum": checksum(name.encode()), "size": size}
+            for name in map(str, range(24))
+        ]
+        owner = Owner("slow", "backend", "generate", 1)
+        record = model_record(owner, make_card("Slow", []))
+        card = {**record.content["card_json"], "extra_files": files}
+        fleet.store.publish(Record(record.key, {**record.content, "card_json": card}))
+        fleet.wait()
+        with contextlib.ExitStack() as stack:
+            for name in map(str, range(24)):
+                line = stack.enter_context(Line(fleet.server))
+                line.send(f"GET {slow.url}{PATH}/{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            wait_for(lambda: len(slow.asked) >= 4)
+            assert fleet.get("tokenizer.json").content == CONTENTS["tokenizer.json"]
+            assert fleet.get("chat_template.jinja").content == CONTENTS["chat_template.jinja"]
+            assert len(slow.asked) == 4
+
+
+def _dripping(request: Request) -> None:
+    request.head(200, Content_Length=10_000_000)
+    with contextlib.suppress(OSError):
+        for _ in range(200):
+            request.send(b"x")
+            time.sleep(0.1)
+
+
 def test_a_card_that_is_withdrawn_opens_nothing_any_more(make_fleet: Callable[..., Fleet]) -> None:
     fleet = make_fleet()
     other = Owner("fleet", "backend", "generate", 8)
@@ -177,12 +270,25 @@ def _short(request: Request) -> None:
     request.cut()
 
 
+def _early(request: Request) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(1 << 16):
+            request.send(b"HTTP/1.1 103 Early\r\n\r\n")
+
+
+def _in_crumbs(request: Request) -> None:
+    request.head(200, Transfer_Encoding="chunked")
+    with contextlib.suppress(OSError):
+        for _ in range(1 << 16):
+            request.send(b"1\r\nx\r\n")
+
+
 def _compressed(request: Request) -> None:
     request.head(200, Content_Length=3, Content_Encoding="gzip")
     request.send(b"\x1f\x8b\x08")
 
 
-BAD = [_endless, _moved, _failing, _other, _short, _compressed]
+BAD = [_endless, _moved, _failing, _other, _short, _early, _in_crumbs, _compressed]
 
 
 def test_what_a_worker_answers_is_believed_for_its_checksum_alone(
@@ -242,6 +348,7 @@ USELESS: list[dict[str, object]] = [
     {"path": "http://127.0.0.1:99999/v1/metadata/a/b/c"},
     {"path": "http://127.0.0.1/latest/meta-data"},
     {"path": "http://[::1/v1/metadata/a/b/c"},
+    {"path": "http://my_worker:1/v1/metadata/a/b/c"},
     {"path": "http://" + "a" * 9000 + "/v1/metadata/a/b/c"},
     {"path": "\x00\ud800"},
 ]

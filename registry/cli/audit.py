@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from registry.cli.audit_discovery import ComparisonOptions, compare_twice, compared_with
 from registry.cli.db import DEFAULT_URL, DatabaseUrl
 from registry.cli.exit_codes import REFUSED
 from registry.cli.options import AsJson, Wide
@@ -18,11 +19,16 @@ from registry.cli.tables import Column, print_facts, print_table
 from registry.cli.text import counted, shown_size
 from registry.core.times import format_time
 from registry.wire.listings import RemovedResponse
-from registry.wire.reports import AuditResponse, EndedResponse, SweptResponse
+from registry.wire.reports import (
+    AuditResponse,
+    DiscoveryComparisonResponse,
+    EndedResponse,
+    SweptResponse,
+)
 from registry.wire.requests import OwnerIdentity
 
 if TYPE_CHECKING:
-    from registry.core.findings import AuditReport, AuditSummary
+    from registry.core.findings import AuditReport, AuditSummary, DiscoveryReport
     from registry.store.engine import Connection
     from registry.store.ops.expire import Ending, Swept
     from registry.store.sqlite.engine import Database
@@ -46,11 +52,31 @@ def audit(
             help="With --check-files: report paths that are below none of these; repeat.",
         ),
     ] = None,
+    discovery: Annotated[
+        str | None,
+        typer.Option("--discovery", metavar="URL", help="Compare with this discovery store."),
+    ] = None,
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option("--namespace", metavar="NS", help="With --discovery: only this one; repeat."),
+    ] = None,
+    public_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--public-url",
+            metavar="URL",
+            help="With --discovery: the registry as cards name it; repeat.",
+        ),
+    ] = None,
     wide: Wide = False,
     database_url: DatabaseUrl = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Report leaks and faults. Exit 1 if any is above a note. Changes nothing."""
+    """Report leaks and faults. Exit 1 if any is above a note. Changes nothing.
+
+    With --discovery, what does not fit is looked at again after the time that discovery keeps the
+    dead, as workers come and go.
+    """
     from registry.config import Settings
     from registry.content.file_audit import check_files as look_at_files
     from registry.content.places import bounded_root, patience_for_files
@@ -59,8 +85,10 @@ def audit(
     from registry.store.reads import audit as audits
 
     wanted = audits.check_classes(classes or [])
+    compared = ComparisonOptions.of(discovery, namespace or (), public_url or (), wanted)
     unchecked: Busy | None = None
     with _opened(database_url) as database:
+        comparison = None if compared is None else compare_twice(database, compared)
         with database.read() as conn:
             found, summary = audits.find_leaks(conn, wanted), audits.summarize(conn)
         if check_files:
@@ -76,8 +104,11 @@ def audit(
                         found.append(each)
             except Busy as error:
                 unchecked = error
+    report = audits.report_of(found, summary)
+    if comparison is not None:
+        report = audits.joined(report, comparison.audit)
     try:
-        _print_report(audits.report_of(found, summary), as_json, wide=wide)
+        _print_report(report, as_json, wide=wide, comparison=comparison)
     finally:
         if unchecked is not None:
             raise unchecked
@@ -192,13 +223,24 @@ def _opened(database_url: str, *, to_write: bool = False) -> Iterator[Database]:
         database.close()
 
 
-def _print_report(report: AuditReport, as_json: bool, *, wide: bool = False) -> None:
+def _print_report(
+    report: AuditReport,
+    as_json: bool,
+    *,
+    wide: bool = False,
+    comparison: DiscoveryReport | None = None,
+) -> None:
     from registry.core.findings import Severity
 
     if as_json:
-        print_json(AuditResponse.of(report))
+        answer = AuditResponse.of(report)
+        if comparison is not None:
+            answer.discovery = DiscoveryComparisonResponse.of(comparison, comparison.looked_at)
+        print_json(answer)
     else:
         _print_findings(report, wide)
+        if comparison is not None:
+            print(f"\n{compared_with(comparison)}")
         if report.summary is not None:
             print()
             _print_summary(report.summary)

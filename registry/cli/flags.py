@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from registry.config import SETTINGS, Setting
-from registry.core.setting_rules import ValueKind
+from registry.config import SETTINGS
+from registry.core.setting_rules import Setting, ValueKind
 
 _types: dict[ValueKind, tuple[Any, str | None]] = {
     ValueKind.TEXT: (str | None, "TEXT"),

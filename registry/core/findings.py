@@ -75,6 +75,19 @@ class AuditReport:
 
 
 @dataclass(frozen=True, slots=True)
+class DiscoveryReport:
+    """What a comparison with discovery found, which has looked at it twice.
+
+    `looked_at` is the time of the last look in milliseconds. `unreadable` cards have no findings.
+    """
+
+    looked_at: int
+    cards: int
+    unreadable: int
+    audit: AuditReport
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why the registry answers for a key as it does. `entry` is None when nobody holds it.
 

@@ -153,6 +153,18 @@ class Discovery(Protocol):
 
 
 @runtime_checkable
+class Scannable(Discovery, Protocol):
+    """A store that can be looked at again and again by somebody who keeps little of what it has."""
+
+    @property
+    def liveness_s(self) -> float:
+        """How long a record stays live, at most, when whoever published it is dead."""
+
+    def scan(self, kind: Kind) -> Iterator[Record]:
+        """As `list`, one record after the other: all of them at once may take much memory."""
+
+
+@runtime_checkable
 class Rewriting(Discovery, Protocol):
     """A store in which a record that somebody else keeps live can be changed."""
 

@@ -12,6 +12,10 @@ from registry.discovery import Record, RecordKey, check_content
 from registry.errors import Invalid
 
 RECORD_MAX_BYTES = 4 << 20
+RECORD_MAX_VALUES = 100_000
+"""A record with more commas, which stand between members and elements, takes too long to read:
+whoever reads it holds up all else that this process does."""
+
 LISTING_MAX_BYTES = 256 << 20
 LISTING_MAX_NAMES = 100_000
 NAMED_MAX = 100
@@ -68,6 +72,8 @@ class RecordReader:
         try:
             if len(content) > RECORD_MAX_BYTES:
                 raise Invalid(f"it has more than {RECORD_MAX_BYTES} bytes")
+            if content.count(b",") >= RECORD_MAX_VALUES:
+                raise Invalid(f"it has more than {RECORD_MAX_VALUES} values")
             parsed: Any = msgspec.json.decode(content)
             check_content(key, parsed)
         except (ValueError, RecursionError, Invalid) as error:

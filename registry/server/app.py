@@ -27,6 +27,7 @@ from registry.server.reloading import Reloads, reloading
 from registry.server.routes.operations import health_of
 from registry.server.routes.table import ROUTES
 from registry.server.siblings import Parent
+from registry.service.discovery_watch import DiscoveryWatch
 from registry.service.lanes import Shared
 from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
@@ -59,21 +60,25 @@ def create_app(
             on_batch=lambda batch: metrics.wrote(batch.outcomes, batch.items, batch.seconds),
         )
         sweeper = Sweeper(registry)
+        watch = _watch_of(settings, registry, parent)
         await registry.start()
         sweeper.start()
         try:
             async with AsyncExitStack() as stack:
                 report = await stack.enter_async_context(
-                    reporting(metrics, registry, parent, certificate)
+                    reporting(metrics, registry, parent, certificate, watch)
                 )
                 stack.enter_context(reloading(*reloads, limit_s=settings.file_timeout_s))
                 stack.enter_context(watched(certificate))
+                if watch is not None:
+                    await stack.enter_async_context(watch.running())
                 if proxy is not None:
                     await stack.enter_async_context(proxy.running())
                 yield {
                     "registry": registry,
                     "report": report,
-                    "health": Shared(lambda: health_of(registry, certificate)),
+                    "discovery": watch,
+                    "health": Shared(lambda: health_of(registry, certificate, watch)),
                     "bodies": room_for_bodies(settings.max_body_bytes),
                 }
         finally:
@@ -98,6 +103,19 @@ def proxy_of(settings: Settings, access: Access) -> FileProxy | None:
     from registry.server.proxy.proxy import FileProxy  # Others need no HTTP client.
 
     return FileProxy(settings.proxy_for, access, settings.max_blob_bytes)
+
+
+def _watch_of(
+    settings: Settings, registry: Registry, parent: Parent | None
+) -> DiscoveryWatch | None:
+    """The comparison with discovery, if one is wanted. Of several processes one looks."""
+    if settings.discovery is None:
+        return None
+    if parent is None:
+        return DiscoveryWatch(settings, registry.read)
+    watch = DiscoveryWatch(settings, registry.read, leads=lambda: parent.leads, tell=parent.tell)
+    parent.on_news = watch.hear
+    return watch
 
 
 async def _not_here(request: Request, error: Exception) -> Response:

@@ -102,7 +102,7 @@ async def serve_file(
     key: Key,
     content_type: str,
     location: Location,
-    body: Body | None,
+    body: Body | Stream | None,
     scope: Scope,
     receive: Receive,
     send: Sent,

@@ -10,8 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
-
-import httptools
+from typing import NamedTuple
 
 from registry.core.text import shown
 from registry.errors import Forbidden, Malformed, SettingsError
@@ -70,16 +69,31 @@ TWO_HOSTS = b", "
 _SLASH = ord("/")
 
 
+class UrlParts(NamedTuple):
+    """A whole URL in its parts: the scheme in lower case; None for a query that is not there."""
+
+    scheme: bytes
+    authority: bytes
+    path: bytes
+    query: bytes | None
+
+
+_parts = re.compile(rb"(https?)://([^/?#@\\\x00-\x20]*)(/[^?#]*)?(?:\?([^#]*))?", re.I).fullmatch
+
+
+def split_url(url: bytes) -> UrlParts | None:
+    """The parts of an http URL, or None: it is none, or has a user in it."""
+    found = _parts(url)
+    return found and UrlParts(found[1].lower(), found[2], found[3] or b"/", found[4])
+
+
 def _split_url(url: bytes) -> tuple[bytes, bytes]:
     """The path and the host of a target that is a whole URL."""
-    target = httptools.parse_url(url)
-    scheme, name, path = target.schema or b"", target.host or b"", target.path or b"/"
-    if scheme.lower() not in (b"http", b"https") or target.userinfo:
+    parts = split_url(url)
+    if parts is None:
         raise Malformed("The target of the request is no http URL. Ask for a path, /v1/... .")
-    host = b"[" + name + b"]" if b":" in name else name
-    if target.port is not None:
-        host += b":%d" % target.port
-    return path if target.query is None else path + b"?" + target.query, host
+    path = parts.path if parts.query is None else parts.path + b"?" + parts.query
+    return path, parts.authority
 
 
 def _find_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -47,6 +47,7 @@ STATUS: dict[type[errors.RegistryError], int] = {
     errors.UploadsPending: 429,
     errors.Busy: 503,
     errors.StorageUnavailable: 503,
+    errors.DiscoveryUnavailable: 503,
     errors.Internal: 500,
     errors.Unauthenticated: 401,
     errors.ProxyUnauthenticated: 407,
@@ -57,7 +58,12 @@ STATUS: dict[type[errors.RegistryError], int] = {
     errors.HeadersTooLarge: 431,
 }
 
-RETRY_AFTER_S = {errors.UploadsPending: 60, errors.StorageUnavailable: 5, errors.Unserveable: 5}
+RETRY_AFTER_S = {
+    errors.UploadsPending: 60,
+    errors.StorageUnavailable: 5,
+    errors.Unserveable: 5,
+    errors.DiscoveryUnavailable: 10,
+}
 CHALLENGE = 'Bearer realm="metadata-registry"'
 PROXY_CHALLENGE = 'Basic realm="metadata-registry", Bearer realm="metadata-registry"'
 INVALID_TOKEN = ', error="invalid_token"'

@@ -64,6 +64,9 @@ SIZES = (
     Size("database_bytes", "Size of the database file."),
     Size("wal_bytes", "Size of the database's write-ahead log."),
     Size("free_bytes", "Free disk space for the database."),
+    Size("discovery_up", "1 if the last comparison with discovery could be made, 0 if not."),
+    Size("discovery_age_seconds", "Seconds since the registry was last compared with discovery."),
+    Size("discovery_cards", "Live cards in discovery at the last comparison."),
     Size(
         "tls_certificate_end_timestamp_seconds",
         "When the certificate of HTTPS ends, in seconds since 1970; the first of its chain.",

@@ -25,6 +25,7 @@ from registry.core import malloc, stopping
 from registry.errors import RegistryError, SettingsError
 from registry.server import logs, tokens
 from registry.server.certificates import Certificate, certificate_of
+from registry.server.compared import check_discovery, with_public_urls
 from registry.server.hosts import Hosts, address_of, is_loopback
 from registry.server.http1.config import Config
 from registry.server.http1.door import Server
@@ -75,7 +76,8 @@ def run(settings: Settings) -> None:
     again; without either it ends the service as well.
 
     Raises:
-        SettingsError: a setting cannot work here: address, port, artifact root, tokens, TLS.
+        SettingsError: a setting cannot work here: address, port, artifact root, tokens, TLS,
+            discovery.
         DatabaseRefused: the database cannot be used; the message says why and what to do.
         Refused: an older service that has the database open could not live with its upgrade.
     """
@@ -84,8 +86,9 @@ def run(settings: Settings) -> None:
     else:
         signal.signal(signal.SIGHUP, _hung_up)
     logs.set_up(settings.log_level, settings.log_format)
-    settings = replace(settings, host=address_of(settings.host))
+    host, settings = settings.host, replace(settings, host=address_of(settings.host))
     check_access(settings)
+    check_discovery(settings)
     certificate = certificate_of(settings)
     check_secrets(settings)
     check_proxy(settings)
@@ -93,6 +96,7 @@ def run(settings: Settings) -> None:
     if settings.allow_unsafe_storage:
         os.environ[opening.ALLOWED_BY] = "true"  # For the worker processes as well.
     with listen(settings.host, settings.port) as listener:
+        settings = with_public_urls(settings, host, listener)
         opening.prepare(settings.database_url, notify=log.info)
         address = url_of(settings, listener)
 

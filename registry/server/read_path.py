@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry import errors
 from registry.content.cache import Body
+from registry.content.streams import Stream
 from registry.core.memo import Memo
 from registry.server.access_log import log as access_log
 from registry.server.access_log import tell, tell_refused
@@ -31,7 +32,7 @@ from registry.server.file_answers import (
 from registry.server.file_keys import PREFIX, ROUTES, Path, path_of
 from registry.server.http import ClientGone, Headers, problem, problem_for, request_id_for
 from registry.server.metrics import UNMATCHED, Metrics, method_label
-from registry.server.proxy.refusals import not_a_proxy
+from registry.server.proxy.refusals import not_a_proxy, target_of
 from registry.store.reads.lookup import Location
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from registry.service.registry import Registry
 log = logging.getLogger("registry.http")
 READING = ("GET", "HEAD")
+PROXIED = "proxy"
+"""The route of requests for URLs of others, in metrics and in the log."""
+
 REMEMBERED_BYTES = 8 << 20
 """Memory for the paths that files were asked for under."""
 
@@ -105,15 +109,19 @@ class Serving:
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a file of the worker whose URL was asked for."""
+        scope["path"] = target_of(scope)  # For the log.
         if self._proxy is None:
             raise not_a_proxy(scope)
-        file = self._proxy.admit(scope)
-        path, location, body = await self._proxy.find(file, scope, scope["state"]["registry"])
+        address = self._proxy.admit(scope)
+        registry: Registry = scope["state"]["registry"]
+        key, content_type, _ = path_of(scope["raw_path"])
+        location, source = await self._proxy.find(address, key, registry)
         try:
-            await self._answer(path, location, body, scope, receive, send)
-        except errors.Unserveable:  # Nothing was sent yet.
-            path, location, body = await self._proxy.fetch(file, path)
-            await self._answer(path, location, body, scope, receive, send)
+            path = (key, content_type, PROXIED)
+            await self._answer(path, location, source, scope, receive, send)
+        finally:
+            if isinstance(source, Stream):
+                source.close()
 
     def at_once(
         self, target: bytes, headers: Headers, state: Mapping[str, Any]
@@ -153,7 +161,7 @@ class Serving:
         self,
         path: Path,
         location: Location,
-        body: Body | None,
+        body: Body | Stream | None,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -190,6 +198,8 @@ class Serving:
 
 
 def _route_of(scope: Scope) -> str:
+    if "foreign_url" in scope:
+        return PROXIED
     return ROUTES.get(scope["raw_path"].count(b"/", len(PREFIX)) + 1, UNMATCHED)
 
 

@@ -1,7 +1,8 @@
 """What the worker processes of a service tell each other, by way of their parent.
 
 Each worker speaks with its parent over a pipe, once a second: it says that it lives and what it has
-counted, and hears what the others have when somebody asks it for the metrics. Nothing is shared but
+counted, and hears what the others have when somebody asks it for the metrics. One of them leads: it
+does what need not be done by each, and what is new of that the others hear. Nothing is shared but
 the pipes: no directory, no memory that may be full. A worker whose parent is gone ends.
 """
 
@@ -35,11 +36,14 @@ class Counts(msgspec.Struct, array_like=True):
 
 
 class Beat(msgspec.Struct, array_like=True):
-    """What a worker says."""
+    """What a worker says. `news` is what is new of a leader's work, `heard` the number of what it
+    has heard of that."""
 
     is_ready: bool
     counts: Counts
     asks: bool
+    news: str | None = None
+    heard: int = 0
 
     def encoded(self) -> bytes:
         return _encode(self)
@@ -51,10 +55,14 @@ class Beat(msgspec.Struct, array_like=True):
 
 class Others(msgspec.Struct, array_like=True):
     """What a worker hears: how often a worker was replaced, and, if it asked, what the other
-    processes have counted, those that are gone included."""
+    processes have counted, those that are gone included; whether it leads, and what is new of the
+    leader's work, with its number."""
 
     restarts: int = 0
     counts: list[Counts] = []
+    leads: bool = False
+    news: str | None = None
+    number: int = 0
 
     def encoded(self) -> bytes:
         return _encode(self)
@@ -79,7 +87,13 @@ class Parent:
         self._answers = 0
         self._others = Others()
         self.is_ready = False
+        self.leads = False
+        """Whether this worker is the one that does what need not be done by each."""
         self.counts: Callable[[], Counts] = Counts
+        self.on_news: Callable[[str], None] = lambda _: None
+        """Called in a thread with what is new of the leader's work."""
+        self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._heard = 0
 
     def start(self) -> None:
         """Speak with it from now on."""
@@ -89,6 +103,10 @@ class Parent:
         """Say at once that this worker serves."""
         self.is_ready = True
         self._asked.put(None)
+
+    def tell(self, news: str) -> None:
+        """Let the others know what is new of this leader's work. Only the last one counts."""
+        self._news.put(news)
 
     def others(self) -> Others:
         """What the other processes have counted until about a second ago; what is known, if the
@@ -103,8 +121,13 @@ class Parent:
         try:
             while True:
                 asks = self._is_asked()
-                self._pipe.send_bytes(Beat(self.is_ready, self.counts(), asks).encoded())
+                beat = Beat(self.is_ready, self.counts(), asks, self._last_news(), self._heard)
+                self._pipe.send_bytes(beat.encoded())
                 others = Others.decoded(self._pipe.recv_bytes())
+                self.leads = others.leads
+                if others.news is not None and not others.leads:
+                    self.on_news(others.news)
+                self._heard = others.number
                 if asks:
                     with self._answered:
                         self._others = others
@@ -113,6 +136,12 @@ class Parent:
         except (EOFError, OSError):
             log.error("the parent process is gone; this worker stops")
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def _last_news(self) -> str | None:
+        news = None
+        while not self._news.empty():
+            news = self._news.get_nowait()
+        return news
 
     def _is_asked(self) -> bool:
         try:

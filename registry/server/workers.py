@@ -132,7 +132,7 @@ class _Place:
                     self.is_ready = beat.is_ready
                 if became_ready:
                     self._workers.note_ready()
-                pipe.send_bytes(self._workers.told(self, beat.asks).encoded())
+                pipe.send_bytes(self._workers.told(self, beat).encoded())
 
     def hang_up(self) -> None:
         """Have it read again what SIGHUP is for, as soon as it can."""
@@ -212,6 +212,9 @@ class Workers:
         self._waker: int | None = None
         """What is written to wakes `run`."""
         self._gone = Counts()
+        self._leader: _Place | None = None
+        self._news: str | None = None
+        self._news_number = 0
         self.counting = threading.Lock()
         """Held where it matters which process counts."""
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -237,13 +240,23 @@ class Workers:
             stopping.end_within(*self._end[:3])
             self._end_all()
 
-    def told(self, place: _Place, asks: bool) -> Others:
+    def told(self, place: _Place, beat: Beat) -> Others:
         """What a worker hears. For any thread."""
-        if not asks:
-            return Others(self.restarts)
         with self.counting:
-            found = [each.counts for each in self._places if each is not place]
-            return Others(self.restarts, [self._gone, *found])
+            if self._leader is None or not self._leader.is_ready:
+                self._leader = place if place.is_ready else None
+            if beat.news is not None:
+                self._news, self._news_number = beat.news, self._news_number + 1
+            others = Others(
+                self.restarts,
+                leads=place is self._leader,
+                news=None if beat.heard == self._news_number else self._news,
+                number=self._news_number,
+            )
+            if beat.asks:
+                found = [each.counts for each in self._places if each is not place]
+                others.counts = [self._gone, *found]
+            return others
 
     def note_ready(self) -> None:
         """A worker serves. For any thread."""

@@ -116,7 +116,8 @@ class Sweeper:
         Answers what its first transaction did.
         """
         if not self._adopted:
-            adoption = Adoption(policy_from(self._registry.settings), __version__)
+            settings = self._registry.settings
+            adoption = Adoption(policy_from(settings), __version__, settings.public_urls)
             await self._registry.writer.submit(adopt, adoption)
             self._adopted = True
         swept = done = await self._sweep(Sweep())

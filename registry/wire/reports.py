@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
-from registry.core.findings import AuditReport, AuditSummary, Finding, Severity
+from registry.core.findings import (
+    AuditReport,
+    AuditSummary,
+    DiscoveryReport,
+    Finding,
+    Severity,
+)
 from registry.core.records import OwnerState
-from registry.core.times import time_or_none
+from registry.core.times import format_time, time_or_none
 from registry.wire.listings import RemovedResponse
 from registry.wire.requests import OwnerIdentity
 
@@ -66,21 +72,41 @@ class AuditSummaryResponse(msgspec.Struct):
         )
 
 
+class DiscoveryComparisonResponse(msgspec.Struct):
+    """The comparison with discovery: when it last looked, how many seconds ago that is, how many
+    cards were live, and how many of these cannot be read."""
+
+    looked_at: str
+    age_s: float
+    cards: int
+    unreadable: int
+
+    @classmethod
+    def of(cls, report: DiscoveryReport, now: int) -> DiscoveryComparisonResponse:
+        age_s = max(0, now - report.looked_at) / 1000
+        return cls(format_time(report.looked_at), age_s, report.cards, report.unreadable)
+
+
 class AuditResponse(msgspec.Struct):
-    """Findings, the worst first and at most 1000 of them. `counts` counts all by class."""
+    """Findings, the worst first and at most 1000 of them. `counts` counts all by class. `discovery`
+    is there if the comparison with discovery was asked for."""
 
     worst: Severity | None
     counts: dict[str, int]
     findings: list[FindingResponse]
     summary: AuditSummaryResponse | None
+    discovery: DiscoveryComparisonResponse | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
-    def of(cls, report: AuditReport) -> AuditResponse:
+    def of(
+        cls, report: AuditReport, discovery: DiscoveryComparisonResponse | None = None
+    ) -> AuditResponse:
         return cls(
             report.worst,
             report.counts,
             [FindingResponse.of(finding) for finding in report.findings],
             None if report.summary is None else AuditSummaryResponse.of(report.summary),
+            msgspec.UNSET if discovery is None else discovery,
         )
 
 

@@ -18,7 +18,7 @@ from registry.discovery.etcd.gateway import EtcdGateway
 from registry.discovery.etcd.listing import EtcdListing
 from registry.discovery.etcd.publications import JOB_MAX_S, Publications
 from registry.discovery.etcd.settings import EtcdSettings
-from registry.discovery.etcd.views import K, RawView, RecordView, V, View
+from registry.discovery.etcd.views import K, RawView, RecordView, UnreadView, V, View
 from registry.discovery.etcd.watch_stream import WatchStream
 from registry.discovery.keeper import Keeper
 from registry.discovery.raw_names import split_name
@@ -27,7 +27,6 @@ from registry.discovery.record_io import (
     check_size,
     encode_record,
     encode_replacement,
-    name_of,
 )
 from registry.errors import DiscoveryUnavailable
 from registry.network.deadline import at_most
@@ -50,6 +49,7 @@ class EtcdDiscovery:
     def __init__(
         self, settings: EtcdSettings, *, ttl_s: float = TTL_S, patience_s: float = PATIENCE_S
     ) -> None:
+        self.liveness_s = ttl_s
         self._gateway = EtcdGateway(settings)
         self._root = settings.prefix.encode()
         self._reader = RecordReader(self._gateway)
@@ -73,8 +73,14 @@ class EtcdDiscovery:
         return self._find(key)[0]
 
     def list(self, kind: Kind) -> list[Record]:
-        listed = self._listing.list(self._records(kind)).values
-        return sorted((record for record, _ in listed.values()), key=name_of)
+        return list(self.scan(kind))
+
+    def scan(self, kind: Kind) -> Iterator[Record]:
+        listed = self._listing.list(UnreadView(kind, self._root, self._reader)).values
+        for key in sorted(listed, key=lambda key: key.name):
+            record = self._reader.find_record(key, str(key), listed.pop(key)[0])
+            if record is not None:
+                yield record
 
     def watch(self, kind: Kind) -> Iterator[Change | Listed]:
         """As of every store. An etcd that is away is waited for, for a minute."""

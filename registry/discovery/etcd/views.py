@@ -31,8 +31,8 @@ class View(Protocol[K, V_co]):
         """What stands there, or None: it cannot be that."""
 
 
-class RecordView:
-    """The well-formed records of a kind."""
+class _KindView:
+    """The keys of a kind."""
 
     def __init__(self, kind: Kind, root: bytes, reader: RecordReader) -> None:
         self._kind = kind
@@ -50,8 +50,19 @@ class RecordView:
         self._reader.leave_out(_text_of(stored), "its name is not that of a record")
         return None
 
+
+class RecordView(_KindView):
+    """The well-formed records of a kind."""
+
     def find_value(self, key: RecordKey, content: bytes) -> Record | None:
         return self._reader.find_record(key, str(key), content)
+
+
+class UnreadView(_KindView):
+    """What stands under the keys of a kind, records or not."""
+
+    def find_value(self, key: RecordKey, content: bytes) -> bytes:
+        return content
 
 
 class RawView:

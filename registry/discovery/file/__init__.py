@@ -30,7 +30,6 @@ from registry.discovery.record_io import (
     check_size,
     encode_record,
     encode_replacement,
-    name_of,
 )
 from registry.errors import DiscoveryUnavailable, Invalid
 
@@ -50,6 +49,7 @@ class FileDiscovery:
     """
 
     def __init__(self, root: str | os.PathLike[str], *, ttl_s: float = TTL_S) -> None:
+        self.liveness_s = ttl_s
         self._root = Path(root)
         self._published: dict[Path, bytes] = {}
         self._keeper = Keeper(f"The discovery directory {root}", self._touch, ttl_s / 3)
@@ -70,9 +70,14 @@ class FileDiscovery:
         return None if file is None else self._find_record(key, file.content)
 
     def list(self, kind: Kind) -> list[Record]:
+        return list(self.scan(kind))
+
+    def scan(self, kind: Kind) -> Iterator[Record]:
         live = self._keeper.do(lambda: self._listing.look(kind)).files
-        records = [self._find_record(key, content) for key, content in live.items()]
-        return sorted((record for record in records if record is not None), key=name_of)
+        for key in sorted(live, key=lambda key: key.name):
+            record = self._find_record(key, live.pop(key))
+            if record is not None:
+                yield record
 
     def watch(self, kind: Kind) -> Iterator[Change | Listed]:
         comparison = Comparison(Change, self._find_record)

@@ -34,12 +34,16 @@ NEWS_MAX = 64
 
 CLOSED_WITHIN_S = 0.5
 
+PROBE_S = 30.0
+"""How long a pod that is dead stays ready: three readiness probes, of 10 s each as they come."""
+
 
 class KubernetesDiscovery:
     """The records of a namespace. For the methods see `Discovery`; those that write raise
     DiscoveryUnavailable. It is no `Rewriting`: a worker would undo it."""
 
     def __init__(self, settings: KubernetesSettings, *, patience_s: float = PATIENCE_S) -> None:
+        self.liveness_s = PROBE_S
         self._api = KubernetesApi(settings)
         self._reader = RecordReader(self._api)
         self._patience_s = patience_s
@@ -55,6 +59,10 @@ class KubernetesDiscovery:
 
     def find(self, key: RecordKey) -> Record | None:
         return next((each for each in self.list(key.kind) if each.key == key), None)
+
+    def scan(self, kind: Kind) -> Iterator[Record]:
+        """As of every store. Objects have several records each, and are read as a whole."""
+        return iter(self.list(kind))
 
     def list(self, kind: Kind) -> list[Record]:
         join = Join(kind, self._reader)

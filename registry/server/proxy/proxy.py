@@ -14,13 +14,21 @@ from typing import TYPE_CHECKING
 from starlette.types import Scope
 
 from registry.content.cache import Body
+from registry.content.streams import Stream
 from registry.core.records import RefStatus
 from registry.core.text import shown_url
 from registry.discovery import open_discovery
-from registry.errors import Forbidden, NotRegistered
+from registry.errors import (
+    Busy,
+    Forbidden,
+    NotRegistered,
+    OriginUnavailable,
+    StorageUnavailable,
+    Unserveable,
+)
 from registry.server.auth import Access
-from registry.server.file_keys import Key, Path, path_of
-from registry.server.proxy.advertised import AdvertisedFile, AdvertisedFiles, address_of
+from registry.server.file_keys import Key
+from registry.server.proxy.advertised import Address, AdvertisedFiles, address_of
 from registry.server.proxy.follower import CardFollower
 from registry.server.proxy.origin_files import OriginFiles
 from registry.server.proxy.refusals import check_is_read, target_of
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
 
 KEYS_MAX = 10
 """How many keys with the wanted content are tried."""
+
+Found = tuple[Location, Body | Stream]
 
 
 class FileProxy:
@@ -45,7 +55,7 @@ class FileProxy:
         self._access = access
         self._files = AdvertisedFiles()
         self._follower = CardFollower(open_discovery(url), self._files, shown_url(url))
-        self._origins = OriginFiles(max_bytes)
+        self._origin_files = OriginFiles(max_bytes)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -55,52 +65,73 @@ class FileProxy:
             yield
         finally:
             await self._follower.close()
-            await self._origins.close()
+            await self._origin_files.close()
 
-    def admit(self, scope: Scope) -> AdvertisedFile:
-        """The file that a request is for.
+    def admit(self, scope: Scope) -> Address:
+        """Where the file is that a request is for.
 
         Raises:
             Forbidden: it is for something else than a metadata file of a worker with a live card.
-            Unauthenticated: it has no token, and reads need one.
+            ProxyUnauthenticated: it has no token, and reads need one.
             NotRegistered: no live card names it.
+            Busy: the cards are not known yet.
         """
         check_is_read(scope)
         self._access.admit_proxied(scope)
         address = address_of(scope["foreign_url"])
+        if address is not None and self._files.find(address):
+            return address
+        if not self._files.is_known:
+            raise Busy("The live cards are not known yet: the discovery store was not read so far.")
         if address is None or not self._files.knows(address.authority):
             raise Forbidden(
                 f"No live card names a file at {target_of(scope)}. This proxy leads to workers "
                 "that the discovery store names, and to nobody else."
             )
-        file = self._files.find(address)
-        if file is None:
-            raise NotRegistered(f"No live card names {target_of(scope)} (any more).")
-        return file
+        raise NotRegistered(f"No live card names {target_of(scope)} (any more).")
 
-    async def find(
-        self, file: AdvertisedFile, scope: Scope, registry: Registry
-    ) -> tuple[Path, Location, Body | None]:
-        """Where the content is, under whatever key, and itself if it takes no waiting."""
-        path = path_of(scope["raw_path"])
-        location = await _find_held(registry, path[0], file.checksum)
-        if location is not None:
-            return path, location, registry.ready(location)
-        return await self.fetch(file, path)
+    async def find(self, address: Address, key: Key, registry: Registry) -> Found:
+        """The content that live cards name at an address: held here under its key, or any other, or
+        else from there.
 
-    async def fetch(self, file: AdvertisedFile, path: Path) -> tuple[Path, Location, Body]:
-        """The content from where the card says."""
-        body = await self._origins.fetch(file)
-        return path, Location(0, file.checksum, body.size, 0, None, None, RefStatus.OK), body
+        Raises:
+            OriginUnavailable, Busy: it cannot be had.
+        """
+        trouble: OriginUnavailable | Busy | None = None
+        for file in self._files.find(address):
+            held = await _find_held(registry, key, file.checksum)
+            if held is not None:
+                return held
+            try:
+                body = await self._origin_files.fetch(file, address.authority)
+            except (OriginUnavailable, Busy) as error:
+                trouble = trouble or error
+                continue
+            location = Location(0, file.checksum, body.size, 0, None, None, RefStatus.OK)
+            return location, body
+        raise trouble or NotRegistered(f"No live card names {'/'.join(key)} any more.")
 
 
-async def _find_held(registry: Registry, key: Key, checksum: str) -> Location | None:
-    """A holder of the content: under the key itself, else under any other."""
+async def _find_held(registry: Registry, key: Key, checksum: str) -> Found | None:
+    """The content from a holder that has it. What cannot be looked at here is not held here."""
+    try:
+        found = await _open(registry, key, checksum)
+        if found is None:
+            filters = {"checksum": checksum}
+            for entry in await registry.lookups.artifacts(0, KEYS_MAX, filters):
+                other = (entry.key.slug, entry.key.suffix, entry.key.filename)
+                found = found or await _open(registry, other, checksum)
+        return found
+    except (Busy, StorageUnavailable):
+        return None
+
+
+async def _open(registry: Registry, key: Key, checksum: str) -> Found | None:
     location = registry.find(key)
-    if location is not None and location.checksum == checksum:
-        return location
-    for entry in await registry.lookups.artifacts(0, KEYS_MAX, {"checksum": checksum}):
-        location = registry.find((entry.key.slug, entry.key.suffix, entry.key.filename))
-        if location is not None and location.checksum == checksum:
-            return location
-    return None
+    if location is None or location.checksum != checksum:
+        return None
+    try:
+        source = registry.ready(location) or await registry.open(key, location)
+    except (Unserveable, NotRegistered, Busy):
+        return None
+    return None if source is None else (location, source)

@@ -18,6 +18,7 @@ from registry.errors import (
     ChecksumMismatch,
     Conflict,
     ContentMissing,
+    DiscoveryUnavailable,
     FileUnreadable,
     Invalid,
     LeaseGone,
@@ -72,6 +73,7 @@ DESCRIPTION = Description(lambda: CALLS)
 READING, WRITING, LOOKING, RUNNING = "Reading", "Registering", "Looking", "Running"
 
 CLASS = Annotated[str, Meta(extra_json_schema={"enum": list(CLASSES)})]
+YES_OR_NO = Annotated[str, Meta(extra_json_schema={"enum": ["", "true", "false"]})]
 FILE_TYPES = (*sorted({*MEDIA_TYPES.values()}), OCTET_STREAM)
 
 LIMIT = Parameter("limit", types.PageLimit, "At most so many.", PAGE_DEFAULT)
@@ -320,8 +322,12 @@ CALLS: tuple[RequestSpec, ...] = (
         "Audit: what is wrong",
         LOOKING,
         ok("The findings, and a summary.", AuditResponse),
-        (Invalid, *STORAGE),
-        parameters=(Parameter("class", CLASS, "Only this class of findings."),),
+        (Invalid, DiscoveryUnavailable, *STORAGE),
+        "With `discovery`, compared with the discovery store that the service was started with.",
+        parameters=(
+            Parameter("class", CLASS, "Only this class of findings."),
+            Parameter("discovery", YES_OR_NO, "Say how discovery compares as well.", "false"),
+        ),
     ),
     RequestSpec(
         "GET",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import delete, insert, select
 
 from registry.core.policy import Policy
@@ -16,6 +17,8 @@ from registry.store.engine import Connection
 from registry.store.journal import write_service_event
 from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import settings
+
+PUBLIC_URLS = "public_urls"
 
 _rows = json_rows("rows", name=str, value=str)
 _ALL = Statement(select(settings.c.name, settings.c.value))
@@ -49,12 +52,22 @@ def _number(text: str) -> Any:
     return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
+def public_urls_in(variables: Mapping[str, str]) -> tuple[str, ...]:
+    """Where the service that ran last is reached; empty where that is not known."""
+    try:
+        return msgspec.json.decode(variables.get(PUBLIC_URLS, "[]"), type=tuple[str, ...])
+    except msgspec.DecodeError:
+        return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """The settings of a service that starts, and its version."""
+    """The settings of a service that starts, and its version. `public_urls` is where it is reached,
+    as far as it knows."""
 
     policy: Policy
     program_version: str
+    public_urls: tuple[str, ...] = ()
 
 
 def adopt(conn: Connection, now: int, items: Sequence[Adoption]) -> list[None]:
@@ -63,6 +76,7 @@ def adopt(conn: Connection, now: int, items: Sequence[Adoption]) -> list[None]:
     for item in items:
         variables = read_variables(conn)
         values: dict[str, object] = {"program_version": item.program_version, **asdict(item.policy)}
+        values[PUBLIC_URLS] = msgspec.json.encode(item.public_urls).decode()
         if any(variables.get(name) != str(value) for name, value in values.items()):
             write_variables(conn, values)
         before = variables.get("program_version")

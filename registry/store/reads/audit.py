@@ -22,6 +22,14 @@ from registry.store.tables import events, owners
 FINDINGS_MAX = 1000
 TOP_OWNERS = 10
 
+OF_DISCOVERY: dict[str, Severity] = {
+    "advertised_not_served": Severity.OUTAGE,
+    "served_not_advertised": Severity.LEAK,
+    "not_adopted": Severity.NOTE,
+    "incompatible_cards": Severity.FAULT,
+}
+"""Classes that a comparison with discovery finds (`service/discovery_audit.py`)."""
+
 CLASSES: dict[str, Severity] = {
     "orphan_entry": Severity.LEAK,
     "ref_of_ended_owner": Severity.LEAK,
@@ -43,12 +51,13 @@ CLASSES: dict[str, Severity] = {
     "journal_says_held": Severity.CORRUPTION,
     "unresolved_conflict": Severity.FAULT,
     "integrity": Severity.CORRUPTION,
+    **OF_DISCOVERY,
 }
 """Every class of finding, with how bad it is."""
 
-NOT_IN_THE_VIEW = frozenset({"path_outside_roots", "journal_says_held", "integrity"})
-"""Classes that the `leaks` view cannot know: they take a look at paths, at the whole journal, or
-at the file."""
+NOT_IN_THE_VIEW = frozenset({"path_outside_roots", "journal_says_held", "integrity", *OF_DISCOVERY})
+"""Classes that the `leaks` view cannot know: they take a look at paths, at the whole journal, at
+the file, or at discovery."""
 
 
 class _FindingRow(NamedTuple):
@@ -115,6 +124,15 @@ def report_of(findings: Iterable[Finding], summary: AuditSummary | None) -> Audi
     for each in listed:
         counts[each.kind] = counts.get(each.kind, 0) + 1
     return AuditReport(tuple(listed[:FINDINGS_MAX]), counts, summary)
+
+
+def joined(report: AuditReport, other: AuditReport, classes: Iterable[str] = ()) -> AuditReport:
+    """A report with the findings of another one, of the classes given or of all."""
+    wanted = set(classes)
+    added = [each for each in other.findings if not wanted or each.kind in wanted]
+    counts = {name: n for name, n in other.counts.items() if not wanted or name in wanted}
+    listed = report_of([*report.findings, *added], report.summary)
+    return AuditReport(listed.findings, report.counts | counts, report.summary)
 
 
 # The summary
