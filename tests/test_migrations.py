@@ -1145,7 +1145,8 @@ def test_going_back_forgets_that_revisions_of_a_model_are_some_until_their_owner
     ]
     assert migrate.check(url_of(migrated)) == []
     register_file(migrated, NEW_OWNER, b"new", on_conflict=OnConflict.REVISION)
-    assert rows(migrated, "SELECT slug FROM entries WHERE base_slug = 'model'") == [(slug,)]
+    known = rows(migrated, "SELECT slug, base_slug FROM entries WHERE base_slug IS NOT NULL")
+    assert known == [(slug, MODEL)]
 
 
 def test_a_program_of_the_revision_before_works_with_revisions_of_models(
