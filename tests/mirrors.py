@@ -125,9 +125,9 @@ class MirrorProcess:
     @property
     def status_url(self) -> str:
         """Where it tells how it is doing."""
-        wait_for(lambda: "/metrics\n" in self.log)
+        wait_for(lambda: "/health\n" in self.log)
         (line,) = (line for line in self.log.splitlines() if line.startswith("mirroring"))
-        return line.split()[-1].removesuffix("/metrics")
+        return line.split()[-1].removesuffix("/health")
 
     def kill(self) -> None:
         self.process.kill()

@@ -15,7 +15,8 @@ import pytest
 from registry.client import Worker
 from registry.core.model_revisions import revision_slug
 from registry.core.records import ArtifactKey
-from registry.discovery import Kind
+from registry.discovery import Kind, RecordKey, model_record
+from registry.discovery.cards import CardFile, make_card
 from registry.discovery.file import FileDiscovery
 from registry.errors import SettingsError
 from registry.mirror import Mirror, MirrorMode, MirrorSettings, settings
@@ -479,6 +480,101 @@ def test_a_dry_run_shows_what_would_be_done_and_changes_nothing(
     assert server.client.get("/v1/owners").json()["owners"] == []
 
 
+def test_a_dry_run_tells_what_is_held_from_what_is_still_to_be_registered(
+    server: Server, store: FileDiscovery, discovery: str
+) -> None:
+    words = ("mirror", discovery, "--url", server.url, "--linger-s", "0")
+
+    def steps(*options: str) -> list[tuple[str, str]]:
+        done = run_here(*words, "--dry-run", "--json", *options)
+        assert done.returncode == 0, done.stderr
+        return [(each["step"], each["owner"]) for each in json.loads(done.stdout)["steps"]]
+
+    held, other = owner_of(7), owner_of(8)
+    with FleetWorker(store, held):
+        assert run_here(*words, "--once").returncode == 0
+        assert steps() == []
+        assert steps("--mode", "rewrite") == [("rewrite", str(held))]
+        assert run_here(*words, "--once", "--mode", "rewrite").returncode == 0
+        assert steps("--mode", "rewrite") == []
+        with FleetWorker(store, other, {"config.json": b"other"}):
+            assert steps() == [("register", str(other))]
+            assert run_here(*words, "--once").returncode == 0
+            assert steps() == []  # Held under the slug of a revision.
+
+
+def test_a_dry_run_shows_where_files_come_from_whole(
+    server: Server, store: FileDiscovery, discovery: str
+) -> None:
+    path = "/v1/metadata/" + 30 * "long_name/" + "config.json"
+    card = make_card("m", [CardFile("http://127.0.0.1:1" + path, checksum(b"a"), 1)])
+    store.publish(model_record(owner_of(7), card))
+    words = ("mirror", discovery, "--url", server.url, "--dry-run")
+    (step,) = json.loads(run_here(*words, "--json").stdout)["steps"]
+    assert step["detail"] == f"1 file under m, as http://127.0.0.1:1{path}"
+    assert step["detail"] in run_here(*words).stdout
+    failed = run_here("mirror", discovery, "--url", server.url, "--once")
+    assert failed.stderr.count(path) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--once", "--dry-run"), "--once and --dry-run"),
+        (("--lease-ttl-s", "0"), "--lease-ttl-s"),
+        (("--linger-s", "-1"), "--linger-s"),
+        (("--namespace", "bad/ns"), "--namespace"),
+        (("--local-root", "/nowhere/models"), "'/nowhere/models' (--local-root) is no directory"),
+        (("--mode", "bridge", "--to", "kubernetes:ns"), "Kubernetes"),
+        (("--port", "99999"), "port must be 0-65535. Choose another"),
+    ],
+)
+def test_wrong_usage_is_refused_by_the_name_of_the_option(
+    discovery: str, options: tuple[str, ...], said: str
+) -> None:
+    done = run_here("mirror", discovery, "--url", "http://127.0.0.1:1", *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_kubernetes_is_only_copied_from_whatever_is_installed() -> None:
+    for options in (("--mode", "rewrite"), ("--mode", "bridge", "--to", "file:/kv")):
+        done = run_here("mirror", "kubernetes:ns", *options)
+        assert done.returncode == 2
+        assert "Kubernetes" in done.stderr
+        assert "KUBECONFIG" not in done.stderr
+
+
+def test_once_says_what_it_waits_for_and_why_it_fails(
+    server: Server, store: FileDiscovery, discovery: str
+) -> None:
+    words = ("mirror", discovery, "--url", server.url, "--linger-s", "0.2", "--once")
+    with ExitStack() as stack:
+        for number in range(3):
+            stack.enter_context(FleetWorker(store, owner_of(number)))
+        assert run_here(*words).returncode == 0
+    for number in range(3):
+        store.withdraw(RecordKey(Kind.MODEL, owner_of(number)))
+    done = run_here(*words)
+    assert done.returncode == 1
+    assert done.stderr.count("waiting 0.2 s to see whether 3 cards come back") == 1
+    assert "3 owners held back" in done.stdout
+
+
+def test_a_store_or_a_namespace_in_which_nothing_is_is_named(
+    server: Server, store: FileDiscovery, discovery: str
+) -> None:
+    words = ("--url", server.url, "--once", "--namespace", "elsewhere")
+    empty = run_here("mirror", discovery, *words)
+    assert empty.returncode == 0
+    assert empty.stderr.count("does not exist yet") == 1
+    with FleetWorker(store, owner_of(7)):
+        done = run_here("mirror", discovery, *words)
+    assert done.returncode == 0
+    assert done.stderr.count("warning:") == 1
+    assert "(elsewhere); cards of others: 1" in done.stderr
+
+
 def test_whoever_says_nothing_to_a_mirror_does_not_keep_others_from_asking(
     server: Server, store: FileDiscovery, discovery: str
 ) -> None:
@@ -512,4 +608,5 @@ def test_a_mirror_tells_how_it_is_doing_until_it_is_told_to_end(
         assert httpx2.get(f"{url}/v1/owners").status_code == 404
         mirror.process.terminate()
         assert mirror.process.wait(15) == 0
+        wait_for(lambda: "the mirror has ended; what is registered stays" in mirror.log)
     assert held_by(server, owner) == expected()

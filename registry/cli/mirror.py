@@ -15,7 +15,7 @@ import typer
 
 from registry.cli.exit_codes import COULD_NOT_RUN, INTERRUPTED, REFUSED
 from registry.cli.options import DEFAULT_URL, AsJson, CaFile, Token, Url
-from registry.cli.output import print_json, warnings_shown
+from registry.cli.output import print_json, print_note, warnings_shown
 from registry.cli.tables import Column, print_table
 from registry.cli.text import counted, shown_size
 from registry.core import stopping
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from registry.mirror.status import MirrorReport
 
 STOP_MAX_S = 10.0
+log = logging.getLogger("registry.mirror")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -106,7 +107,9 @@ def mirror(
 
     if mode not in list(MirrorMode):
         raise typer.BadParameter("--mode must be copy, rewrite or bridge.")
-    if once and mode == MirrorMode.BRIDGE and not dry_run:
+    if once and dry_run:
+        raise typer.BadParameter("--once and --dry-run exclude each other: give one of them.")
+    if once and mode == MirrorMode.BRIDGE:
         raise SettingsError(
             "What a bridge publishes lives as long as it runs: it cannot be done --once."
         )
@@ -127,7 +130,7 @@ def mirror(
         if dry_run:
             _print_plan(made, as_json)
         else:
-            _print_report(made.run_once(), as_json)
+            _print_report(made.run_once(print_note), as_json)
 
 
 def _stay(settings: MirrorSettings, host: str, port: int, as_json: bool) -> None:
@@ -156,10 +159,11 @@ def _stay(settings: MirrorSettings, host: str, port: int, as_json: bool) -> None
         if as_json:
             print_json({"status_url": server.url})
         else:
-            print(f"mirroring; metrics at {server.url}/metrics")
+            print(f"mirroring; metrics at {server.url}/metrics, health at {server.url}/health")
         sys.stdout.flush()
         ended.wait()
         server.close()
+    log.info("the mirror has ended; what is registered stays for its lease")
     if came[0] == signal.SIGINT:
         raise typer.Exit(INTERRUPTED)
 
@@ -209,5 +213,10 @@ def _print_report(report: MirrorReport, as_json: bool) -> None:
             f"{counted(counts.cards, 'card')}: {counts.mirrored} mirrored, {counts.left_alone} "
             f"left alone, {counts.failed} failed; {fetched} fetched"
         )
+        if report.held_back:
+            print(
+                f"{counted(report.held_back, 'owner')} held back: so many cards are gone at once "
+                "that the store may have been emptied"
+            )
     if counts.failed or report.held_back:
         raise typer.Exit(REFUSED)

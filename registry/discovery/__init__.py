@@ -290,7 +290,7 @@ def open_discovery(url: str) -> Discovery:
         from registry.discovery.etcd import EtcdDiscovery
 
         return EtcdDiscovery(read_settings(url))
-    if url.lower().startswith("kubernetes:"):
+    if is_kubernetes_url(url):
         from registry.discovery.kubernetes import KubernetesDiscovery
         from registry.discovery.kubernetes.settings import read_settings as read_cluster
 
@@ -298,6 +298,11 @@ def open_discovery(url: str) -> Discovery:
     from registry.discovery.file import FileDiscovery
 
     return FileDiscovery(_directory_of(url))
+
+
+def is_kubernetes_url(url: str) -> bool:
+    """Whether a URL names a namespace of a cluster."""
+    return url.lower().startswith("kubernetes:")
 
 
 def _directory_of(url: str) -> Path:

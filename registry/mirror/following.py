@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 
 import msgspec
@@ -36,6 +36,7 @@ class CardReader:
         self._settings = settings
         self._ledger = ledger
         self._here = here
+        self._is_warned = False
         self._status = status
 
     def take(self, record: Record) -> None:
@@ -52,6 +53,16 @@ class CardReader:
         elif card is None:
             self._status.untell(owner)
         self._ledger.take_card(owner, version_of(record), card, why)
+
+    def note_listing(self, told: Collection[Owner]) -> None:
+        """A listing named these. If none is this mirror's business, that is said, once."""
+        if told and not self._is_warned and not any(map(self._settings.looks_at, told)):
+            self._is_warned = True
+            log.warning(
+                "no card is of the namespaces that are looked at (%s); cards of others: %d",
+                ", ".join(self._settings.namespaces),
+                len(told),
+            )
 
     def lose(self, owner: Owner, *, by_listing: bool) -> None:
         """A card is live no more."""
@@ -104,6 +115,7 @@ class Following:
             told.add(record.key.owner)
             self._reader.take(record)
         self._ledger.keep_only(told)
+        self._reader.note_listing(told)
         self._status.looked()
         self._status.listed = True
 
@@ -135,6 +147,7 @@ class Following:
             if isinstance(change, Listed):
                 if told is not None:
                     self._ledger.keep_only(told)
+                    self._reader.note_listing(told)
                 told = None
                 self._status.listed = True
             elif change.record is None:

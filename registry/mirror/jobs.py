@@ -97,6 +97,27 @@ class Jobs:
             self._fail(step, owner, f"{type(error).__name__}: {error}")
             log.debug("%s of %s failed", step, owner, exc_info=True)
 
+    def look_at_adopted(self) -> None:
+        """What earlier mirrors registered and live cards name is known to be held, if it is whole.
+
+        Raises:
+            RegistryError: the registry cannot be asked.
+        """
+        for owner in self._ledger.adopted():
+            card, _ = self._ledger.card_of(owner)
+            if card is None:
+                continue
+            try:
+                entries = self._client.owner(owner).entries
+            except UnknownOwner:
+                continue
+            held = {(each.key, each.checksum) for each in entries}
+            for slug in (card.slug, card.revision_slug):
+                keys = {file.filename: card.key(file, slug) for file in card.files}
+                if held == {(keys[file.filename], file.checksum) for file in card.files}:
+                    urls = {name: self._here.url_of(key, owner) for name, key in keys.items()}
+                    self._ledger.end(owner, held=card.digest, urls=urls)
+
     def _fail(self, step: Step, owner: Owner, why: str) -> None:
         self._ledger.fail(owner)
         self._status.tell(owner, f"cannot {_AIMS[step]}: {why}")
@@ -182,7 +203,7 @@ class Jobs:
         self._at_point("unregister")
         if is_ours and is_there:
             receipt = self._client.unregister_for_owner(owner)
-            log.info("%s is gone; %d files of it are released", owner, receipt.released)
+            log.info("%s is gone; files of it that are released: %d", owner, receipt.released)
         self._at_point("unregistered")
         self._ledger.end(owner, held=None, urls={}, is_revision=False)
 

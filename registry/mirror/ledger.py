@@ -224,6 +224,11 @@ class Ledger:
             known = self._known.get(owner)
             return known is not None and known.held is not None
 
+    def adopted(self) -> list[Owner]:
+        """The owners for which an earlier mirror registered something, nobody has looked what."""
+        with self._lock:
+            return sorted(owner for owner, known in self._known.items() if known.held == "")
+
     def card_of(self, owner: Owner) -> tuple[MirroredCard | None, str]:
         """The live card of an owner if it is to be mirrored, and else why it cannot be."""
         with self._lock:

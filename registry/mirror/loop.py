@@ -16,11 +16,12 @@ from registry.client.client import RegistryClient
 from registry.client.retries import RetryPolicy
 from registry.core import background
 from registry.core.records import Owner, OwnerState
-from registry.core.text import shown, shown_url
+from registry.core.text import shown_url
 from registry.discovery import Kind, RawStore, Rewriting, open_discovery
+from registry.discovery.file import FileDiscovery
 from registry.errors import RegistryError, SettingsError
 from registry.mirror.contents import Contents
-from registry.mirror.following import CardReader, Following
+from registry.mirror.following import PROBE, CardReader, Following
 from registry.mirror.jobs import OF_THE_REGISTRY, Jobs
 from registry.mirror.ledger import Ledger
 from registry.mirror.mirrored_card import HereUrls, MirroredCard
@@ -29,7 +30,7 @@ from registry.mirror.plan import MirrorPlan, MirrorPolicy, Step, find_step, make
 from registry.mirror.relay import Relay
 from registry.mirror.renewing import Renewing
 from registry.mirror.settings import MirrorMode, MirrorSettings
-from registry.mirror.status import MirrorReport, MirrorStatus
+from registry.mirror.status import MirrorReport, MirrorStatus, owners_in_words
 
 STEPS_AT_ONCE = 16
 """How many owners are worked on at the same time."""
@@ -73,6 +74,8 @@ class Mirror:
             timeout_s=TIMEOUT_S,
             retries=RetryPolicy(attempts=2, give_up_after_s=5.0),
         )
+        if isinstance(self._store, FileDiscovery) and not self._store.root.is_dir():
+            log.warning("the directory %s does not exist yet: no card is there", self._store.root)
         self._changed = threading.Event()
         self._closed = threading.Event()
         self._status = MirrorStatus()
@@ -147,16 +150,23 @@ class Mirror:
         wait(self._following.threads, CLOSE_MAX_S)
         self._client.close()
 
-    def run_once(self) -> MirrorReport:
+    def run_once(self, say: Callable[[str], None] = log.info) -> MirrorReport:
         """Take the cards that are live now, and do what is to be done about them, once.
 
         Cards that are gone are looked for again when `linger_s` is over.
 
+        Args:
+            say: told what it waits for, if it does.
+
         Raises:
             RegistryError: the store or the registry cannot be used at all.
         """
+        self._status.is_once = True
         self._adopt()
         self._following.list_once()
+        if gone := self._ledger.counts().lingering:
+            cards = "1 card comes" if gone == 1 else f"{gone} cards come"
+            say(f"waiting {self._policy.linger_s:g} s to see whether {cards} back")
         self._start_workers()
         while not (plan := self._plan()).settled:
             pause_s = min(PLAN_EVERY_S, max(PLAN_PAUSE_S, plan.next_at - _now()))
@@ -172,10 +182,13 @@ class Mirror:
         comes after the first step of an owner is not told. Nothing is changed.
 
         Raises:
-            RegistryError: the store or the registry cannot be used.
+            RegistryError: a store or the registry cannot be used.
         """
         self._adopt()
         self._following.list_once()
+        if self._target is not None:
+            self._target.find(PROBE)
+        self._jobs.look_at_adopted()
         found: list[tuple[str, Owner, str]] = []
         for owner, standing in sorted(self._ledger.standings().items()):
             step = find_step(standing, self._settings.mode)
@@ -252,7 +265,7 @@ class Mirror:
                 adopted += 1
         self._status.answered()
         if adopted:
-            log.info("took on %d owners that an earlier mirror registered", adopted)
+            log.info("took on %s that an earlier mirror registered", owners_in_words(adopted))
 
     def _plan(self) -> MirrorPlan:
         """Plan, and queue what is due."""
@@ -284,4 +297,5 @@ def _now() -> float:
 def _files_of(card: MirroredCard) -> str:
     """The files of a card in a line."""
     first = next((source for file in card.files for source in file.sources), "")
-    return f"{len(card.files)} files under {card.slug}, as {shown(shown_url(first))}"
+    files = "1 file" if len(card.files) == 1 else f"{len(card.files)} files"
+    return f"{files} under {card.slug}, as {shown_url(first)}"

@@ -11,7 +11,7 @@ A fragment is never sent, and the URL names its file as before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -64,6 +64,11 @@ class MirroredCard:
         lines = sorted(f"{file.filename}\0{file.checksum}\n" for file in self.files)
         return checksum_of(f"{self.slug}\n{''.join(lines)}".encode())
 
+    @property
+    def revision_slug(self) -> str:
+        """The slug under which the files are registered if others have the card's (S17)."""
+        return revision_slug(self.slug, ((file.filename, file.checksum) for file in self.files))
+
     def key(self, file: MirroredFile, slug: str | None = None) -> ArtifactKey:
         """What a file is registered under."""
         return ArtifactKey(slug or self.slug, self.owner.suffix, file.filename)
@@ -111,9 +116,10 @@ def read_card(record: Record, here: HereUrls) -> MirroredCard | None:
         return None
     owner = record.key.owner
     slug = _slug_of(card, owner, files.values())
-    revision = revision_slug(slug, ((file.filename, file.checksum) for file in files.values()))
+    mirrored = MirroredCard(owner, slug, tuple(files.values()))
+    revision = mirrored.revision_slug
     is_named = any(_key_in(f.url)[0] == revision and here.has(f.url) for f in files.values())
-    return MirroredCard(owner, slug, tuple(files.values()), as_revision=is_named)
+    return replace(mirrored, as_revision=is_named)
 
 
 def pointed_here(record: Record, urls: Mapping[str, str]) -> Record:

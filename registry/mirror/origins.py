@@ -40,6 +40,9 @@ SLOW_S = 2.0
 SHUNNED_S = 10.0
 SHUNNED_MAX = 1000
 
+NAMED_MAX = 400
+"""How many characters of the URL of a source stand whole in a message."""
+
 
 class NotFetched(Exception):
     """No source had the right bytes; the text says why."""
@@ -85,7 +88,7 @@ class Origins:
                     return self._fetch_from(source, checksum, most, into)
             except (_Unusable, RegistryError, TimeoutError) as error:
                 detail = getattr(error, "detail", None) or str(error)
-                reasons.append(f"{shown(shown_url(source))}: {detail}")
+                reasons.append(_with_source(source, detail))
             into.seek(0)
             into.truncate()
         raise NotFetched("; ".join(reasons))
@@ -182,6 +185,14 @@ def _read(descriptor: int) -> Iterator[bytes]:
     while part := os.read(descriptor, READ_BYTES):
         seconds_left(None)
         yield part
+
+
+def _with_source(source: str, detail: str) -> str:
+    """What is wrong with a source, with its name, once."""
+    name = shown_url(source)
+    if name in detail:
+        return detail
+    return f"{ascii(name) if len(name) <= NAMED_MAX else shown(name)}: {detail}"
 
 
 def _checked_host(url: str) -> str:

@@ -20,7 +20,7 @@ from registry.errors import RegistryError, UnknownOwner
 from registry.mirror.jobs import OF_THE_REGISTRY
 from registry.mirror.ledger import Ledger
 from registry.mirror.settings import MirrorSettings
-from registry.mirror.status import MirrorStatus
+from registry.mirror.status import MirrorStatus, owners_in_words
 
 LOOK_EVERY_S = 3.0
 NOTHING = "blake3:" + 64 * "0"
@@ -97,10 +97,10 @@ class Renewing:
                 lost.append(owner)
         if lost:
             log.warning(
-                "the registry does not hold any more what %d of %d owners registered; it is "
+                "the registry does not hold any more what was registered for %d of %s; it is "
                 "registered again",
                 len(lost),
-                len(held),
+                owners_in_words(len(held)),
             )
         self._ledger.forget_held(lost)
 

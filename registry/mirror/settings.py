@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from registry.core.checks import check_lease, check_name, milliseconds
 from registry.core.hashing import checksum_of
 from registry.core.records import Owner
 from registry.core.regular import read_regular
+from registry.core.text import shown
+from registry.discovery import is_kubernetes_url
 from registry.errors import Invalid, SettingsError
 from registry.network.environment import is_loopback
 
@@ -87,17 +90,34 @@ class MirrorSettings:
             raise SettingsError("A bridge needs two stores; --to names the one it reads.")
         if not 0 <= self.linger_s <= LINGER_MAX_S:
             raise SettingsError(
-                f"linger_s is {self.linger_s!r}; it must be from 0 to {LINGER_MAX_S:g} s."
+                f"linger_s (--linger-s) is {self.linger_s!r}; it must be from 0 to "
+                f"{LINGER_MAX_S:g} s."
             )
-        try:
-            check_lease(milliseconds("lease_ttl_s", self.lease_ttl_s))
-            for namespace in self.namespaces:
-                check_name("namespace", namespace)
-        except Invalid as error:
-            raise SettingsError(error.detail) from None
+        with _named("lease_ttl_s (--lease-ttl-s)"):
+            check_lease(milliseconds("the lease", self.lease_ttl_s))
+        for namespace in self.namespaces:
+            with _named("namespaces (--namespace)"):
+                check_name("one", namespace)
         for root in self.local_roots:
             if not os.path.isabs(root):
-                raise SettingsError(f"The local root {root!r} must be an absolute path.")
+                raise SettingsError(
+                    f"The local root {shown(root)} (--local-root) must be an absolute path."
+                )
+            if not os.path.isdir(root):
+                raise SettingsError(f"The local root {shown(root)} (--local-root) is no directory.")
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        """Raise SettingsError if a store is one that is only read and is to be written."""
+        if self.mode is MirrorMode.REWRITE and is_kubernetes_url(self.discovery):
+            raise SettingsError(
+                "The cards of Kubernetes cannot be changed where they are. Use mode copy."
+            )
+        stores = () if self.to is None else (self.discovery, self.to)
+        if any(map(is_kubernetes_url, stores)):
+            raise SettingsError(
+                "A bridge goes from etcd or files to etcd or files, and not with Kubernetes."
+            )
 
     @property
     def base_url(self) -> str:
@@ -118,6 +138,15 @@ class MirrorSettings:
     def looks_at(self, owner: Owner) -> bool:
         """Whether the cards of an owner are this mirror's business."""
         return not self.namespaces or owner.namespace in self.namespaces
+
+
+@contextmanager
+def _named(setting: str) -> Iterator[None]:
+    """What is said of a value names its setting."""
+    try:
+        yield
+    except Invalid as error:
+        raise SettingsError(f"{setting}: {error.detail}") from None
 
 
 def _identity_of(url: str) -> str:

@@ -21,6 +21,8 @@ LINES_AT_ONCE = 60
 LINES_PER_S = 1.0
 """How many lines the log gets for cards, whatever is in the store."""
 
+LINE_MAX = 4000
+
 log = logging.getLogger("registry.mirror")
 
 
@@ -69,6 +71,7 @@ class MirrorStatus:
         self._fetched_files = self._fetched_bytes = 0
         self._held_back = 0
         self.listed = False
+        self.is_once = False
         self.is_over = False
 
     # What happens
@@ -110,9 +113,9 @@ class MirrorStatus:
         before, self._held_back = self._held_back, owners
         if owners and not before:
             log.warning(
-                "the cards of %d owners are gone all at once, and nobody saw them go; their files "
+                "the cards of %s are gone all at once, and nobody saw them go; their files "
                 "are kept for now, as the store may have been emptied",
-                owners,
+                owners_in_words(owners),
             )
         elif before and not owners:
             log.info("nothing is kept back any more")
@@ -131,7 +134,7 @@ class MirrorStatus:
                 self._unsaid += 1
                 return
             self._lines -= 1
-        log.warning("the card of %s %s", owner, what if len(what) < 1000 else shown(what))
+        log.warning("the card of %s %s", owner, what if len(what) < LINE_MAX else shown(what))
 
     def untell(self, owner: Owner) -> None:
         """Nothing is wrong with a card any more, or it is gone."""
@@ -171,4 +174,10 @@ class MirrorStatus:
             self._down[name] = is_said
             if is_said:
                 self._said_at[name] = now
-                log.warning("the %s cannot be used; retrying: %s", name, error.detail)
+                again = "" if self.is_once else "; retrying"
+                log.warning("the %s cannot be used%s: %s", name, again, error.detail)
+
+
+def owners_in_words(owners: int) -> str:
+    """`1 owner`, `2 owners`."""
+    return "1 owner" if owners == 1 else f"{owners} owners"

@@ -45,7 +45,7 @@ class StatusServer:
         try:
             self._server = _Listener((host, port), handler)
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = str(getattr(error, "strerror", None) or error).rstrip(".")
             raise SystemFailure(
                 f"{host}:{port} cannot be listened on: {reason}. Choose another --host or --port."
             ) from None

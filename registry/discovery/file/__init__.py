@@ -58,6 +58,11 @@ class FileDiscovery:
         self._listing = DirectoryListing(self._root, ttl_s, self._reader)
         self._touch_fails = False
 
+    @property
+    def root(self) -> Path:
+        """The directory, which need not be there."""
+        return self._root
+
     def publish(self, record: Record) -> None:
         self._publish(str(record.key), encode_record(record))
 
