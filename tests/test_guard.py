@@ -241,6 +241,7 @@ def test_work_does_not_grow_with_the_database(small: Traced, large: Traced) -> N
 
 
 SCANS = {
+    "advertised._OWNERS": "a comparison with discovery looks at every owner",
     "audit._FINDINGS": "the audit looks at everything",
     "audit._JOURNAL_ROWS": "counts the journal for the audit",
     "audit._OVERDUE": "the audit looks at everything",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -160,6 +161,19 @@ def test_any_holder_that_has_the_bytes_is_good_enough(
     assert fleet.get().content == CONTENTS["config.json"]
     for instance_id in (4, 7):
         fleet.server.unregister(Owner("fleet", "backend", "generate", instance_id))
+
+
+def test_the_urls_of_a_card_before_it_was_rewritten_are_good_as_well(
+    make_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = make_fleet()
+    origin = f"{fleet.origin.url}{PATH}/config.json"
+    content = CONTENTS["config.json"]
+    url = f"http://registry.example/v1/metadata/tiny/_base/config.json#origin={quote(origin)}"
+    card = make_card("Tiny", [CardFile(url, checksum(content), len(content))])
+    fleet.store.publish(model_record(WORKER, card))
+    fleet.wait()
+    assert fleet.get().content == content
 
 
 def test_a_card_that_contradicts_another_takes_nothing_from_it(

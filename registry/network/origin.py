@@ -108,7 +108,7 @@ class OriginClient:
         except (httpcore2.TimeoutException, httpcore2.NetworkError) as error:
             why = f"it did not answer: {str(error) or type(error).__name__}"
         except (httpcore2.ProtocolError, httpcore2.UnsupportedProtocol) as error:
-            why = f"its answer is none: {error}"
+            why = f"its worker's answer is of no use: {error}"
         raise OriginUnavailable(f"{shown_url(url)} is not held here, and {why}.")
 
     async def close(self) -> None:

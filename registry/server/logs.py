@@ -21,7 +21,7 @@ from typing import TextIO
 from registry.core.log_pump import LogPump
 from registry.core.text import printable
 
-_QUIET = ("alembic", "uvicorn")
+_QUIET = ("alembic", "httpx2", "httpcore2", "uvicorn")
 """Libraries that tell of their normal course at `info`: heard from `debug` on only."""
 
 

@@ -333,7 +333,10 @@ def check_proxy(settings: Settings) -> None:
     if settings.proxy_for is not None:
         from registry.discovery import open_discovery  # Others need no HTTP client.
 
-        open_discovery(settings.proxy_for).close()
+        try:
+            open_discovery(settings.proxy_for).close()
+        except SettingsError as error:
+            raise SettingsError(f"proxy_for: {error.detail}") from None
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 from registry.core.checks import check_checksum
 from registry.discovery import Record, RecordKey
@@ -14,6 +14,7 @@ from registry.server.file_keys import PREFIX
 from registry.server.hosts import Authority, find_authority, split_url
 
 URL_MAX = 8192
+_ORIGIN = "origin="
 PORTS = {b"http": 80, b"https": 443}
 
 FILES_OF_A_CARD_MAX = 1000
@@ -74,11 +75,21 @@ def files_of(record: Record | None) -> dict[Address, AdvertisedFile]:
             check_checksum(checksum)
         except Invalid:
             continue
-        bare = url.partition("#")[0]
-        address = address_of(bare.encode()) if bare.isascii() else None
-        if address is not None and (size is None or (type(size) is int and size >= 0)):
-            found[address] = AdvertisedFile(bare, checksum, size)
+        if size is not None and (type(size) is not int or size < 0):
+            continue
+        for each in _urls_in(url):
+            address = address_of(each.encode()) if each.isascii() else None
+            if address is not None:
+                found[address] = AdvertisedFile(each, checksum, size)
     return found
+
+
+def _urls_in(url: str) -> list[str]:
+    """What a card names, and where that was before a mirror rewrote the card: a frontend may have
+    read the card before."""
+    bare, _, fragment = url.partition("#")
+    origin = unquote(fragment.removeprefix(_ORIGIN)) if fragment.startswith(_ORIGIN) else ""
+    return [bare, origin.partition("#")[0]] if origin else [bare]
 
 
 class AdvertisedFiles:
