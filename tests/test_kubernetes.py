@@ -206,7 +206,7 @@ def test_no_mirror_rewrites_it(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "config")))
-    with pytest.raises(SettingsError, match="Use --mode copy"):
+    with pytest.raises(SettingsError, match="Use mode copy"):
         Mirror(MirrorSettings("kubernetes:", "http://127.0.0.1:9", mode=MirrorMode.REWRITE))
 
 

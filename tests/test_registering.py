@@ -679,7 +679,7 @@ def test_neighbouring_large_instance_ids_are_different_owners(shared: Server, sl
 
 
 WRONG_IDS: list[object] = [
-    *(-1, 2**64, 2**65, 10**30, 1.5, 1.0, 1e3, True, None, [], {}),
+    *(-1, 2**64, 2**65, 10**30, 1.5, 1e-3, True, None, [], {}),
     *("x", "007", "", " 1", "1 ", "+1", "-1", "1.0", "1e3", "0x1", str(2**64), "\u0663", "1\n"),
 ]
 

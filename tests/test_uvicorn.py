@@ -13,11 +13,12 @@ import uvicorn
 
 from registry.server.http1.config import Config, Flow
 from registry.server.http1.door import Server
+from registry.server.http1.ending import EndingConnection
 from registry.server.http1.protocol import HttpConnection
 from registry.server.process import BoundedServer
 from tests.support import ROOT
 
-OURS = (HttpConnection, Flow, Config, Server, BoundedServer)
+OURS = (HttpConnection, EndingConnection, Flow, Config, Server, BoundedServer)
 READ_AS = {
     "Config.__init__": "98e927ea97a7",
     "FlowControl.resume_reading": "a0429d30857e",
