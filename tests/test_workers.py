@@ -108,7 +108,7 @@ def test_one_that_cannot_start_any_more_takes_nobody_with_it(
     file.write_text(whole + "broken")
     os.kill(workers_of(server)[0], signal.SIGKILL)
     wait_for(lambda: "ended by itself with exit code 3; another one starts" in server.log, 100)
-    assert httpx2.get(f"{server.url}/live").status_code == 200
+    assert httpx2.get(f"{server.url}/live", timeout=60).status_code == 200
     file.write_text(whole)
     assert server.stop() == 0
 
