@@ -30,6 +30,7 @@ from registry.server.hosts import Hosts, address_of, is_loopback
 from registry.server.http1.config import Config
 from registry.server.http1.door import Server
 from registry.server.http1.watch import Limits
+from registry.server.proxy import check_store
 from registry.server.reloading import note_sighup
 from registry.server.siblings import Parent
 from registry.server.workers import COULD_NOT_START, Workers
@@ -91,7 +92,7 @@ def run(settings: Settings) -> None:
     check_discovery(settings)
     certificate = certificate_of(settings)
     check_secrets(settings)
-    check_proxy(settings)
+    check_store(settings.proxy_for)
     limits = limits_of(settings)
     if settings.allow_unsafe_storage:
         os.environ[opening.ALLOWED_BY] = "true"  # For the worker processes as well.
@@ -326,17 +327,6 @@ def check_secrets(settings: Settings) -> None:
                 f"{name} is {path}, below an artifact root: whoever may register files there could "
                 "have it served. Move it, or name smaller artifact roots."
             )
-
-
-def check_proxy(settings: Settings) -> None:
-    """Raise SettingsError where the store that `proxy_for` names cannot be one."""
-    if settings.proxy_for is not None:
-        from registry.discovery import open_discovery  # Others need no HTTP client.
-
-        try:
-            open_discovery(settings.proxy_for).close()
-        except SettingsError as error:
-            raise SettingsError(f"proxy_for: {error.detail}") from None
 
 
 def limits_of(settings: Settings) -> Limits:
