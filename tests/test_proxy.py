@@ -505,3 +505,13 @@ def test_a_store_that_cannot_be_one_is_refused_at_the_start(tmp_path: Path, url:
     )
     assert done.returncode == 2
     assert "discovery store" in done.stderr or "etcd" in done.stderr
+
+
+def test_what_keeps_cards_from_being_followed_is_told_once_and_tried_again(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "nonsense://x")
+    server = serve(proxy_for="etcd://192.0.2.1")
+    wait_for(lambda: "cannot be followed; trying again: HTTP_PROXY is" in server.log)
+    problem_of(ask(server, "GET", "http://worker:1/v1/metadata/a/b/c"), 503, "busy")
+    assert "Traceback" not in server.log

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from registry.discovery import Change, Discovery, Kind, Listed, RecordKey
-from registry.errors import DiscoveryUnavailable, Invalid
+from registry.errors import Invalid, RegistryError
 from registry.server.proxy.advertised import FILES_MAX, AdvertisedFiles, Files, files_of
 
 RETRY_FIRST_S = 1.0
@@ -64,7 +64,7 @@ class CardFollower:
             try:
                 self._follow()
                 pause_s, is_told = RETRY_FIRST_S, False
-            except DiscoveryUnavailable as error:
+            except RegistryError as error:  # Settings of the environment as well.
                 if not is_told and not self._closing.is_set():
                     log.warning("%s cannot be followed; trying again: %s", self._name, error)
                 is_told = True
