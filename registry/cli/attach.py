@@ -153,7 +153,8 @@ def attach(
         return
     with RegistryClient(url, token=token, ca_file=ca_file) as client:
         lease = LeaseTerms(None, worker_name, on_conflict)
-        attached = _attach(client, owner, slug, model_dir, in_place, exclude, lease)
+        with warnings_shown(as_json=as_json):
+            attached = _attach(client, owner, slug, model_dir, in_place, exclude, lease)
     if as_json:
         print_json(RegisteredResponse.of(attached.registered))
     else:
@@ -196,7 +197,7 @@ def _attach(
 ) -> Attached:
     from registry.client.attach import attach as attach_directory
 
-    with warnings_shown(), ProgressBar() as progress:
+    with ProgressBar() as progress:
         return attach_directory(
             client,
             owner,

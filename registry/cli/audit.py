@@ -14,7 +14,7 @@ from registry.cli.audit_discovery import ComparisonOptions, compare_twice, compa
 from registry.cli.db import DEFAULT_URL, DatabaseUrl
 from registry.cli.exit_codes import REFUSED
 from registry.cli.options import AsJson, Wide
-from registry.cli.output import print_json
+from registry.cli.output import print_json, warnings_shown
 from registry.cli.tables import Column, print_facts, print_table
 from registry.cli.text import counted, shown_size
 from registry.core.times import format_time
@@ -88,7 +88,8 @@ def audit(
     compared = ComparisonOptions.of(discovery, namespace or (), public_url or (), wanted)
     unchecked: Busy | None = None
     with _opened(database_url) as database:
-        comparison = None if compared is None else compare_twice(database, compared)
+        with warnings_shown(as_json=as_json):
+            comparison = None if compared is None else compare_twice(database, compared)
         with database.read() as conn:
             found, summary = audits.find_leaks(conn, wanted), audits.summarize(conn)
         if check_files:

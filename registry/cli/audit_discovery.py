@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
-from registry.cli.output import print_note, warnings_shown
+from registry.cli.output import print_note
 from registry.cli.text import counted
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def compare_twice(database: Database, wanted: ComparisonOptions) -> DiscoveryRep
     public = PublicUrls(wanted.public_urls or known or (DEFAULT_PUBLIC_URL,))
     store = open_discovery(wanted.discovery)
     try:
-        with warnings_shown():
-            return _compare(database, store, public, wanted, Suspicions(wanted.classes))
+        return _compare(database, store, public, wanted, Suspicions(wanted.classes))
     finally:
         store.close()
 

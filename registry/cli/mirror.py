@@ -126,7 +126,7 @@ def mirror(
         _show_log()
         _stay(settings, host, port, as_json)
         return
-    with warnings_shown(), closing(Mirror(settings)) as made:
+    with warnings_shown(as_json=as_json), closing(Mirror(settings)) as made:
         if dry_run:
             _print_plan(made, as_json)
         else:

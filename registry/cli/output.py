@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -52,22 +52,33 @@ def shown_checksum(checksum: str) -> str:
 
 
 @contextmanager
-def warnings_shown() -> Iterator[None]:
-    """Warnings that the log gets meanwhile are said on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(_Printable("warning: %(message)s"))
+def warnings_shown(*, as_json: bool = False) -> Iterator[None]:
+    """Warnings that the log gets meanwhile are said on standard error.
+
+    With `as_json` they are said once the block has ended well: where it fails, a program finds the
+    problem there, one JSON object and nothing else.
+    """
+    said: list[str] = []
+    handler = _Told(said.append if as_json else print_note)
     log = logging.getLogger("registry")
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
+    for sentence in said:
+        print_note(sentence)
 
 
-class _Printable(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+class _Told(logging.Handler):
+    """Hands every warning on as a sentence."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(f"warning: {record.getMessage()}")
 
 
 class ProgressBar:
