@@ -28,7 +28,7 @@ async def show_journal(request: Request) -> Response:
     given = {name: request.query_params.get(name, "").strip() for name in FILTERS}
     wanted = event_filter({name: value for name, value in given.items() if value})
     lookups = registry_of(request).lookups
-    after = cursor(request) if request.query_params.get("after") else None
+    after = cursor(request) if "after" in request.query_params else None
     until = _time(given["until"]) if given["until"] else None
     if after is None and until is not None:
         after = await lookups.look(first_event_at, until)

@@ -17,7 +17,7 @@ SQL_WAITING_MAX = 8
 SQL_PATIENCE_S = 10.0
 
 
-class Pages:
+class PagesState:
     """The state of the pages of one event loop."""
 
     def __init__(self, registry: Registry) -> None:
@@ -33,15 +33,15 @@ class Pages:
 
 
 @contextmanager
-def showing(registry: Registry) -> Iterator[Pages]:
+def showing(registry: Registry) -> Iterator[PagesState]:
     """The state of the pages while the block runs."""
-    pages = Pages(registry)
+    pages = PagesState(registry)
     try:
         yield pages
     finally:
         pages.close()
 
 
-def pages_of(request: Request) -> Pages:
+def pages_of(request: Request) -> PagesState:
     """The state that the service was started with."""
-    return cast(Pages, request.state.pages)
+    return cast(PagesState, request.state.pages)

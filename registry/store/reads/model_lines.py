@@ -57,7 +57,7 @@ class _ModelSize(NamedTuple):
     base_slug: str | None
 
 
-class _Holding(NamedTuple):
+class _ModelHolding(NamedTuple):
     holders: int
     refs: int
 
@@ -123,7 +123,7 @@ _MODEL_HOLDERS = Statement(
     select(
         func.count(_some_refs.c.owner_id.distinct()).label("holders"), func.count().label("refs")
     ).select_from(_some_refs),
-    _Holding,
+    _ModelHolding,
 )
 _DARK_FILE = Statement(
     select(_some_files.c.id, _some_files.c.filename)
