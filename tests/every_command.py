@@ -124,6 +124,7 @@ CASES: dict[str, Case] = {
     "models": asking(),
     "events": asking(),
     "explain": asking(KEY),
+    "health": asking(kind="open"),
     "sql": opening("SELECT * FROM holders"),
     "audit": opening(),
     "sweep": opening(),
