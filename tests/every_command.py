@@ -123,6 +123,7 @@ CASES: dict[str, Case] = {
     "models": asking(),
     "events": asking(),
     "explain": asking(KEY),
+    "health": asking(kind="open"),
     "sql": opening("SELECT * FROM holders"),
     "audit": opening(),
     "sweep": opening(),
