@@ -10,6 +10,8 @@ from registry.core.progress import OnProgress
 from registry.store.copying import Copied, copy
 from registry.store.engine import Engine
 from registry.store.postgresql.address import is_postgresql as is_postgresql
+from registry.store.query_result import QueryResult
+from registry.store.sqlite import adhoc_sql
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.compatibility import acceptor
 from registry.store.sqlite.engine import Database
@@ -96,3 +98,19 @@ def place_of(url: str) -> str:
 
         return address.place_of(url)
     return os.path.abspath(sqlite_path(url))
+
+
+def run_query(
+    url: str, query: str, *, timeout_s: float, max_rows: int, max_bytes: int
+) -> QueryResult:
+    """What one statement answers that somebody typed, and that can only read.
+
+    Raises:
+        Refused: it would change something, or it took too much time or memory, or answered too
+            much.
+        Invalid: it is no statement, or more than one.
+        RegistryError: the database cannot be read.
+    """
+    return adhoc_sql.run_query(
+        url, query, timeout_s=timeout_s, max_rows=max_rows, max_bytes=max_bytes
+    )
