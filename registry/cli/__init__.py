@@ -27,6 +27,7 @@ HELP = frozenset({"--help", "-h"})
 
 COMMANDS = {
     "serve": ("registry.cli.serve:serve", "Serve the registry over HTTP."),
+    "demo": ("registry.cli.demo:demo", "Serve a small lively fleet, to look around in."),
     "db": ("registry.cli.db:app", "Look after the database: schema, backups."),
     "token": ("registry.cli.token:app", "Make access tokens."),
     "config": ("registry.cli.config:app", "Show the settings and where they come from."),

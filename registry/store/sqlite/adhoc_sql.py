@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +27,7 @@ from registry.errors import (
     RegistryError,
     StorageUnavailable,
 )
+from registry.store.query_result import QueryResult as QueryResult
 from registry.store.sql import Row
 from registry.store.sqlite.file_access import may_write
 from registry.store.sqlite.inspect import locate, opened
@@ -43,16 +43,14 @@ RAISED = {each.code: each for each in (Busy, DatabaseRefused, Invalid, Refused, 
 """The errors that the process tells by their codes."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueryResult:
-    """What a statement answered. `is_whole` is False if there were more rows than were wanted."""
-
-    columns: tuple[str, ...]
-    rows: list[Row]
-    is_whole: bool
-
-
-def run_query(url: str, query: str, *, timeout_s: float, max_rows: int) -> QueryResult:
+def run_query(
+    url: str,
+    query: str,
+    *,
+    timeout_s: float,
+    max_rows: int,
+    max_bytes: int = ANSWER_MAX_BYTES,
+) -> QueryResult:
     """Run one statement that reads.
 
     Raises:
@@ -77,7 +75,7 @@ def run_query(url: str, query: str, *, timeout_s: float, max_rows: int) -> Query
         assert process.stdin is not None
         assert process.stdout is not None
         with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps([url, query, timeout_s, max_rows]).encode())
+            process.stdin.write(json.dumps([url, query, timeout_s, max_rows, max_bytes]).encode())
             process.stdin.close()
         answer = _read(process.stdout)
         first = next(answer, ("died", None))
