@@ -89,7 +89,7 @@ def test_a_registry_that_was_copied_goes_on_with_its_owners_and_ids(
     assert receipt.released == 4
     with sql(path) as connection:
         ((last,),) = connection.execute("SELECT max(id) FROM events").fetchall()
-    ids: dict[str, int] = dict(rows_of(filled.url)["ids"])  # type: ignore[arg-type]
+    ids: dict[str, int] = dict(rows_of(filled.url)["ids"])
     assert last > ids["events"]
     moved.close()
     assert_sound(path)
