@@ -238,3 +238,31 @@ def test_a_copy_made_while_somebody_writes_is_one_moment(
     opening.copy_database(filled.url, postgres_url, write)
     assert len(written) == 5
     assert rows_of(postgres_url) == before
+
+
+WRONG = (
+    "UPDATE owner_refs SET status = 'missing' WHERE path IS NOT NULL",
+    "INSERT INTO settings VALUES ('artifact_roots', '[\"/else/\", \"/where/\"]')",
+    "UPDATE owner_refs SET event_id = event_id + 1 WHERE owner_id = 1",
+    "UPDATE owner_refs SET status = 'drifted' WHERE owner_id = 3",
+    "UPDATE entries SET checksum = 'blake3:' || printf('%064d', 0) WHERE id = 2",
+)
+
+
+def test_the_views_show_the_same_rows_on_both_engines(filled: World, cluster: Cluster) -> None:
+    filled.hold(worker(20), lease=None)
+    queries = [f"SELECT * FROM {name}" for name in ("holders", "owner_footprint", "leaks")]
+    wrong = filled.path.with_name("wrong.db")
+    with sql(filled.path) as source, sql(wrong) as connection:
+        source.backup(connection)
+        for change in WRONG:
+            connection.execute(change)
+        here = [sorted(map(repr, connection.execute(query))) for query in queries]
+    assert all(len(rows) > 5 for rows in here)
+    classes = {line.split("'")[1] for line in here[2]}
+    assert {"root_missing", "drifted_ref", "journal_says_gone", "lapsed_lease"} <= classes
+    with cluster.database() as target:
+        opening.copy_database(f"sqlite:///{wrong}", target)
+        with psycopg.connect(conninfo_of(target)) as connection_there:
+            there = [sorted(map(repr, connection_there.execute(query))) for query in queries]
+    assert there == here
