@@ -433,8 +433,8 @@ def test_what_is_wrong_is_shown_with_what_to_do(server: Server) -> None:
 
 
 def test_the_overview_counts_what_is_there_and_draws_the_last_day(server: Server) -> None:
+    wait_for(lambda: len(look(server, "/").of("svg")) == 2)  # It may still be counting.
     page = look(server, "/")
-    assert len(page.of("svg")) == 2
     with sql(server.database) as connection:
         ((events,),) = connection.execute("SELECT MAX(id) FROM events").fetchall()
     changes = re.search(r"([\d,]+) changes in the last 24 hours", page.text)
@@ -451,8 +451,8 @@ def test_the_last_backup_is_shown(serve: Callable[..., Server], tmp_path: Path) 
         assert before.fetchall() == []
     url = f"sqlite:///{server.database}"
     assert run_here("db", "backup", tmp_path / "copy.db", "--database-url", url).returncode == 0
-    page = look(server, "/")
-    assert re.search(r"Last backup\s*(less than 1 s|\d+ s) ago", page.text)
+    shown = re.compile(r"Last backup\s*(less than 1 s|\d+ s) ago").search
+    wait_for(lambda: shown(look(server, "/").text) is not None)
 
 
 @pytest.mark.parametrize(

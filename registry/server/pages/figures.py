@@ -15,7 +15,7 @@ from registry.service.registry import Registry
 from registry.store.reads.overview import RegistryFigures, figures_of
 from registry.store.reads.stats import Counted
 
-PATIENCE_S = 0.1
+PATIENCE_S = 0.05
 """How long a page waits for figures. Where there is not much, they are there by then."""
 
 
