@@ -51,7 +51,7 @@ def file(folder: Path, name: str, content: bytes = b"{}") -> Path:
 
 
 def find(registry: Registry) -> Location:
-    location = registry.find(KEY)
+    location = await registry.keys.find(KEY)
     assert location is not None
     return location
 
@@ -165,12 +165,12 @@ def test_a_holder_that_has_the_bytes_is_not_remembered_over_what_was_found_since
             opened = await opening(holder, start)
             if holder.path == str(second):
                 other.unregister(*KEY[:2])
-                assert registry.find(KEY) is None
+                assert await registry.keys.find(KEY) is None
             return opened
 
         registry._holdings.open = open_slowly  # type: ignore[method-assign, assignment]
         assert await content(registry, location) == b"{}", "it was there when it was asked for"
-        assert registry.find(KEY) is None
+        assert await registry.keys.find(KEY) is None
 
     serving(database, tmp_path, scenario)
 

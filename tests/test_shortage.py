@@ -156,7 +156,7 @@ def test_errors_without_a_number_and_a_lack_of_memory_are_of_the_moment(
 
 
 async def read(registry: Registry) -> bytes:
-    location = registry.find(NAMES)
+    location = await registry.keys.find(NAMES)
     assert location is not None
     body = registry.ready(location) or await registry.open(NAMES, location)
     assert isinstance(body, Body)
@@ -176,7 +176,7 @@ def serving(world: World, root: Path, scenario: Callable[[Registry], Any], **set
 async def read_nothing(registry: Registry) -> None:
     """Connections and threads are there before anything is short."""
     await registry.read(lambda conn: None)
-    registry.find(("no", "such", "key"))
+    await registry.keys.find(("no", "such", "key"))
 
 
 SHORTAGES = [(call, name) for name in NOT_OF_THE_FILE for call in ("lstat", "open", "read")]

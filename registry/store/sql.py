@@ -14,8 +14,10 @@ import msgspec
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Insert,
     Subquery,
     Text,
+    UpdateBase,
     bindparam,
     cast,
     literal,
@@ -50,6 +52,11 @@ class Statement(Generic[R]):
         self._clause = clause
         self._compiled: dict[str, tuple[str, dict[str, Any]]] = {}
         self._row = row
+        writes = isinstance(clause, UpdateBase)
+        self.answers = not writes or len(clause.exported_columns) > 0
+        """Whether it answers rows."""
+        self.inserts = isinstance(clause, Insert)
+        """Whether it makes new rows."""
         if row is not None:
             _check_fields(clause, row)
 

@@ -179,7 +179,7 @@ _MODELS_AFTER = Statement(
         entries.c.slug,
         entries.c.suffix,
         func.count().label("files"),
-        func.sum(entries.c.size).label("size"),
+        cast(func.sum(entries.c.size), BigInteger).label("size"),
         func.max(entries.c.base_slug).label("base_slug"),
     )
     .where(

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +27,7 @@ from registry.errors import (
     RegistryError,
     StorageUnavailable,
 )
+from registry.store.query_result import QueryResult
 from registry.store.sql import Row
 from registry.store.sqlite.file_access import may_write
 from registry.store.sqlite.inspect import locate, opened
@@ -35,21 +35,9 @@ from registry.store.sqlite.inspect import locate, opened
 MEMORY_MAX_BYTES = 512 << 20
 """As much memory SQLite may take for a statement, sorting included."""
 
-ANSWER_MAX_BYTES = 256 << 20
-"""As much a statement may answer, with some bytes for each value and bytes as hex digits."""
-
 _START_S = 60.0
 RAISED = {each.code: each for each in (Busy, DatabaseRefused, Invalid, Refused, StorageUnavailable)}
 """The errors that the process tells by their codes."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueryResult:
-    """What a statement answered. `is_whole` is False if there were more rows than were wanted."""
-
-    columns: tuple[str, ...]
-    rows: list[Row]
-    is_whole: bool
 
 
 def run_query(url: str, query: str, *, timeout_s: float, max_rows: int) -> QueryResult:

@@ -21,7 +21,6 @@ import msgspec
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError, StorageUnavailable
 from registry.store.sql import Row
 from registry.store.sqlite.adhoc_sql import (
-    ANSWER_MAX_BYTES,
     MEMORY_MAX_BYTES,
     RAISED,
     too_much_memory,
