@@ -3,15 +3,16 @@
 The lock is taken before the schema's revision is read. Of two upgrades at once the second waits,
 finds everything done and does nothing; a revision that fails leaves the schema as it was.
 
-On SQLite the views are made anew after the last revision: those of the program at the newest
-revision, and at an older one what its programs need, see `views_at`.
+The views are made anew after the last revision: those of the program at the newest revision, and
+at an older one what its programs need, see `views_at`. On PostgreSQL, where nothing that a view
+speaks of can be changed, they are dropped before the first one.
 
 Whoever calls Alembic from a program passes what it wants in `config.attributes`:
 
     connection      a connection to an empty database that nobody else has: nothing else is asked
-    url             the database, a string or a SQLAlchemy URL
+    url             the database, a string or, on SQLite, a SQLAlchemy URL
     lock_timeout_s  how long to wait for other processes (60)
-    guard           makes a context manager of the driver's connection, for while it is in use
+    guard           makes a context manager of what has `interrupt()`, for while it is in use
     on_wait         called once if others keep the database locked for a second and a half
     before_commit   called with the revision before and after (None: no schema) if they differ,
                     while other connections still see the schema as it was; may refuse by raising
@@ -30,13 +31,23 @@ from typing import Any, TypeVar
 from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, NullPool, create_engine, event, make_url, text
+from sqlalchemy.exc import OperationalError
 
+from registry.core.stopping import SAID_AFTER_S, Interruptible
+from registry.errors import DatabaseRefused
+from registry.store.postgresql import inspect as postgresql
+from registry.store.postgresql import views as postgresql_views
+from registry.store.postgresql.address import is_postgresql, place_of
+from registry.store.postgresql.locks import WRITE_LOCK
 from registry.store.sqlite import locks, views
 
 APPLICATION_ID = 0x4D524547
 LOCK_TIMEOUT_S = 60.0
 LOCK_PAUSE_MAX_S = 0.05
-ADVISORY_LOCK = 0x4D524547
+TABLE_LOCK_TIMEOUT_S = 10.0
+"""On PostgreSQL, for a table that somebody reads: whoever comes later waits behind us."""
+
+LOCK_NOT_AVAILABLE = "55P03"
 
 T = TypeVar("T")
 
@@ -49,12 +60,13 @@ def main() -> None:
         migrate(connection)
         return
     url = database_url()
+    is_server = isinstance(url, str) and is_postgresql(url)
     if context.is_offline_mode():
-        write_sql(url)
-    elif url.get_backend_name() == "sqlite":
-        migrate_sqlite(url)
+        write_sql("postgresql" if is_server else "sqlite")
+    elif is_server:
+        migrate_postgresql(str(url))
     else:
-        migrate_server(url)
+        migrate_sqlite(make_url(url))
 
 
 def set_up_logging() -> None:
@@ -67,30 +79,36 @@ def set_up_logging() -> None:
         logger.setLevel(logging.WARNING)
 
 
-def database_url() -> URL:
-    given = (
+def database_url() -> str | URL:
+    given: str | URL = (
         config.attributes.get("url")
         or context.get_x_argument(as_dictionary=True).get("url")
         or os.environ.get("REGISTRY_DATABASE_URL")
         or "sqlite:///registry.db"
     )
-    return make_url(given)
+    return given
 
 
-def write_sql(url: URL) -> None:
+def write_sql(dialect: str) -> None:
     """`--sql`: the statements go to standard output, as one transaction."""
     reached: list[str | None] = []
     context.configure(
-        url=url,
+        dialect_name=dialect,
         transactional_ddl=True,
         literal_binds=True,
         on_version_apply=lambda heads, **_: reached.append(next(iter(heads), None)),
     )
     with context.begin_transaction():
+        if dialect == "postgresql":
+            write_all(postgresql_views.dropping())
         context.run_migrations()
-        if reached and url.get_backend_name() == "sqlite":
-            for statement in view_statements(reached[-1]):
-                context.execute(statement)
+        if reached:
+            write_all(view_statements(dialect, reached[-1]))
+
+
+def write_all(statements: Iterator[str]) -> None:
+    for statement in statements:
+        context.execute(statement.replace(":", "\\:"))  # No colon begins a parameter.
 
 
 def migrate_sqlite(url: URL) -> None:
@@ -116,29 +134,63 @@ def migrate_sqlite(url: URL) -> None:
                     cursor.fetchall()
 
 
-def guarded(driver: sqlite3.Connection) -> AbstractContextManager[object]:
-    guard: Callable[[sqlite3.Connection], AbstractContextManager[object]]
+def guarded(work: Interruptible) -> AbstractContextManager[object]:
+    guard: Callable[[Interruptible], AbstractContextManager[object]]
     guard = config.attributes.get("guard", nullcontext)
-    return guard(driver)
+    return guard(work)
 
 
-def migrate_server(url: URL) -> None:
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.connect() as connection, connection.begin():
-        connection.execute(
-            text("SELECT set_config('lock_timeout', :ms, true)"),
-            {"ms": f"{lock_timeout_s() * 1000:.0f}"},
-        )
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
-        migrate(connection)
+def migrate_postgresql(url: str) -> None:
+    with postgresql.admin_engine(url).connect() as connection:
+        driver = postgresql.driver_of(connection)
+        place = place_of(url)
+        with guarded(postgresql.Cancel(driver)), connection.begin():
+            try:
+                postgresql.check_server(driver, place)
+                take_write_lock(connection)
+                postgresql.look_through(driver, place)
+            except DatabaseRefused as error:
+                if config.config_file_name is None:
+                    raise
+                raise CommandError(error.detail) from error  # The `alembic` command shows it.
+            migrate(connection)
+
+
+def take_write_lock(connection: Connection) -> None:
+    """Nobody else writes from now on, until the transaction ends."""
+    # What a role or a database may have by default would end a long change.
+    connection.exec_driver_sql(
+        "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN "
+        "('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')"
+    )
+    patience_s = lock_timeout_s()
+    told_after_s = min(SAID_AFTER_S, patience_s)
+    try:
+        with connection.begin_nested():
+            wait_for_lock(connection, told_after_s)
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+            raise
+        config.attributes.get("on_wait", lambda: None)()
+        wait_for_lock(connection, patience_s - told_after_s)
+    set_lock_timeout(connection, min(TABLE_LOCK_TIMEOUT_S, patience_s))
+
+
+def wait_for_lock(connection: Connection, patience_s: float) -> None:
+    set_lock_timeout(connection, patience_s)
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
+
+
+def set_lock_timeout(connection: Connection, seconds: float) -> None:
+    """Of 0 it would be none at all."""
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, round(seconds * 1000))}")
 
 
 def migrate(connection: Connection) -> bool:
     """Run the revisions within the transaction that is open. Whether the schema changed."""
     context.configure(connection=connection, transactional_ddl=True)
     before = current_revision()
-    context.run_migrations()
-    after = current_revision()
+    after = run_revisions(connection, before)
     if before == after:
         replace_old_views(connection, after)
         return False
@@ -151,40 +203,62 @@ def migrate(connection: Connection) -> bool:
     return True
 
 
+def run_revisions(connection: Connection, before: str | None) -> str | None:
+    """Run them; the revision that the schema has then."""
+    if connection.dialect.name != "postgresql":
+        context.run_migrations()
+        return current_revision()
+    with connection.begin_nested() as attempt:
+        for statement in postgresql_views.dropping():
+            connection.exec_driver_sql(statement)
+        context.run_migrations()
+        after = current_revision()
+        if after == before:
+            attempt.rollback()  # The views are there again.
+        return after
+
+
 # Views
 
 
 def make_views(connection: Connection, revision: str | None) -> None:
-    if connection.dialect.name == "sqlite":
-        for statement in view_statements(revision):
-            connection.exec_driver_sql(statement)
+    for statement in view_statements(connection.dialect.name, revision):
+        connection.exec_driver_sql(statement)
 
 
 def replace_old_views(connection: Connection, revision: str | None) -> None:
     """Also a program that has no revision to run may be newer than the views."""
-    if connection.dialect.name != "sqlite" or revision != context.script.get_current_head():
-        return
-    driver = driver_of(connection)
-    found = dict(query(driver, "SELECT name, sql FROM sqlite_master WHERE type = 'view'"))
-    recorded = query(driver, f"SELECT value FROM settings WHERE name = '{views.RECORDED_AS}'")
-    if views.are_outdated(found, recorded[0][0] if recorded else None):
+    if revision == context.script.get_current_head() and has_old_views(connection):
         make_views(connection, revision)
         config.attributes.get("on_views", lambda: None)()
 
 
-def view_statements(revision: str | None) -> Iterator[str]:
+def has_old_views(connection: Connection) -> bool:
+    recorded = f"SELECT value FROM settings WHERE name = '{views.RECORDED_AS}'"
+    if connection.dialect.name == "postgresql":
+        found = dict(map(tuple, connection.exec_driver_sql(postgresql_views.IS_OURS)))
+        return postgresql_views.are_outdated(found, connection.exec_driver_sql(recorded).scalar())
+    driver = driver_of(connection)
+    texts = dict(query(driver, "SELECT name, sql FROM sqlite_master WHERE type = 'view'"))
+    rows = query(driver, recorded)
+    return views.are_outdated(texts, rows[0][0] if rows else None)
+
+
+def view_statements(dialect: str, revision: str | None) -> Iterator[str]:
+    spelled = postgresql_views if dialect == "postgresql" else views
     if revision is None:
-        return (f"DROP VIEW IF EXISTS {name}" for name in views.VIEWS)
+        return spelled.dropping()
     is_head = revision == context.script.get_current_head()
-    return views.replacing(views_at(revision), views.VERSION if is_head else None)
+    return spelled.replacing(views_at(dialect, revision), spelled.VERSION if is_head else None)
 
 
-def views_at(revision: str) -> dict[str, str]:
-    """The program's views; but a revision's `VIEWS` say what its programs, and older ones, need
-    instead (None: no such view)."""
-    wanted: dict[str, str | None] = dict(views.VIEWS)
+def views_at(dialect: str, revision: str) -> dict[str, str]:
+    """The program's views; but a revision's `VIEWS` (on PostgreSQL, `POSTGRESQL_VIEWS`) say what
+    its programs, and older ones, need instead (None: no such view)."""
+    is_postgresql = dialect == "postgresql"
+    wanted: dict[str, str | None] = dict((postgresql_views if is_postgresql else views).VIEWS)
     for script in context.script.walk_revisions(revision, "heads"):
-        wanted |= getattr(script.module, "VIEWS", {})
+        wanted |= getattr(script.module, "POSTGRESQL_VIEWS" if is_postgresql else "VIEWS", {})
     return {name: sql for name, sql in wanted.items() if sql is not None}
 
 

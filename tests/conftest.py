@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from registry.store.sqlite.engine import Database
 from registry.store.sqlite.migrate import prepare
 from tests.fleet import World
+from tests.postgres import Cluster, Clusters
 from tests.support import Server, assert_sound
 
 # Chosen by HYPOTHESIS_PROFILE: `default` is for every run, `thorough` for a night or a change of
@@ -83,3 +84,24 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def server(serve: Callable[..., Server]) -> Server:
     """A service process with the settings as they come."""
     return serve()
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Iterator[Clusters]:
+    """PostgreSQL servers for all tests of this process, one of each version that is asked for."""
+    started = Clusters()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def cluster(clusters: Clusters) -> Cluster:
+    """The PostgreSQL server of the newest version. Others have databases there: do not end it."""
+    return clusters.get()
+
+
+@pytest.fixture
+def postgres_url(cluster: Cluster) -> Iterator[str]:
+    """A migrated database in PostgreSQL."""
+    with cluster.database() as url:
+        yield url

@@ -27,7 +27,6 @@ REFUSED = {
     "sqlite://user:secret@host:1/registry.db": "three slashes",
     "sqlite+aiosqlite:///registry.db": "driver",
     "sqlite+pysqlcipher:///registry.db": "driver",
-    "postgresql://user:secret@host/registry": "another database",
     "mysql+pymysql://user:secret@host/registry?charset=utf8": "another database",
     "sqlite:///registry.db#main": "fragment",
     "sqlite:///registry%0A.db": "control character",

@@ -45,12 +45,13 @@ LAZY = {"registry"}
 """Names its public modules, and loads them when they are used."""
 
 SERVER = {"starlette", "uvicorn"}
-DATABASE = {"sqlalchemy", "alembic"}
+DATABASE = {"sqlalchemy", "alembic", "psycopg"}
 HOMES = {
     "starlette": {"registry.server"},
     "uvicorn": {"registry.server"},
     "sqlalchemy": {"registry.store"},
     "alembic": {"registry.store"},
+    "psycopg": {"registry.store"},
     "sqlite3": {"registry.store", "registry.cli"},
     "httpx2": {"registry.client", "registry.network", "registry.discovery", "registry.mirror"},
     "lightkube": {"registry.discovery"},

@@ -29,11 +29,12 @@ from registry.cli.db import app as db_app
 from registry.core.model_revisions import OnConflict
 from registry.core.records import Artifact, ArtifactKey, Owner, Registered, Registration
 from registry.errors import Busy, DatabaseRefused, Invalid, StorageUnavailable
-from registry.store import tables
+from registry.store import revisions, tables
 from registry.store.ops import register as register_ops
 from registry.store.sqlite import backup as backup_module
-from registry.store.sqlite import compatibility, inspect, migrate, revisions, views
+from registry.store.sqlite import compatibility, inspect, migrate, views
 from registry.store.sqlite.engine import Database
+from registry.store.sqlite.revisions import fresh_schema
 from tests.support import ROOT, checksum
 
 HEAD = tables.HEAD_REVISION
@@ -161,8 +162,8 @@ AT_ONCE = """
 import os, sys, traceback
 from pathlib import Path
 import alembic.command, alembic.ddl.sqlite, sqlalchemy.dialects.sqlite
-from registry.store import tables
-from registry.store.sqlite import compatibility, migrate, revisions
+from registry.store import revisions, tables
+from registry.store.sqlite import compatibility, migrate
 
 count, url, head, migrations = sys.argv[1:]
 tables.HEAD_REVISION = head
@@ -422,7 +423,7 @@ def test_check_reports_a_change(case: str, migrated: Path) -> None:
 def schema_differences(connection: sqlite3.Connection) -> list[str]:
     from registry.store.sqlite.differences import find_differences
 
-    with revisions.fresh_schema() as wanted:
+    with fresh_schema() as wanted:
         return find_differences(connection, wanted)
 
 

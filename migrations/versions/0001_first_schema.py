@@ -133,8 +133,9 @@ SQLITE_TABLES = (
     """,
 )
 
-# The views come from the program, on SQLite; programs of this revision have only two of them.
+# The views come from the program; programs of this revision have only two of them.
 VIEWS = {"owner_footprint": None, "leaks": None}
+POSTGRESQL_VIEWS = {"owner_footprint": None}
 
 # On PostgreSQL text compares bytewise, as on SQLite.
 POSTGRESQL_TABLES = (
@@ -257,28 +258,6 @@ POSTGRESQL_TABLES = (
     """,
 )
 
-POSTGRESQL_VIEWS = (
-    """
-    CREATE VIEW clock AS
-    SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS BIGINT) AS now_ms
-    """,
-    """
-    CREATE VIEW holders AS
-    SELECT e.slug, e.suffix, e.filename, o.namespace, o.component, o.endpoint, o.instance_id,
-           o.lora_slug, o.worker_name, o.state,
-           CASE WHEN r.path IS NULL THEN 'copied' ELSE 'in_place' END AS source,
-           r.path, r.status, e.checksum, e.size,
-           to_char(to_timestamp(r.created_at / 1000.0) AT TIME ZONE 'UTC',
-                   'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS since,
-           to_char(to_timestamp(o.lease_expires_at / 1000.0) AT TIME ZONE 'UTC',
-                   'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS lease_expires_at,
-           r.owner_id, r.entry_id
-    FROM owner_refs r
-    JOIN owners o ON o.id = r.owner_id
-    JOIN entries e ON e.id = r.entry_id
-    """,
-)
-
 INDEXES = (
     "CREATE INDEX ix_owner_refs_entry_id ON owner_refs (entry_id)",
     """
@@ -298,13 +277,13 @@ def upgrade() -> None:
         run(SQLITE_TABLES + INDEXES)
         op.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     else:
-        run(POSTGRESQL_TABLES + INDEXES + POSTGRESQL_VIEWS)
+        run(POSTGRESQL_TABLES + INDEXES)
+        # Not compressed: a part of it can be read without the rest.
+        op.execute("ALTER TABLE blobs ALTER COLUMN content SET STORAGE EXTERNAL")
     op.execute("INSERT INTO settings (name, value) VALUES ('min_program_revision', '0001')")
 
 
 def downgrade() -> None:
-    if not on_sqlite():
-        run(("DROP VIEW holders", "DROP VIEW clock"))
     for table in ("settings", "events", "owner_refs", "blobs", "entries", "owners"):
         op.execute(f"DROP TABLE {table}")
     if on_sqlite():

@@ -9,9 +9,10 @@ import typer
 
 from registry.cli.exit_codes import REFUSED
 from registry.cli.options import AsJson
-from registry.cli.output import confirm, print_json, print_note
+from registry.cli.output import ProgressBar, confirm, print_json, print_note
 from registry.cli.tables import Column, print_table
 from registry.cli.text import shown_size, without_password
+from registry.errors import Refused
 
 app = typer.Typer(
     name="db",
@@ -41,9 +42,13 @@ def upgrade(
     database_url: DatabaseUrl = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Bring the schema up to date, after a backup beside the file; make it if there is none."""
-    from registry.store.sqlite import migrate
+    """Bring the schema up to date; make it if there is none.
 
+    A SQLite file is backed up first, beside it. PostgreSQL is not: pg_dump does that.
+    """
+    from registry.store.opening import migrations_of
+
+    migrate = migrations_of(database_url)
     before = migrate.current(database_url)
     migrate.upgrade(database_url, revision, notify=print_note)
     _print_changed(before, migrate.current(database_url), as_json)
@@ -58,19 +63,20 @@ def downgrade(
     database_url: DatabaseUrl = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Take the schema back to an older revision, after a question and a backup beside the file.
+    """Take the schema back to an older revision, after a question.
 
-    Stop the service first. What only the newer schema can hold is lost, but for the backup. A
-    service that starts brings the schema up to date again, unless it is of the older version.
+    Stop the service first. What only the newer schema can hold is lost. A SQLite file is backed up
+    first, beside it; PostgreSQL is not: pg_dump does that. A service that starts brings the schema up to date again, unless it is of the older version.
     """
-    from registry.store.sqlite import migrate
+    from registry.store.opening import is_postgresql, migrations_of
 
+    migrate = migrations_of(database_url)
     before = migrate.current(database_url)
     if not yes:
+        saved = "" if is_postgresql(database_url) else ", but for the backup"
         confirm(
             f"Take the schema of {without_password(database_url)} back from revision "
-            f"{before or 'none'} to {revision}? What only the newer one can hold is lost, but for "
-            "the backup."
+            f"{before or 'none'} to {revision}? What only the newer one can hold is lost{saved}."
         )
     migrate.downgrade(database_url, revision, notify=print_note)
     _print_changed(before, migrate.current(database_url), as_json)
@@ -87,6 +93,7 @@ def backup(
     The copy holds what was committed at one moment. It is on the disk and was read back when this
     ends; until then it has another name. A file that is there is not overwritten.
     """
+    _refuse_server(database_url, "pg_dump --format=custom --file=FILE")
     from registry.store.sqlite.backup import back_up
 
     made = back_up(database_url, file)
@@ -111,6 +118,7 @@ def restore(
     kept beside the new database, as a backup. An older schema is brought up to date when a
     service starts. The exit code is 1 if the backup or the database that is there forbid it.
     """
+    _refuse_server(database_url, "pg_restore --dbname=NEW_DATABASE FILE")
     from registry.store.sqlite.restore import restore as restore_backup
 
     restored = restore_backup(database_url, file, force=force)
@@ -124,12 +132,44 @@ def restore(
 
 
 @app.command()
+def copy(
+    source: Annotated[str, typer.Option("--from", metavar="URL", help="The registry to copy.")],
+    target: Annotated[
+        str, typer.Option("--to", metavar="URL", help="Where it goes: a new file, or an empty "
+        "database.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Copy a registry into an empty database, of SQLite or PostgreSQL: in either direction.
+
+    Stop the service first, and start it on the copy. What is copied is what was committed at one
+    moment, with ids, leases and journal, so that the service goes on as if nothing had happened.
+    Every table is read back and compared before the copy is there at all: a copy that is broken off
+    leaves nothing. The exit code is 1 if the target is not empty.
+    """
+    from registry.store.opening import copy_database
+
+    with ProgressBar("rows") as progress:
+        copied = copy_database(source, target, progress)
+    if copied.users:
+        print_note(
+            f"{copied.source} is in use: what was written to it after the copy began is not in "
+            f"{copied.target}."
+        )
+    if as_json:
+        print_json({"source": copied.source, "target": copied.target, "rows": copied.rows})
+        return
+    rows = ", ".join(f"{count} {name}" for name, count in copied.rows.items())
+    print(f"Copied {copied.source} to {copied.target}, and compared them: {rows}.")
+
+
+@app.command()
 def current(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show the schema revision of the database, and this program's."""
     from registry.store import tables
-    from registry.store.sqlite import migrate
+    from registry.store.opening import migrations_of
 
-    revision, head = migrate.current(database_url), tables.HEAD_REVISION
+    revision, head = migrations_of(database_url).current(database_url), tables.HEAD_REVISION
     if as_json:
         print_json({"revision": revision, "head": head})
     else:
@@ -139,7 +179,7 @@ def current(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) ->
 @app.command()
 def history(as_json: AsJson = False) -> None:
     """List the schema revisions that this program knows, the newest last."""
-    from registry.store.sqlite import revisions as known
+    from registry.store import revisions as known
 
     revisions = known.history()
     if as_json:
@@ -153,9 +193,9 @@ def history(as_json: AsJson = False) -> None:
 @app.command()
 def check(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Compare the database with the schema of this program. Exit code 1 if they differ."""
-    from registry.store.sqlite import migrate
+    from registry.store.opening import migrations_of
 
-    differences = migrate.check(database_url)
+    differences = migrations_of(database_url).check(database_url)
     if as_json:
         print_json({"differences": differences})
     else:
@@ -163,6 +203,17 @@ def check(database_url: DatabaseUrl = DEFAULT_URL, as_json: AsJson = False) -> N
             print(difference)
     if differences:
         raise typer.Exit(REFUSED)
+
+
+def _refuse_server(database_url: str, instead: str) -> None:
+    """These commands copy files. Raises Refused for PostgreSQL, and says what to use."""
+    from registry.store.opening import is_postgresql
+
+    if is_postgresql(database_url):
+        raise Refused(
+            f"This is for SQLite files. PostgreSQL has tools of its own, which go on while services "
+            f"write: {instead}, or the backups of the managed service."
+        )
 
 
 def _print_changed(before: str | None, after: str | None, as_json: bool) -> None:

@@ -84,10 +84,12 @@ class _Told(logging.Handler):
 class ProgressBar:
     """A bar on standard error while work goes on, if that is a terminal.
 
-    It appears after a second, so that quick work leaves no trace. Call it as `OnProgress`.
+    It appears after a second, so that quick work leaves no trace. Call it as `OnProgress`; what it
+    is told are bytes, or else `counted`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counted: str | None = None) -> None:
+        self._counted = counted
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._activity = ""
@@ -95,7 +97,7 @@ class ProgressBar:
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
-            self._bar = _new_bar()
+            self._bar = _new_bar(self._counted)
             self._timer = threading.Timer(PROGRESS_AFTER_S, self._bar.start)
             self._timer.daemon = True
             self._timer.start()
@@ -123,15 +125,22 @@ class ProgressBar:
         self._bar.update(self._task, completed=done, total=total)
 
 
-def _new_bar() -> Progress:
+def _new_bar(counted: str | None) -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TransferSpeedColumn,
+    )
 
+    amount = [DownloadColumn(), TransferSpeedColumn()]
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *(amount if counted is None else [MofNCompleteColumn(), TextColumn(counted)]),
         console=Console(file=unscreened(sys.stderr), width=terminal_width()),
         transient=True,
         # What is written meanwhile would go around the screen.

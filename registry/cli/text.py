@@ -36,6 +36,7 @@ def _escaped(line: str) -> str:
 
 def without_password(url: str) -> str:
     """A URL with the password in it blotted out: what is shown may be passed on."""
+    url = re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
     if shown_url(url) == url:
         return url
     return re.sub(r"^((?:[\w+.-]+://)?[^:/@]*):.*@", r"\1:***@", url, flags=re.DOTALL)

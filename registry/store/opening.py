@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any, Protocol
 
+from registry.core.progress import OnProgress
+from registry.store.copying import Copied, copy
 from registry.store.engine import Engine
+from registry.store.postgresql.address import is_postgresql as is_postgresql
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.compatibility import acceptor
-from registry.store.sqlite.compatibility import find_problem as find_problem
 from registry.store.sqlite.engine import Database
-from registry.store.sqlite.migrate import prepare as prepare
 from registry.store.sqlite.place import ALLOWED_BY as ALLOWED_BY
+
+Notify = Callable[[str], None]
+
+
+class Migrations(Protocol):
+    """What both engines do with the schema of a database; their modules say what they promise."""
+
+    def prepare(self, url: str, *, notify: Notify = ...) -> None: ...
+
+    def upgrade(self, url: str, revision: str = ..., *, notify: Notify = ...) -> None: ...
+
+    def downgrade(self, url: str, revision: str, *, notify: Notify = ...) -> None: ...
+
+    def current(self, url: str) -> str | None: ...
+
+    def check(self, url: str) -> list[str]: ...
 
 
 def open_database(
@@ -27,6 +45,54 @@ def open_database(
     return Database(url, busy_timeout_s=busy_timeout_s, clock=clock, accept=acceptor(url))
 
 
+def migrations_of(url: str) -> Migrations:
+    """What makes, changes and compares the schema of the database at a URL."""
+    if is_postgresql(url):
+        from registry.store.postgresql import migrate as of_postgresql
+
+        return of_postgresql
+    from registry.store.sqlite import migrate as of_sqlite
+
+    return of_sqlite
+
+
+def prepare(url: str, *, notify: Notify = lambda sentence: None) -> None:
+    """Make sure that this program can work with the database at a URL: see `migrate.prepare` of its
+    engine."""
+    migrations_of(url).prepare(url, notify=notify)
+
+
+def copy_database(source: str, target: str, on_progress: OnProgress | None = None) -> Copied:
+    """Copy the registry at one URL into the empty database at another: see `copying.copy`."""
+    return copy(_copying_of(source).source(source), _copying_of(target).target(target), on_progress)
+
+
+def _copying_of(url: str) -> Any:
+    """What reads and writes whole registries."""
+    if is_postgresql(url):
+        from registry.store.postgresql import copying as of_postgresql
+
+        return of_postgresql
+    from registry.store.sqlite import copying as of_sqlite
+
+    return of_sqlite
+
+
+def find_problem(url: str) -> str | None:
+    """Why a running service cannot work with the database as it is now, or None if it can."""
+    if is_postgresql(url):
+        from registry.store.postgresql import compatibility as of_postgresql
+
+        return of_postgresql.find_problem(url)
+    from registry.store.sqlite import compatibility as of_sqlite
+
+    return of_sqlite.find_problem(url)
+
+
 def place_of(url: str) -> str:
     """Where the database at a URL is, to be shown: no password is in it."""
+    if is_postgresql(url):
+        from registry.store.postgresql import address
+
+        return address.place_of(url)
     return os.path.abspath(sqlite_path(url))

@@ -23,10 +23,12 @@ double; `lora_slug` is '' for the base model because NULL would break uniqueness
 from __future__ import annotations
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     CheckConstraint,
     Column,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -35,6 +37,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    event,
     text,
 )
 from sqlalchemy.types import TypeEngine
@@ -66,7 +69,7 @@ def _checksum(column: str) -> str:
 owners = Table(
     "owners",
     metadata,
-    Column("id", _integer, primary_key=True),
+    Column("id", _integer, Identity(always=False), primary_key=True),
     Column("namespace", _text, nullable=False),
     Column("component", _text, nullable=False),
     Column("endpoint", _text, nullable=False),
@@ -117,7 +120,7 @@ owners = Table(
 entries = Table(
     "entries",
     metadata,
-    Column("id", _integer, primary_key=True),
+    Column("id", _integer, Identity(always=False), primary_key=True),
     Column("slug", _text, nullable=False),
     Column("suffix", _text, nullable=False),
     Column("filename", _text, nullable=False),
@@ -154,6 +157,15 @@ blobs = Table(
     CheckConstraint(_checksum("checksum"), name="checksum"),
     CheckConstraint("size = length(content)", name="size"),
     sqlite_strict=True,
+)
+
+# Not compressed: a part of it can be read without the rest.
+event.listen(
+    blobs,
+    "after_create",
+    DDL("ALTER TABLE blobs ALTER COLUMN content SET STORAGE EXTERNAL").execute_if(
+        dialect="postgresql"
+    ),
 )
 
 owner_refs = Table(
@@ -205,7 +217,7 @@ ABOUT_OWNERS = "slug IS NULL OR kind = 'refused'"
 events = Table(
     "events",
     metadata,
-    Column("id", _integer, primary_key=True),
+    Column("id", _integer, Identity(always=False), primary_key=True),
     Column("at", _integer, nullable=False),
     Column("kind", _text, nullable=False),
     Column("owner_id", _integer),

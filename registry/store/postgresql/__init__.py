@@ -1,1 +1,1 @@
-"""The engine for a fleet: one PostgreSQL database that several replicas share."""
+"""What only PostgreSQL needs."""

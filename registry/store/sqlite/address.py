@@ -32,7 +32,8 @@ def sqlite_path(url: str) -> str:
         raise DatabaseRefused(f"{shown!r} is no database URL. {FORM}.") from error
     if parsed.get_backend_name() != "sqlite":
         raise DatabaseRefused(
-            f"This version keeps its data in SQLite; {shown} is another database. {FORM}."
+            f"The registry keeps its data in SQLite or PostgreSQL; {shown} is another database. "
+            f"{FORM}; or postgresql://USER:PASSWORD@HOST:PORT/DATABASE."
         )
     if parsed.drivername not in DRIVERS:
         raise DatabaseRefused(f"The driver in {shown} is not used. {FORM}.")

@@ -20,13 +20,14 @@ import msgspec
 
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError, StorageUnavailable
 from registry.store.sql import Row
+from registry.store.compatibility import no_registry
 from registry.store.sqlite.adhoc_sql import (
     MEMORY_MAX_BYTES,
     RAISED,
     too_much_memory,
 )
 from registry.store.sqlite.errors import primary_code, translate
-from registry.store.sqlite.inspect import locate, look_through, no_registry, reading
+from registry.store.sqlite.inspect import locate, look_through, reading
 
 LENGTH_MAX_BYTES = 256 << 20
 """Longest value that a statement may make. A copied file that is larger cannot be read whole."""

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from registry.core import stopping
 from registry.errors import DatabaseRefused, Refused, RegistryError, StorageUnavailable
+from registry.store.compatibility import no_registry
 from registry.store.sqlite.errors import translate
-from registry.store.sqlite.inspect import locate, look, looking, no_registry, opened
+from registry.store.sqlite.inspect import locate, look, looking, opened
 
 PROBLEMS_MAX = 10
 PAGES_AT_ONCE = 4096

@@ -1,17 +1,16 @@
-"""Whether this program can work with a database as it is, and if not, what to do about it."""
+"""Whether this program can work with a SQLite database as it is, and if not, what to do."""
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from registry import __version__
 from registry.errors import DatabaseRefused, RegistryError
-from registry.store import tables
-from registry.store.sqlite.inspect import Found, locate, look, look_through, no_registry
+from registry.store import compatibility
+from registry.store.compatibility import admits, no_registry, why_unusable
+from registry.store.sqlite.inspect import Found, locate, look, look_through
 
 
 def find_problem(url: str) -> str | None:
@@ -23,7 +22,7 @@ def find_problem(url: str) -> str | None:
             return None
     except RegistryError as error:
         return error.detail
-    return _why_unusable(path, found)
+    return why_unusable(path, found)
 
 
 def check_there(url: str, *, to_write: bool) -> None:
@@ -33,16 +32,7 @@ def check_there(url: str, *, to_write: bool) -> None:
     if found.revision is None:
         raise DatabaseRefused(no_registry(path))
     if not is_usable(path, found if to_write else replace(found, has_wal=True)):
-        raise DatabaseRefused(_why_unusable(path, found))
-
-
-def _why_unusable(path: Path, found: Found) -> str:
-    if found.revision is None:
-        return f"There is no registry in {path} any more. Restart the service, or restore a backup."
-    return (
-        f"{path} has schema revision {found.revision}, this program needs {tables.HEAD_REVISION}. "
-        "Restart the service, or run `metadata-registry db upgrade`."
-    )
+        raise DatabaseRefused(why_unusable(path, found))
 
 
 def acceptor(url: str) -> Callable[[sqlite3.Connection], None]:
@@ -53,7 +43,7 @@ def acceptor(url: str) -> Callable[[sqlite3.Connection], None]:
     def accept(connection: sqlite3.Connection) -> None:
         found = look_through(connection, path)
         if not is_usable(path, found):
-            raise DatabaseRefused(_why_unusable(path, found))
+            raise DatabaseRefused(why_unusable(path, found))
 
     return accept
 
@@ -70,32 +60,13 @@ def is_usable(path: Path, found: Found) -> bool:
     Raises:
         DatabaseRefused: it needs a newer program.
     """
-    if found.revision is None:
-        return False
-    if not re.fullmatch("[0-9]{4}", found.revision):
-        raise DatabaseRefused(
-            f"{path} has the schema revision {found.revision!r}, which no version of this program "
-            "has made. Restore a backup of it."
-        )
-    if found.revision > tables.HEAD_REVISION:
-        needed = found.min_program_revision
-        if needed is None or needed > tables.HEAD_REVISION:
-            raise _too_new(path, found)
-    return found.revision >= tables.HEAD_REVISION and found.has_wal
+    return admits(path, found, _backups_of(path)) and found.has_wal
 
 
 def refuse_newer(path: Path, found: Found) -> None:
     """Raise DatabaseRefused for a schema that is newer than this program."""
-    if found.revision is not None and found.revision > tables.HEAD_REVISION:
-        raise _too_new(path, found)
+    compatibility.refuse_newer(path, found, _backups_of(path))
 
 
-def _too_new(path: Path, found: Found) -> DatabaseRefused:
-    last = f", last used by version {found.program_version}" if found.program_version else ""
-    return DatabaseRefused(
-        f"{path} has schema revision {found.revision}{last}; it needs a program that knows "
-        f"revision {found.min_program_revision or found.revision}. This is metadata-registry "
-        f"{__version__}, which knows up to {tables.HEAD_REVISION}. Install a newer version, or go "
-        "back to a backup: an upgrade writes one beside the file, "
-        f"{path.name}.REVISION-TIME.backup."
-    )
+def _backups_of(path: Path) -> str:
+    return f"an upgrade writes one beside the file, {path.name}.REVISION-TIME.backup"

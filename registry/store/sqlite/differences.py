@@ -6,29 +6,9 @@ CHECK, is found by comparing the words of the two texts. White space does not co
 
 from __future__ import annotations
 
-import re
 import sqlite3
-from dataclasses import dataclass
-from itertools import takewhile
 
-
-@dataclass(frozen=True, slots=True, order=True)
-class Element:
-    """A named part of a schema. `table` is the one it belongs to, if it does."""
-
-    table: str
-    kind: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.table}.{self.name}" if self.table else f"{self.kind} {self.name}"
-
-
-Elements = dict[Element, str]
-"""What each element is: its SQL, or what else tells it."""
-
-WORDS_AROUND = 6
-"""As many words that are the same are shown before and behind a difference of two texts."""
+from registry.store.schema_elements import Element, Elements, changed, difference_of, spaced
 
 
 def find_differences(
@@ -41,17 +21,17 @@ def find_differences(
         sentence
         for element in sorted(there.keys() | ours.keys())
         if element not in both and (with_views or element.kind != "view")
-        if (sentence := _difference(element, there.get(element), ours.get(element)))
+        if (sentence := difference_of(element, there.get(element), ours.get(element)))
     ]
     for text in sorted(both):
         facts, our_facts = _facts(found, text.name), _facts(wanted, text.name)
         told = [
             sentence
             for element in sorted(facts.keys() | our_facts.keys())
-            if (sentence := _difference(element, facts.get(element), our_facts.get(element)))
+            if (sentence := difference_of(element, facts.get(element), our_facts.get(element)))
         ]
         if not told and there[text] != ours[text]:
-            told.append(_changed(text, there[text], ours[text]))
+            told.append(changed(text, there[text], ours[text]))
         differences += told
     return differences
 
@@ -62,7 +42,7 @@ def _elements(connection: sqlite3.Connection) -> Elements:
         "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL "
         "AND name NOT LIKE 'sqlite~_%' ESCAPE '~' AND tbl_name <> 'alembic_version'"
     ).fetchall()
-    return {Element("", kind, name): _spaced(sql) for kind, name, sql in rows}
+    return {Element("", kind, name): spaced(sql) for kind, name, sql in rows}
 
 
 def _facts(connection: sqlite3.Connection, table: str) -> Elements:
@@ -92,45 +72,3 @@ def _facts(connection: sqlite3.Connection, table: str) -> Elements:
         reference = f"REFERENCES {parent} ({target}) ON DELETE {on_delete}"
         found[Element(table, "reference", str(name))] = reference
     return found
-
-
-def _spaced(sql: str) -> str:
-    """SQL with one space between words; a parenthesis and a comma are words too."""
-    return " ".join(re.sub(r"([(),])", r" \1 ", sql).split())
-
-
-def _shown(words: list[str]) -> str:
-    """Words as a person would write them."""
-    return re.sub(r" (?=[,)])|(?<=\() ", "", " ".join(words))
-
-
-def _difference(element: Element, found: str | None, wanted: str | None) -> str | None:
-    if wanted is None:
-        return f"{element} is not part of this schema"
-    if found is None:
-        return f"{element} is missing: {_shown(wanted.split())}"
-    if found == wanted:
-        return None
-    if element.kind == "order" and sorted(found.split(", ")) != sorted(wanted.split(", ")):
-        return None  # A missing column is one difference and not two.
-    return _changed(element, found, wanted)
-
-
-def _changed(element: Element, found: str, wanted: str) -> str:
-    """What is another, without what two long texts have in common."""
-    here, ours = found.split(), wanted.split()
-    begin = _equal_words(here, ours)
-    end = _equal_words(here[begin:][::-1], ours[begin:][::-1])
-    return f"{element} is {_part(here, begin, end)!r} instead of {_part(ours, begin, end)!r}"
-
-
-def _equal_words(one: list[str], other: list[str]) -> int:
-    """How many words are the same before the first that differs."""
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _part(words: list[str], begin: int, end: int) -> str:
-    first, last = max(0, begin - WORDS_AROUND), min(len(words), len(words) - end + WORDS_AROUND)
-    shown = words[first:last]
-    return _shown(["..."] * (first > 0) + shown + ["..."] * (last < len(words)))

@@ -11,13 +11,14 @@ import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from registry.core import stopping
 from registry.errors import DatabaseRefused, Refused, RegistryError, StorageUnavailable
+from registry.store.compatibility import SchemaState, without_revision
 from registry.store.sqlite import place
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.errors import primary_code, translate
@@ -52,15 +53,10 @@ FREE_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a look at a database showed. Without a revision there is no schema yet."""
+class Found(SchemaState):
+    """What a look at a database showed."""
 
-    revision: str | None = None
-    min_program_revision: str | None = None
-    program_version: str | None = None
     has_wal: bool = False
-    views: Mapping[str, str] = field(default_factory=dict)
-    views_version: str | None = None
 
 
 NOTHING = Found()
@@ -269,10 +265,10 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
 
 def _read(connection: sqlite3.Connection, path: Path) -> Found:
     if not {"alembic_version", "settings"} <= _names(connection):
-        raise _without_revision(path)
+        raise without_revision(path)
     revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
     if len(revisions) != 1:
-        raise _without_revision(path)
+        raise without_revision(path)
     settings = dict(connection.execute("SELECT name, value FROM settings").fetchall())
     views = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view'").fetchall()
     (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
@@ -294,18 +290,7 @@ def _names(connection: sqlite3.Connection) -> set[str]:
     return {name for (name,) in rows}
 
 
-def no_registry(path: Path) -> str:
-    """That there is none, for whoever only looks."""
-    return f"There is no registry in {path}. Name another --database-url."
-
-
 def _not_sqlite(path: Path) -> DatabaseRefused:
     return DatabaseRefused(
         f"{path} is not a SQLite database; it was left as it is. Name another file."
-    )
-
-
-def _without_revision(path: Path) -> DatabaseRefused:
-    return DatabaseRefused(
-        f"{path} does not say which schema revision it has. Restore a backup of it."
     )

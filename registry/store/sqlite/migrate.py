@@ -13,15 +13,12 @@ from pathlib import Path
 from registry.core import stopping
 from registry.errors import DatabaseRefused
 from registry.store import tables
+from registry.store.compatibility import no_registry
+from registry.store.revisions import check_revision
 from registry.store.sqlite import views
 from registry.store.sqlite.compatibility import is_usable, refuse_newer
-from registry.store.sqlite.inspect import Found, claim, locate, look, looking, no_registry
-from registry.store.sqlite.revisions import (
-    check_revision,
-    fresh_schema,
-    run_revisions,
-    waiting_for_lock,
-)
+from registry.store.sqlite.inspect import Found, claim, locate, look, looking
+from registry.store.sqlite.revisions import fresh_schema, run_revisions, waiting_for_lock
 from registry.store.sqlite.schema_change import Notify
 from registry.store.sqlite.upgrade_lock import wait_until_alone
 
