@@ -91,7 +91,13 @@ class Cluster:
             raise
 
     def _initialize(self, settings: dict[str, object]) -> None:
-        options = ("--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")
+        options = (
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+            "--no-instructions",
+        )
         self.run("initdb", f"--pgdata={self.data}", f"--username={SUPERUSER}", *options)
         lines = [f"{name} = '{value}'" for name, value in settings.items()]
         with open(self.data / "postgresql.conf", "a") as conf:

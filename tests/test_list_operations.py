@@ -196,11 +196,12 @@ def prepare_world(conn: Connection, grace_ms: int | None, history: Sequence[Step
     """Two of the contents are uploaded, then come the steps of the history; the time after it."""
     now = START
     if grace_ms is not None:
-        conn.run_text("INSERT INTO settings VALUES ('upload_grace_ms', ?)", [str(grace_ms)])
-    for content in CONTENTS[:2]:
         conn.run_text(
-            "INSERT INTO blobs VALUES (?, ?, ?, ?)", [checksum(content), len(content), now, content]
+            "INSERT INTO settings VALUES ('upload_grace_ms', :value)", {"value": str(grace_ms)}
         )
+    for content in CONTENTS[:2]:
+        row = {"name": checksum(content), "size": len(content), "at": now, "content": content}
+        conn.run_text("INSERT INTO blobs VALUES (:name, :size, :at, :content)", row)
     for name, items, passed in history:
         now += passed
         perform(conn, now, name, items)

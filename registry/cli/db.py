@@ -135,8 +135,10 @@ def restore(
 def copy(
     source: Annotated[str, typer.Option("--from", metavar="URL", help="The registry to copy.")],
     target: Annotated[
-        str, typer.Option("--to", metavar="URL", help="Where it goes: a new file, or an empty "
-        "database.")
+        str,
+        typer.Option(
+            "--to", metavar="URL", help="Where it goes: a new file, or an empty database."
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:

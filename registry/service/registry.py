@@ -8,7 +8,8 @@
 
 One `Registry` serves one event loop. Reads of keys run inline on a held connection, or wait for
 the server of the database together; everything that may block for longer runs in a few threads; all
-writes go through one group-committing writer. An answer is given after its commit reached the disk (S16).
+writes go through one group-committing writer. An answer is given after its commit reached the disk
+(S16).
 """
 
 from __future__ import annotations

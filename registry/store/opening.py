@@ -10,8 +10,9 @@ from registry.core.progress import OnProgress
 from registry.store.copying import Copied, copy
 from registry.store.engine import Engine
 from registry.store.postgresql.address import is_postgresql as is_postgresql
+from registry.store.query_result import QueryResult
 from registry.store.sqlite.address import sqlite_path
-from registry.store.sqlite.compatibility import acceptor
+from registry.store.sqlite.compatibility import acceptor, check_there
 from registry.store.sqlite.engine import Database
 from registry.store.sqlite.place import ALLOWED_BY as ALLOWED_BY
 
@@ -42,7 +43,40 @@ def open_database(
     Raises:
         DatabaseRefused: there is no engine for the URL.
     """
+    if is_postgresql(url):
+        from registry.store.postgresql import compatibility as of_postgresql
+        from registry.store.postgresql.engine import PostgreSQLDatabase
+
+        accept = of_postgresql.acceptor(url)
+        return PostgreSQLDatabase(url, busy_timeout_s=busy_timeout_s, clock=clock, accept=accept)
     return Database(url, busy_timeout_s=busy_timeout_s, clock=clock, accept=acceptor(url))
+
+
+def open_for_command(url: str, *, to_write: bool) -> Engine:
+    """The database at a URL for one command, if a registry is there that it can work with as it is.
+    Without `to_write` nothing is changed, not even files beside it.
+
+    Raises:
+        DatabaseRefused: there is none.
+    """
+    if is_postgresql(url):
+        from registry.store.postgresql import compatibility as of_postgresql
+
+        of_postgresql.check_there(url)
+        return open_database(url)
+    check_there(url, to_write=to_write)
+    return Database(url, read_only=not to_write)
+
+
+def run_query(url: str, query: str, *, timeout_s: float, max_rows: int) -> QueryResult:
+    """Run one statement that reads: see `adhoc_sql.run_query` of the engine."""
+    if is_postgresql(url):
+        from registry.store.postgresql import adhoc_sql as of_postgresql
+
+        return of_postgresql.run_query(url, query, timeout_s=timeout_s, max_rows=max_rows)
+    from registry.store.sqlite import adhoc_sql as of_sqlite
+
+    return of_sqlite.run_query(url, query, timeout_s=timeout_s, max_rows=max_rows)
 
 
 def migrations_of(url: str) -> Migrations:

@@ -47,12 +47,14 @@ _HIGHEST = {
     "entries": "(SELECT max(entry_id) FROM events WHERE id > %(events)s)",
     "events": "(SELECT max(id) FROM events)",
 }
-_LAST_IDS = "SELECT " + ", ".join(
-    f"greatest(%({table})s, {_HIGHEST[table]})" for table in NUMBERED
+_LAST_IDS = "SELECT " + ", ".join(f"greatest(%({table})s, {_HIGHEST[table]})" for table in NUMBERED)
+_SET_IDS = (
+    "SELECT "
+    + ", ".join(
+        f"CASE WHEN {table} > 0 THEN setval('{table}_id_seq', {table}) END" for table in NUMBERED
+    )
+    + f" FROM ({_LAST_IDS}) AS last ({', '.join(NUMBERED)})"
 )
-_SET_IDS = "SELECT " + ", ".join(
-    f"CASE WHEN {table} > 0 THEN setval('{table}_id_seq', {table}) END" for table in NUMBERED
-) + f" FROM ({_LAST_IDS}) AS last ({', '.join(NUMBERED)})"
 
 
 class PostgreSQLConnection:
@@ -163,11 +165,13 @@ class PostgreSQLConnection:
         """Send what waits, in one trip. The cursor has the rows of the last of it."""
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         *before, (text, values) = waiting
-        with self._watchdog.watching(self._session, is_commit=is_commit):
-            with self._session.pipeline():
-                for each, parameters in before:
-                    self._session.cursor().execute(each, parameters, prepare=self._prepares)
-                self._cursor.execute(text, values or None, prepare=self._prepares and not is_commit)
+        with (
+            self._watchdog.watching(self._session, is_commit=is_commit),
+            self._session.pipeline(),
+        ):
+            for each, parameters in before:
+                self._session.cursor().execute(each, parameters, prepare=self._prepares)
+            self._cursor.execute(text, values or None, prepare=self._prepares and not is_commit)
 
 
 class Notices:

@@ -94,7 +94,6 @@ def find_differences(found: Elements, wanted: Elements, *, with_views: bool) -> 
         sentence
         for element in sorted(found.keys() | wanted.keys())
         # Of a table that is missing, or not ours, one sentence tells all.
-        if (not element.table or element.table in there)
-        and (with_views or element.kind != "view")
+        if (not element.table or element.table in there) and (with_views or element.kind != "view")
         if (sentence := difference_of(element, found.get(element), wanted.get(element)))
     ]

@@ -1,8 +1,8 @@
 """Transactions on PostgreSQL, which several replicas share. What differs between database engines
 is in this package and nowhere else.
 
-One write lock, an advisory one, orders the writers of all replicas: so the same operations run as on
-one machine, with the same ids, the same order of the journal, and no deadlock. Everything is
+One write lock, an advisory one, orders the writers of all replicas: so the same operations run as
+on one machine, with the same ids, the same order of the journal, and no deadlock. Everything is
 committed where the server says so (S16); what it does not confirm is told as not known.
 """
 
@@ -63,6 +63,9 @@ _DURABLE = (
     "WHERE current_setting('synchronous_commit') = 'off'; "
 )
 """Where the server confirms what is not on its disk yet, it does not so for us."""
+_BEGIN_CONTENT = (
+    f"BEGIN; {_DURABLE}SET LOCAL statement_timeout = '{WRITE_TIMEOUT_S}s'; SELECT {_CLOCK}"
+)
 _BEGIN_READ = (
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
     f"SET LOCAL statement_timeout = '{READ_TIMEOUT_S}s'; "
@@ -155,7 +158,9 @@ class PostgreSQLDatabase:
         with (
             self._writing.watching(),
             translated(self._place),
-            self._writes.borrowed(lambda each: self._begin(each, self._begin_write, begun)) as session,
+            self._writes.borrowed(
+                lambda each: self._begin(each, self._begin_write, begun)
+            ) as session,
             self._rolled_back(session),
         ):
             now, *ids = begun
@@ -178,11 +183,13 @@ class PostgreSQLDatabase:
             StorageUnavailable: the database cannot be written, or did not confirm it.
         """
         begun: list[Any] = []
-        begin = f"BEGIN; {_DURABLE}SET LOCAL statement_timeout = '{WRITE_TIMEOUT_S}s'; SELECT {_CLOCK}"
+        begin = (
+            f"BEGIN; {_DURABLE}SET LOCAL statement_timeout = '{WRITE_TIMEOUT_S}s'; SELECT {_CLOCK}"
+        )
         with (
             self._writing.watching(),
             translated(self._place),
-            self._writes.borrowed(lambda each: self._begin(each, begin, begun)) as session,
+            self._writes.borrowed(partial(self._begin, _BEGIN_CONTENT, begun)) as session,
             self._rolled_back(session),
         ):
             now = self.clock() if self._has_clock else begun[0]
@@ -217,7 +224,7 @@ class PostgreSQLDatabase:
         with (
             self._reading.watching(),
             translated(self._place),
-            self._reads.borrowed(lambda each: self._begin(each, _BEGIN_READ, begun)) as session,
+            self._reads.borrowed(partial(self._begin, _BEGIN_READ, begun)) as session,
             self._rolled_back(session),
         ):
             now = self.clock() if self._has_clock else begun[0]
@@ -233,7 +240,7 @@ class PostgreSQLDatabase:
                 with suppress(psycopg.Error), self._watchdog.watching(session):
                     session.execute("ROLLBACK", prepare=False)
 
-    def _begin(self, session: Session, text: str, found: list[Any]) -> None:
+    def _begin(self, text: str, found: list[Any], session: Session) -> None:
         """Begin a transaction by several statements in one trip; `found` gets the last's row."""
         self._birthplace.check()
         with self._watchdog.watching(session):

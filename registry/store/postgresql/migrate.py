@@ -185,7 +185,9 @@ def _run_revisions(url: str, direction: Direction, revision: str, notify: Notify
             lock_timeout_s=LOCK_TIMEOUT_S,
             on_wait=lambda: notify(f"Waiting for others who write to {place}."),
             before_commit=before_commit,
-            on_views=lambda: told.append(f"Made the views of {place} anew, as this version has them."),
+            on_views=lambda: told.append(
+                f"Made the views of {place} anew, as this version has them."
+            ),
         )
     for sentence in told:
         notify(sentence)

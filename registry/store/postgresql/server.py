@@ -17,9 +17,7 @@ _FACTS = (
     "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool, "
     "pg_backend_pid(), current_setting('server_encoding')"
 )
-_SETTINGS = (
-    "SELECT current_setting('fsync')::bool AND current_setting('full_page_writes')::bool"
-)
+_SETTINGS = "SELECT current_setting('fsync')::bool AND current_setting('full_page_writes')::bool"
 
 _UNSAFE = (
     "the server runs with fsync or full_page_writes off: after a crash of its machine the database "

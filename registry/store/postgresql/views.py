@@ -16,8 +16,7 @@ RECORDED_AS = views.RECORDED_AS
 SPELLING = views.Spelling(
     now_ms="CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS BIGINT)",
     utc=(
-        "to_char(to_timestamp({} / 1000.0) AT TIME ZONE 'UTC', "
-        "'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
+        "to_char(to_timestamp({} / 1000.0) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
     ),
     same="IS NOT DISTINCT FROM",
     items="jsonb_array_elements_text(CAST({} AS JSONB)) j (value)",

@@ -90,7 +90,9 @@ class Watchdog:
         connection = waiting.connection
         if not self._answers(connection):
             if waiting in self._waiting:
-                log.error("The database has been silent for %g s: its connection is cut", PATIENCE_S)
+                log.error(
+                    "The database has been silent for %g s: its connection is cut", PATIENCE_S
+                )
                 cut(connection.pgconn.socket)
         elif waiting.is_commit and waiting in self._waiting:
             log.error("A commit waits for a standby of the server that is not there: it is ended")
@@ -131,4 +133,3 @@ def cut(descriptor: int) -> None:
     """End a connection from another thread, so that whoever waits on it is told."""
     with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
-

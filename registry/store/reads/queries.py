@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     Select,
     bindparam,
+    cast,
     exists,
     func,
     select,

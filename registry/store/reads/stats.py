@@ -29,9 +29,9 @@ _OWNERS = Statement(select(_state, func.count()).select_from(owners).group_by(_s
 _ENTRIES = Statement(select(func.count()).select_from(entries))
 _REFS = Statement(select(func.count()).select_from(owner_refs))
 _BLOBS = Statement(
-    select(
-        func.count(), cast(func.coalesce(func.sum(blobs.c.size), 0), BigInteger)
-    ).select_from(blobs)
+    select(func.count(), cast(func.coalesce(func.sum(blobs.c.size), 0), BigInteger)).select_from(
+        blobs
+    )
 )
 
 
