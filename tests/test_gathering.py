@@ -14,7 +14,8 @@ from registry.store.sqlite.engine import Database
 def note(conn: Connection, now: int, items: Sequence[int]) -> list[int]:
     """An operation that writes its items and answers with how many there were."""
     for item in items:
-        conn.run_text("INSERT INTO settings VALUES (?, ?)", (f"note-{item}", str(now)))
+        row = {"name": f"note-{item}", "value": str(now)}
+        conn.run_text("INSERT INTO settings VALUES (:name, :value)", row)
     return [len(items)] * len(items)
 
 

@@ -50,7 +50,7 @@ def file(folder: Path, name: str, content: bytes = b"{}") -> Path:
     return folder / name
 
 
-def find(registry: Registry) -> Location:
+async def find(registry: Registry) -> Location:
     location = await registry.keys.find(KEY)
     assert location is not None
     return location
@@ -59,7 +59,7 @@ def find(registry: Registry) -> Location:
 async def content(registry: Registry, location: Location) -> bytes:
     """What a reader gets who found an entry there: if it was replaced since, what it is now."""
     while (opened := await registry.open(KEY, location)) is None:
-        location = find(registry)
+        location = await find(registry)
     assert isinstance(opened, Body)
     return bytes(opened.content)
 
@@ -72,7 +72,7 @@ def test_a_holder_that_moved_its_file_meanwhile_is_served_from_the_new_path(
     other.register(ONE, *KEY, old)
 
     async def scenario(registry: Registry) -> None:
-        location = find(registry)
+        location = await find(registry)
         other.register(ONE, *KEY, file(tmp_path, "new.json"))
         old.unlink()
         assert await content(registry, location) == b"{}"
@@ -87,7 +87,7 @@ def test_an_entry_that_was_replaced_meanwhile_is_served_with_its_new_content(
     other.register(ONE, *KEY, old)
 
     async def scenario(registry: Registry) -> None:
-        location = find(registry)
+        location = await find(registry)
         other.register(ONE, *KEY, file(tmp_path, "new.json", b"new"))
         old.unlink()
         assert await content(registry, location) == b"new"
@@ -102,7 +102,7 @@ def test_an_entry_that_went_meanwhile_is_not_registered(
     other.register(ONE, *KEY, path)
 
     async def scenario(registry: Registry) -> None:
-        location = find(registry)
+        location = await find(registry)
         other.unregister_for_owner(ONE)
         path.unlink()
         with pytest.raises(NotRegistered):
@@ -120,9 +120,9 @@ def test_a_file_that_is_gone_is_unserveable_until_it_is_back(
     async def scenario(registry: Registry) -> None:
         path.unlink()
         with pytest.raises(Unserveable):
-            await content(registry, find(registry))
+            await content(registry, await find(registry))
         file(tmp_path, "a.json")
-        assert await content(registry, find(registry)) == b"{}"
+        assert await content(registry, await find(registry)) == b"{}"
 
     serving(database, tmp_path, scenario)
 
@@ -135,15 +135,15 @@ def test_a_holder_that_has_the_bytes_is_remembered_until_something_is_committed(
     other.register(TWO, *KEY, second)
 
     async def scenario(registry: Registry) -> None:
-        location = find(registry)
+        location = await find(registry)
         assert location.path == str(first)
         better = location._replace(owner_id=2, path=str(second))
-        registry._locator.prefer(KEY, location, better)
-        assert find(registry) == better
+        registry.keys.prefer(KEY, location, better)
+        assert await find(registry) == better
         other.unregister("nobodys", "_base")
-        assert find(registry) == better, "nothing was committed"
+        assert await find(registry) == better, "nothing was committed"
         other.unregister_for_owner(TWO)
-        assert find(registry) == location
+        assert await find(registry) == location
 
     serving(database, tmp_path, scenario)
 
@@ -158,7 +158,7 @@ def test_a_holder_that_has_the_bytes_is_not_remembered_over_what_was_found_since
     first.unlink()
 
     async def scenario(registry: Registry) -> None:
-        location = find(registry)
+        location = await find(registry)
         opening = registry._holdings.open
 
         async def open_slowly(holder: Location, start: int) -> object:

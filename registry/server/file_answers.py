@@ -123,7 +123,7 @@ async def serve_file(
         source = body or await registry.open(key, location, ranges[0][0] if ranges else 0)
         if source is not None:
             break
-        location, body = locate(registry, key)
+        location, body = await locate(registry, key)
     send.outcome = _outcome_of(source, was_ready=body is not None)
     client = _Client()
     try:

@@ -48,12 +48,12 @@ class Statement(Generic[R]):
     @overload
     def __init__(self, clause: ClauseElement, row: type[R]) -> None: ...
 
-    def __init__(self, clause: ClauseElement, row: type[R] | None = None) -> None:
+    def __init__(self, clause: Any, row: type[R] | None = None) -> None:
         self._clause = clause
         self._compiled: dict[str, tuple[str, dict[str, Any]]] = {}
         self._row = row
         writes = isinstance(clause, UpdateBase)
-        self.answers = not writes or len(clause.exported_columns) > 0
+        self.answers = not writes or bool(clause.exported_columns)
         """Whether it answers rows."""
         self.inserts = isinstance(clause, Insert)
         """Whether it makes new rows."""

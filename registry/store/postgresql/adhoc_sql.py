@@ -64,7 +64,7 @@ def _gather(connection: psycopg.Connection[Any], query: str, max_rows: int) -> Q
     rows: list[Row] = []
     size = 0
     cursor = connection.cursor()
-    answer = cursor.stream(query.encode())  # Sent in the way that takes one statement only.
+    answer: Any = cursor.stream(query.encode())  # Sent in the way that takes one statement only.
     try:
         for row in answer:
             if len(rows) == max_rows:

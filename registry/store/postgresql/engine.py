@@ -104,7 +104,7 @@ class PostgreSQLDatabase:
         self.busy_timeout_s = busy_timeout_s
         self.clock = clock or system_clock
         self._has_clock = clock is not None
-        self.dialect: Dialect = PGDialect_psycopg(paramstyle="pyformat")
+        self.dialect: Dialect = PGDialect_psycopg(paramstyle="pyformat")  # type: ignore[no-untyped-call]
         self._accept = accept or (lambda session: None)
         self._watchdog = Watchdog()
         self._begin_write = (
@@ -158,9 +158,7 @@ class PostgreSQLDatabase:
         with (
             self._writing.watching(),
             translated(self._place),
-            self._writes.borrowed(
-                lambda each: self._begin(each, self._begin_write, begun)
-            ) as session,
+            self._writes.borrowed(partial(self._begin, self._begin_write, begun)) as session,
             self._rolled_back(session),
         ):
             now, *ids = begun
@@ -183,9 +181,6 @@ class PostgreSQLDatabase:
             StorageUnavailable: the database cannot be written, or did not confirm it.
         """
         begun: list[Any] = []
-        begin = (
-            f"BEGIN; {_DURABLE}SET LOCAL statement_timeout = '{WRITE_TIMEOUT_S}s'; SELECT {_CLOCK}"
-        )
         with (
             self._writing.watching(),
             translated(self._place),

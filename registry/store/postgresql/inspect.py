@@ -143,7 +143,9 @@ def look_through(connection: AdminConnection, place: str) -> SchemaState:
     )
     if len(revisions) != 1:
         raise without_revision(place)
-    settings = dict(connection.execute("SELECT name, value FROM settings").fetchall())
+    settings: dict[str, str] = dict(
+        connection.execute("SELECT name, value FROM settings").fetchall()
+    )
     return SchemaState(
         revision=revisions[0][0],
         min_program_revision=settings.get("min_program_revision"),

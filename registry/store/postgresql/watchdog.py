@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 PATIENCE_S = 5.0
 """How long a server may be silent before it is looked after."""
@@ -117,13 +118,17 @@ def probe(connection: psycopg.Connection[object]) -> bool:
     """Whether the server of a connection answers on another one. That it has no place for one, or
     that it is just starting, is an answer."""
     info = connection.info
-    fixed = {"host": info.host, "port": str(info.port), "target_session_attrs": "any"}
-    if info.hostaddr:
-        fixed["hostaddr"] = info.hostaddr
-    conninfo = psycopg.conninfo.make_conninfo(info.dsn, password=info.password or None)
-    parameters = psycopg.conninfo.conninfo_to_dict(conninfo) | fixed | {"connect_timeout": PROBE_S}
+    conninfo = make_conninfo(
+        info.dsn,
+        password=info.password or None,
+        host=info.host,
+        port=info.port,
+        hostaddr=info.hostaddr or None,
+        target_session_attrs="any",
+        connect_timeout=PROBE_S,
+    )
     try:
-        with psycopg.connect(**parameters, autocommit=True):
+        with psycopg.connect(conninfo, autocommit=True):
             return True
     except psycopg.OperationalError as error:
         return error.sqlstate is not None

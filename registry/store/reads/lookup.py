@@ -11,7 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Select, and_, bindparam, exists, literal_column, select, true, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    literal_column,
+    select,
+    true,
+    union_all,
+)
 from sqlalchemy.engine import Dialect
 
 from registry.core.memo import Memo
@@ -179,7 +189,7 @@ def _group_of(names: Sequence[str]) -> Select[Any]:
     """A holder of each of a list of keys, with the number of the key: one whose bytes were right
     when they were looked at last, if there is one."""
     keys = json_rows("rows", number=int, **dict.fromkeys(names, str))
-    one = literal_column("1")
+    one: ColumnElement[int] = literal_column("1")
     refs = select(
         *(owner_refs.c[name] for name in ("owner_id", "path", "file_identity", "status"))
     ).where(owner_refs.c.entry_id == entries.c.id)
@@ -202,7 +212,8 @@ def _group_of(names: Sequence[str]) -> Select[Any]:
 
 def _numbered(clause: Select[Any], dialect: Dialect) -> str:
     """The text of a query for a driver that numbers its parameters."""
-    return str(clause.compile(dialect=type(dialect)(paramstyle="numeric_dollar")))
+    numbering: Any = type(dialect)
+    return str(clause.compile(dialect=numbering(paramstyle="numeric_dollar")))
 
 
 def _required(reader: T | None) -> T:
