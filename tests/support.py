@@ -9,6 +9,7 @@ import sqlite3
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -82,7 +83,7 @@ class Server:
 
     def __init__(
         self,
-        database: Path,
+        database: Path | str,
         *,
         token: str | None = None,
         trust: ssl.SSLContext | None = None,
@@ -90,11 +91,13 @@ class Server:
         program: Sequence[str] = ("-m", "registry"),
         **flags: Any,
     ) -> None:
-        self.database = database
+        # A URL is that of a database in PostgreSQL.
+        url = database if isinstance(database, str) else f"sqlite:///{database}"
+        self.database = Path(tempfile.gettempdir(), "none" if url is database else database)
         self.trust = trust or True
         self.log = ""
         command = [sys.executable, *program, "serve", "--port", "0"]
-        command += ["--database-url", f"sqlite:///{database}"]
+        command += ["--database-url", url]
         for name, value in flags.items():
             option = f"--{name.replace('_', '-')}"
             for each in value if isinstance(value, list) else [value]:
@@ -104,7 +107,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=database.parent,
+            cwd=self.database.parent,
             start_new_session=True,
             env={**os.environ, "PYTHONWARNINGS": "error"},
             preexec_fn=before_start,
