@@ -50,8 +50,7 @@ def run_query(url: str, query: str, *, timeout_s: float, max_rows: int) -> Query
         acceptor(url)(connection)
         connection.execute(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
-            f"SET LOCAL statement_timeout = '{max(1, int(timeout_s * 1000))}ms'; "
-            "SET LOCAL temp_file_limit = DEFAULT; SELECT 1"
+            f"SET LOCAL statement_timeout = '{max(1, int(timeout_s * 1000))}ms'; SELECT 1"
         )
         try:
             return _gather(connection, query, max_rows)
