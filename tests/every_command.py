@@ -90,6 +90,12 @@ CASES: dict[str, Case] = {
         has_json=False,
         code=2,
     ),
+    "demo": Case(
+        # It would stay; here its port is taken.
+        lambda world: ["--port", world.url.rpartition(":")[2], "--directory", world.new("demo")],
+        has_json=False,
+        code=1,
+    ),
     "db upgrade": Case(lambda world: ["--database-url", world.copy()], opens_database=True),
     "db downgrade": Case(
         lambda world: ["0002", "--yes", "--database-url", world.copy()], opens_database=True
@@ -118,6 +124,7 @@ CASES: dict[str, Case] = {
     "models": asking(),
     "events": asking(),
     "explain": asking(KEY),
+    "health": asking(kind="open"),
     "sql": opening("SELECT * FROM holders"),
     "audit": opening(),
     "sweep": opening(),
