@@ -106,6 +106,11 @@ CASES: dict[str, Case] = {
     "db restore": Case(
         lambda world: [world.database, "--database-url", f"sqlite:///{world.new('restored.db')}"]
     ),
+    "db copy": Case(
+        lambda world: [
+            *("--from", world.to_database()[-1], "--to", f"sqlite:///{world.new('copied.db')}")
+        ]
+    ),
     "db current": opening(),
     "db history": Case(lambda world: []),
     "db check": opening(),

@@ -137,7 +137,9 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_headings_are_no_titles() -> None:
     """Only the first word of a heading begins with a capital, unless it is a name."""
-    names = re.compile(r"(Python|LoRAs?|Kubernetes|Dynamo|SQLite|Prometheus|OpenAPI|Datasette)\b")
+    names = re.compile(
+        r"(Python|LoRAs?|Kubernetes|Dynamo|SQLite|PostgreSQL|Prometheus|OpenAPI|Datasette)\b"
+    )
     wrong = [
         f"{name_of(document)}: {heading}"
         for document in DOCUMENTS

@@ -68,7 +68,8 @@ def downgrade(
     """Take the schema back to an older revision, after a question.
 
     Stop the service first. What only the newer schema can hold is lost. A SQLite file is backed up
-    first, beside it; PostgreSQL is not: pg_dump does that. A service that starts brings the schema up to date again, unless it is of the older version.
+    first, beside it; PostgreSQL is not: pg_dump does that. A service that starts brings the schema
+    up to date again, unless it is of the older version.
     """
     from registry.store.opening import is_postgresql, migrations_of
 
@@ -230,7 +231,7 @@ def _refuse_server(database_url: str, instead: str) -> None:
 
     if is_postgresql(database_url):
         raise Refused(
-            f"This is for SQLite files. PostgreSQL has tools of its own, which go on while services "
+            "This is for SQLite files. PostgreSQL has tools of its own, which work while services "
             f"write: {instead}, or the backups of the managed service."
         )
 
