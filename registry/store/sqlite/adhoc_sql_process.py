@@ -20,8 +20,8 @@ import msgspec
 
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError, StorageUnavailable
 from registry.store.compatibility import no_registry
-from registry.store.sql import Row
 from registry.store.query_result import ANSWER_MAX_BYTES
+from registry.store.sql import Row
 from registry.store.sqlite.adhoc_sql import (
     MEMORY_MAX_BYTES,
     RAISED,
