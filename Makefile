@@ -7,7 +7,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test interop fuzz attack lint format wheel bench bench-peers lock clean
+.PHONY: help run test interop packages fuzz attack lint format wheel bench bench-peers lock clean
 .NOTPARALLEL:
 
 ARGS =
@@ -47,6 +47,9 @@ interop: $(READY) $(DYNAMO)  ## run the tests with a real NVIDIA Dynamo (downloa
 	    unshare --map-root-user --net $(BIN)/python -m tests.interop.loopback $(BIN)/pytest -o addopts= -ra -n 2 \
 	        --dist worksteal tests/interop/test_unchanged_fleet.py $(ARGS); \
 	else echo "No network namespaces here: tests/interop/test_unchanged_fleet.py is left out."; fi
+
+packages: $(READY) $(MODEL)  ## install both wheels, and run the steps of the image, in empty places (downloads 100 MB)
+	@$(BIN)/pytest -o addopts= -ra -n 2 --dist worksteal tests/packages $(ARGS)
 
 fuzz: $(READY)  ## make up many requests to the service, as every role (EXAMPLES=200 of each call)
 	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/test_openapi.py $(ARGS)

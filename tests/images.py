@@ -20,7 +20,7 @@ from tests.support import ROOT, wait_for
 CONTAINERFILE = ROOT / "deploy/Containerfile"
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc")
 ANYBODY = 54321
-STEP_S = 200
+STEP_S = 600
 PYTHON = Path(os.path.realpath(sys.executable))
 BASE = Path(sys.base_prefix)
 APPLICATION = "/opt/metadata-registry"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from tests.test_kubernetes_manifests import KUSTOMIZATIONS, containers, pods
 DEPLOY = ROOT / "deploy"
 FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
 IMAGE = DEPLOY / "Containerfile"
+HADOLINT = Path(sys.executable).parent / "hadolint"
 PORTS = {"registry": Settings().port, "mirror": 8091}
 MIRROR_PATHS = {"/metrics", "/health"}
 
@@ -191,6 +194,12 @@ def test_the_image_is_built_as_a_careful_reader_wants_it() -> None:
             assert "--require-hashes" in rest or "--no-index" in rest
     assert by_name["VOLUME"] == by_name["WORKDIR"] == "/data"
     assert by_name["STOPSIGNAL"] == "SIGTERM"
+
+
+@pytest.mark.skipif(not HADOLINT.exists(), reason="hadolint has no wheel for this machine")
+def test_the_containerfile_has_nothing_that_hadolint_finds() -> None:
+    done = subprocess.run([HADOLINT, IMAGE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_what_the_image_is_made_of_is_there_and_nothing_else_is_sent() -> None:

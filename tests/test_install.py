@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from registry import __version__
 from registry.cli import COMMANDS
 from tests.support import MODEL, ROOT, Server
 from tests.test_imports import modules
-from tests.wheels import CLIENT, Environment, wheels
+from tests.wheels import CLIENT, wheels
 
 CLIENT_BRINGS = {"blake3", "httpx2", "msgspec", "rich", "typer"}
-SERVICE_BRINGS = {
-    *("alembic", "httptools", "prometheus-client", "sqlalchemy", "starlette", "uvicorn", "uvloop"),
-}
-OLDER = {"starlette": "0.41.3", "fastapi": "0.115.6", "uvicorn": "0.32.1"}
-"""What a serving engine of two years ago has pinned."""
 
 
 def project(folder: Path) -> dict[str, Any]:
@@ -112,100 +107,59 @@ def test_the_commands_of_the_client_are_those_that_its_readme_names() -> None:
 # Installed
 
 
-@contextmanager
-def serving(environment: Environment, *words: object) -> Iterator[str]:
-    """A service of an environment of its own; its URL."""
-    command = [str(environment.command), "serve", "--port", "0", *map(str, words)]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the client, whose libraries are those that are tested with."""
+    target = tmp_path_factory.mktemp("client") / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    wheel = str(wheels(tmp_path_factory).client)
+    subprocess.run([*pip, "--target", str(target), wheel], check=True, timeout=100)
+    return target
+
+
+def run(site: Path, *words: object, code: int = 0) -> str:
+    """Run a command of the client; what it said on both outputs."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "registry", *map(str, words)],
+        cwd=site.parent,
+        env={**os.environ, "PYTHONPATH": str(site), "PYTHONWARNINGS": "error"},
+        capture_output=True,
         text=True,
-        cwd=environment.folder,
-    ) as service:
-        try:
-            assert service.stdout is not None
-            yield service.stdout.readline().split()[-1]
-        finally:
-            service.terminate()
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
-@pytest.mark.timeout(300)
-def test_the_client_works_beside_an_older_web_framework_and_brings_none(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, server: Server
-) -> None:
-    environment = Environment(tmp_path / "client")
-    pins = [f"{name}=={version}" for name, version in OLDER.items()]
-    environment.install(*pins, locked=False)
-    brought = environment.install(str(wheels(tmp_path_factory).client))
-    assert brought >= CLIENT_BRINGS
-    assert not brought & {*SERVICE_BRINGS, *OLDER}
-
-    versions = f"import importlib.metadata as m; print([m.version(n) for n in {list(OLDER)}])"
-    assert environment.run(environment.python, "-c", versions) == f"{list(OLDER.values())}\n"
-    environment.run(environment.python, "-c", BESIDE_FASTAPI)
-    use_as_a_client(environment, server, tmp_path)
-    assert_others_are_named(environment)
-
-
-BESIDE_FASTAPI = """
-import asyncio, fastapi, registry.client, registry.mirror
-app = fastapi.FastAPI()
-app.get("/")(lambda: registry.__version__)
-sent = []
-async def send(message): sent.append(message)
-async def receive(): return {"type": "http.request"}
-scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
-asyncio.run(app({**scope, "http_version": "1.1"}, receive, send))
-assert sent[0]["status"] == 200
-"""
-
-
-def use_as_a_client(environment: Environment, server: Server, folder: Path) -> None:
-    """Attach a model, look at it, fetch it, mirror a fleet, detach."""
-    command, to = environment.command, ["--url", server.url]
-    assert environment.run(command, "--version") == f"metadata-registry {__version__}\n"
-    named = ["--name", "mini", "--endpoint", "a/b/c", "--instance-id", 1]
-    environment.run(command, "attach", MODEL, *named, *to)
-    assert "mini/_base" in environment.run(command, "models", *to)
-    environment.run(command, "fetch", "mini", "--to", folder / "fetched", *to)
-    fetched = (folder / "fetched/tokenizer.json").read_bytes()
-    assert fetched == (MODEL / "tokenizer.json").read_bytes()
-    (folder / "kv").mkdir()
-    told = environment.run(command, "mirror", f"file:{folder}/kv", "--once", *to)
-    assert "0 cards" in told
-    environment.run(command, "health", *to)
-    environment.run(command, "detach", "a/b/c/1/_base", *to)
-    assert server.client.get("/v1/models").json()["models"] == []
-
-
-def assert_others_are_named(environment: Environment) -> None:
-    """Commands of the service, and the registry in-process, say what to install."""
-    shown = environment.run(environment.command, "--help")
+def test_a_command_of_the_service_says_what_to_install(alone: Path) -> None:
+    shown = run(alone, "--help")
     for name in COMMANDS:
         assert (f"  {name} " in shown) == (name in COMMANDS_OF_THE_CLIENT), name
-    told = environment.run(environment.command, "serve", code=2)
+    told = run(alone, "serve", "--workers", 2, code=2)
     assert told.startswith("error: This command is not in metadata-registry-client")
     assert "pip install metadata-registry." in told
-    problem = json.loads(environment.run(environment.command, "audit", "--json", code=2))
+    problem = json.loads(run(alone, "audit", "--json", code=2))
     assert problem["code"] == "usage"
-    embedded = "from registry import MetadataArtifactRegistry"
-    told = environment.run(environment.python, "-c", embedded, code=1)
-    assert "ImportError: MetadataArtifactRegistry is not in metadata-registry-client" in told
 
 
-@pytest.mark.timeout(300)
-def test_the_whole_brings_what_serves_and_the_client_beside_it_does_no_harm(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    environment = Environment(tmp_path / "whole")
-    built = wheels(tmp_path_factory)
-    brought = environment.install(str(built.whole))
-    assert brought >= CLIENT_BRINGS | SERVICE_BRINGS
-    extras = project(ROOT)["project"]["optional-dependencies"]
-    named = {each.split("[")[0].split(">")[0] for extra in extras.values() for each in extra}
-    assert not brought & named
-    assert environment.install(str(built.client)) == {"metadata-registry-client"}
-    with serving(environment) as url:
-        environment.run(environment.command, "health", "--url", url)
-        environment.run(environment.command, "events", "--url", url)
+def test_the_registry_in_process_says_what_to_install(alone: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "from registry import MetadataArtifactRegistry"],
+        env={**os.environ, "PYTHONPATH": str(alone)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "ImportError: MetadataArtifactRegistry is not in metadata-registry-client" in done.stderr
+
+
+def test_the_client_uses_a_service(alone: Path, server: Server) -> None:
+    to = ["--url", server.url]
+    named = ["--name", "mini", "--endpoint", "a/b/c", "--instance-id", 1]
+    run(alone, "attach", MODEL, *named, *to)
+    assert "mini/_base" in run(alone, "models", *to)
+    run(alone, "health", *to)
+    run(alone, "detach", "a/b/c/1/_base", *to)
+    assert server.client.get("/v1/models").json()["models"] == []

@@ -17,6 +17,7 @@ from tests.support import ROOT
 
 CLIENT = ROOT / "packaging/client"
 BUILD_S = 100
+INSTALL_S = 600
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Environment:
         command += ["--disable-pip-version-check", "--no-compile", "--report", str(report)]
         command += ["--constraint", str(self._constraints)] if locked else []
         done = subprocess.run(
-            [*command, *requirements], capture_output=True, text=True, timeout=BUILD_S
+            [*command, *requirements], capture_output=True, text=True, timeout=INSTALL_S
         )
         if "Failed to establish a new connection" in done.stderr:
             pytest.skip("the package index cannot be reached")

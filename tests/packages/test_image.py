@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_what_the_steps_make_serves_is_probed_and_ends_as_the_image_says(tmp_path: Path) -> None:
     image = Image(tmp_path)
     entry, command = of_image("ENTRYPOINT").words, of_image("CMD").words
