@@ -21,11 +21,10 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from registry.store import opening
 from tests import guardian
@@ -124,10 +123,13 @@ class Cluster:
         """What libpq connects by."""
         return f"host=127.0.0.1 port={self.port} user={user} dbname={database}"
 
-    def new_database(self, *, migrated: bool = True) -> str:
-        """The URL of a new database: with the schema, or with nothing in it."""
+    def new_database(self, *, migrated: bool = True, like: str | None = None) -> str:
+        """The URL of a new database: with the schema, with nothing in it, or `like` another that
+        nobody is connected to."""
         name = f"test_{next(self._numbers)}"
         template = TEMPLATE if migrated else "template1"
+        if like is not None:
+            template = like.rsplit("/", 1)[1]
         self.execute(f"CREATE DATABASE {name} OWNER {ROLE} TEMPLATE {template}")
         return self.url(name)
 
@@ -136,9 +138,9 @@ class Cluster:
         self.execute(f"DROP DATABASE IF EXISTS {url.rsplit('/', 1)[1]} WITH (FORCE)")
 
     @contextmanager
-    def database(self, *, migrated: bool = True) -> Iterator[str]:
+    def database(self, *, migrated: bool = True, like: str | None = None) -> Iterator[str]:
         """The URL of a new database, which is dropped afterwards."""
-        url = self.new_database(migrated=migrated)
+        url = self.new_database(migrated=migrated, like=like)
         try:
             yield url
         finally:
@@ -155,7 +157,7 @@ class Cluster:
     def execute(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Run a statement as the superuser, in no database of a test; its rows."""
         with self.connected() as connection:
-            cursor = connection.execute(as_sql(statement), values or None)
+            cursor = connection.execute(statement, values or None)
             return cursor.fetchall() if cursor.description is not None else []
 
     # The server
@@ -254,10 +256,13 @@ class Cluster:
         found = _find_install(self.version)
         if _can_run(found):
             return found
-        # A folder above is closed to the user. The programs look for libraries two folders up.
-        copy = self.folder / "programs" / found.parent.name / found.name
+        # A folder above is closed to the user. The programs look for libraries beside the package.
+        package = found.parent
+        copy = self.folder / "programs" / package.name / found.name
         if not copy.exists():
             shutil.copytree(found, copy, symlinks=True)
+            libraries = f"{package.name}.libs"
+            shutil.copytree(package.with_name(libraries), copy.parent.with_name(libraries))
         return copy
 
     def run(self, name: str, *options: str) -> str:
@@ -273,7 +278,7 @@ class Cluster:
             **_account(),
         )
         assert done.returncode == 0, f"{name}: {done.stderr}"
-        return done.stdout
+        return str(done.stdout)
 
     # The end
 
@@ -306,12 +311,6 @@ class Clusters:
     def close(self) -> None:
         for each in self._started.values():
             each.close()
-
-
-def as_sql(statement: str) -> sql.SQL:
-    """Text that a test has put together."""
-    text: LiteralString = statement  # type: ignore[assignment]
-    return sql.SQL(text)
 
 
 def _find_install(version: int) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,28 +14,31 @@ from registry.content.cache import Body
 from registry.core.records import Outcome, RefStatus
 from registry.errors import NotRegistered, Unserveable
 from registry.service.registry import Registry
+from registry.store.engine import Engine
+from registry.store.opening import open_database
 from registry.store.ops.file_status import Observation, observe
 from registry.store.reads.lookup import Location
-from registry.store.sqlite.engine import Database
-from tests.support import checksum, dump_of
+from tests.places import Place, on_both, on_sqlite
+from tests.support import checksum
+
+pytestmark = on_both
 
 ONE, TWO = (Owner("ns", "backend", "generate", number) for number in (1, 2))
 KEY = ("model", "_base", "config.json")
 
 
 @pytest.fixture
-def other(database: Database) -> MetadataArtifactRegistry:
-    """Somebody else on the same file."""
-    return MetadataArtifactRegistry(f"sqlite:///{database.path}")
+def other(place: Place, database: Engine) -> Iterator[MetadataArtifactRegistry]:
+    """Somebody else on the same database."""
+    with MetadataArtifactRegistry(place.url) as registry:
+        yield registry
 
 
-def serving(
-    database: Database, root: Path, scenario: Callable[[Registry], Awaitable[None]]
-) -> None:
-    url = f"sqlite:///{database.path}"
+def serving(place: Place, root: Path, scenario: Callable[[Registry], Awaitable[None]]) -> None:
+    settings = Settings(database_url=place.url, artifact_roots=(str(root),))
 
     async def run() -> None:
-        registry = Registry(Settings(database_url=url, artifact_roots=(str(root),)), Database(url))
+        registry = Registry(settings, open_database(place.url))
         await registry.start()
         try:
             await scenario(registry)
@@ -65,7 +68,7 @@ async def content(registry: Registry, location: Location) -> bytes:
 
 
 def test_a_holder_that_moved_its_file_meanwhile_is_served_from_the_new_path(
-    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+    place: Place, other: MetadataArtifactRegistry, tmp_path: Path
 ) -> None:
     """S3: register the new path, then delete the old file; no reader in between is refused."""
     old = file(tmp_path, "old.json")
@@ -77,11 +80,11 @@ def test_a_holder_that_moved_its_file_meanwhile_is_served_from_the_new_path(
         old.unlink()
         assert await content(registry, location) == b"{}"
 
-    serving(database, tmp_path, scenario)
+    serving(place, tmp_path, scenario)
 
 
 def test_an_entry_that_was_replaced_meanwhile_is_served_with_its_new_content(
-    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+    place: Place, other: MetadataArtifactRegistry, tmp_path: Path
 ) -> None:
     old = file(tmp_path, "old.json")
     other.register(ONE, *KEY, old)
@@ -92,11 +95,11 @@ def test_an_entry_that_was_replaced_meanwhile_is_served_with_its_new_content(
         old.unlink()
         assert await content(registry, location) == b"new"
 
-    serving(database, tmp_path, scenario)
+    serving(place, tmp_path, scenario)
 
 
 def test_an_entry_that_went_meanwhile_is_not_registered(
-    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+    place: Place, other: MetadataArtifactRegistry, tmp_path: Path
 ) -> None:
     path = file(tmp_path, "a.json")
     other.register(ONE, *KEY, path)
@@ -108,11 +111,11 @@ def test_an_entry_that_went_meanwhile_is_not_registered(
         with pytest.raises(NotRegistered):
             await content(registry, location)
 
-    serving(database, tmp_path, scenario)
+    serving(place, tmp_path, scenario)
 
 
 def test_a_file_that_is_gone_is_unserveable_until_it_is_back(
-    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+    place: Place, other: MetadataArtifactRegistry, tmp_path: Path
 ) -> None:
     path = file(tmp_path, "a.json")
     other.register(ONE, *KEY, path)
@@ -124,11 +127,12 @@ def test_a_file_that_is_gone_is_unserveable_until_it_is_back(
         file(tmp_path, "a.json")
         assert await content(registry, await find(registry)) == b"{}"
 
-    serving(database, tmp_path, scenario)
+    serving(place, tmp_path, scenario)
 
 
+@on_sqlite
 def test_a_holder_that_has_the_bytes_is_remembered_until_something_is_committed(
-    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+    place: Place, other: MetadataArtifactRegistry, tmp_path: Path
 ) -> None:
     first, second = file(tmp_path, "first.json"), file(tmp_path, "second.json")
     other.register(ONE, *KEY, first)
@@ -145,11 +149,11 @@ def test_a_holder_that_has_the_bytes_is_remembered_until_something_is_committed(
         other.unregister_for_owner(TWO)
         assert await find(registry) == location
 
-    serving(database, tmp_path, scenario)
+    serving(place, tmp_path, scenario)
 
 
 def test_a_holder_that_has_the_bytes_is_not_remembered_over_what_was_found_since(
-    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+    place: Place, other: MetadataArtifactRegistry, tmp_path: Path
 ) -> None:
     """What was removed while one request opened a file stays gone for the next request."""
     first, second = file(tmp_path, "first.json"), file(tmp_path, "second.json")
@@ -172,11 +176,11 @@ def test_a_holder_that_has_the_bytes_is_not_remembered_over_what_was_found_since
         assert await content(registry, location) == b"{}", "it was there when it was asked for"
         assert await registry.keys.find(KEY) is None
 
-    serving(database, tmp_path, scenario)
+    serving(place, tmp_path, scenario)
 
 
 def test_a_look_at_content_that_was_replaced_since_is_not_noted(
-    database: Database, other: MetadataArtifactRegistry, tmp_path: Path
+    place: Place, database: Engine, other: MetadataArtifactRegistry, tmp_path: Path
 ) -> None:
     """Otherwise a holder that just registered again would stand there as drifted."""
     path = file(tmp_path, "a.json", b"old")
@@ -187,7 +191,7 @@ def test_a_look_at_content_that_was_replaced_since_is_not_noted(
     ]
     path.write_bytes(b"new")
     assert other.register(ONE, *KEY, path) is Outcome.REPLACED
-    before = dump_of(Path(database.path))
+    before = place.dump()
     with database.write() as conn:
         observe(conn, conn.now, late)
-    assert dump_of(Path(database.path)) == before
+    assert place.dump() == before

@@ -33,7 +33,7 @@ from registry.store.group_commit import Writer
 from registry.store.ops import register
 from registry.store.reads.verify import verify
 from registry.store.sqlite.engine import Database
-from tests.fleet import DAY, Service, World, key, run_cli, worker
+from tests.fleet import DAY, Hasty, Service, World, key, run_cli, worker
 from tests.support import checksum
 
 CONTENT = b'{"model_type": "llama"}'
@@ -325,7 +325,7 @@ def test_the_audit_of_files_reports_what_it_found_and_that_it_is_not_complete(
 def test_verify_takes_a_lack_of_descriptors_for_no_damage(world: World) -> None:
     world.attach(ONE)
     world.database.close()
-    fresh = type(world.database)(world.url, clock=world.clock)
+    fresh = Hasty(world.url, clock=world.clock)
     with no_more_descriptors(), pytest.raises(StorageUnavailable):
         list(verify(fresh))
     fresh.close()

@@ -37,12 +37,11 @@ from registry.store.postgresql.errors import (
     translated,
 )
 from registry.store.postgresql.group_reader import PostgreSQLGroupReader
+from registry.store.postgresql.locks import WRITE_LOCK
 from registry.store.postgresql.pool import Session, SessionPool
 from registry.store.postgresql.server import ServerLooks, check_server
 from registry.store.postgresql.watchdog import Watchdog
 
-WRITE_LOCK = 0x6D726567
-"""The advisory lock of whoever writes: "mreg", so that a person finds it in pg_locks."""
 STATEMENTS_KEPT = 300
 WRITE_TIMEOUT_S = 60
 HALTED_TIMEOUT_S = 5
