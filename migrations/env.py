@@ -245,11 +245,15 @@ def has_old_views(connection: Connection) -> bool:
 
 
 def view_statements(dialect: str, revision: str | None) -> Iterator[str]:
-    spelled = postgresql_views if dialect == "postgresql" else views
-    if revision is None:
-        return spelled.dropping()
     is_head = revision == context.script.get_current_head()
-    return spelled.replacing(views_at(dialect, revision), spelled.VERSION if is_head else None)
+    if dialect == "postgresql":
+        if revision is None:
+            return postgresql_views.dropping()
+        version = postgresql_views.VERSION if is_head else None
+        return postgresql_views.replacing(views_at(dialect, revision), version)
+    if revision is None:
+        return views.dropping()
+    return views.replacing(views_at(dialect, revision), views.VERSION if is_head else None)
 
 
 def views_at(dialect: str, revision: str) -> dict[str, str]:

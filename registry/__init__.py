@@ -43,4 +43,14 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(home), name)
+    try:
+        module = import_module(home)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != __name__:
+            raise
+        raise ImportError(
+            f"{name} is not in metadata-registry-client, which is installed here: install "
+            "metadata-registry in its place.",
+            name=__name__,
+        ) from None
+    return getattr(module, name)

@@ -90,6 +90,12 @@ CASES: dict[str, Case] = {
         has_json=False,
         code=2,
     ),
+    "demo": Case(
+        # It would stay; here its port is taken.
+        lambda world: ["--port", world.url.rpartition(":")[2], "--directory", world.new("demo")],
+        has_json=False,
+        code=1,
+    ),
     "db upgrade": Case(lambda world: ["--database-url", world.copy()], opens_database=True),
     "db downgrade": Case(
         lambda world: ["0002", "--yes", "--database-url", world.copy()], opens_database=True
@@ -99,6 +105,11 @@ CASES: dict[str, Case] = {
     ),
     "db restore": Case(
         lambda world: [world.database, "--database-url", f"sqlite:///{world.new('restored.db')}"]
+    ),
+    "db copy": Case(
+        lambda world: [
+            *("--from", world.to_database()[-1], "--to", f"sqlite:///{world.new('copied.db')}")
+        ]
     ),
     "db current": opening(),
     "db history": Case(lambda world: []),
@@ -118,6 +129,7 @@ CASES: dict[str, Case] = {
     "models": asking(),
     "events": asking(),
     "explain": asking(KEY),
+    "health": asking(kind="open"),
     "sql": opening("SELECT * FROM holders"),
     "audit": opening(),
     "sweep": opening(),

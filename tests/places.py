@@ -240,10 +240,8 @@ class PostgreSQLShell:
         self._connection = connection
 
     def execute(self, query: str, values: Sequence[Any] = (), /) -> Any:
-        from tests.postgres import as_sql
-
         text = query.replace("%", "%%").replace("?", "%s") if values else query
-        return self._connection.execute(as_sql(text), values or None)
+        return self._connection.execute(text.encode(), values or None)
 
 
 class Places:

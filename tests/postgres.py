@@ -21,11 +21,10 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from registry.store import opening
 from tests import guardian
@@ -158,7 +157,7 @@ class Cluster:
     def execute(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Run a statement as the superuser, in no database of a test; its rows."""
         with self.connected() as connection:
-            cursor = connection.execute(as_sql(statement), values or None)
+            cursor = connection.execute(statement, values or None)
             return cursor.fetchall() if cursor.description is not None else []
 
     # The server
@@ -257,10 +256,13 @@ class Cluster:
         found = _find_install(self.version)
         if _can_run(found):
             return found
-        # A folder above is closed to the user. The programs look for libraries two folders up.
-        copy = self.folder / "programs" / found.parent.name / found.name
+        # A folder above is closed to the user. The programs look for libraries beside the package.
+        package = found.parent
+        copy = self.folder / "programs" / package.name / found.name
         if not copy.exists():
             shutil.copytree(found, copy, symlinks=True)
+            libraries = f"{package.name}.libs"
+            shutil.copytree(package.with_name(libraries), copy.parent.with_name(libraries))
         return copy
 
     def run(self, name: str, *options: str) -> str:
@@ -276,7 +278,7 @@ class Cluster:
             **_account(),
         )
         assert done.returncode == 0, f"{name}: {done.stderr}"
-        return done.stdout
+        return str(done.stdout)
 
     # The end
 
@@ -309,12 +311,6 @@ class Clusters:
     def close(self) -> None:
         for each in self._started.values():
             each.close()
-
-
-def as_sql(statement: str) -> sql.SQL:
-    """Text that a test has put together."""
-    text: LiteralString = statement  # type: ignore[assignment]
-    return sql.SQL(text)
 
 
 def _find_install(version: int) -> Path:

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -87,7 +88,7 @@ class Server:
 
     def __init__(
         self,
-        database: Path | Place,
+        database: Path | Place | str,
         *,
         token: str | None = None,
         trust: ssl.SSLContext | None = None,
@@ -95,11 +96,15 @@ class Server:
         program: Sequence[str] = ("-m", "registry"),
         **flags: Any,
     ) -> None:
-        self.place = as_place(database)
+        if isinstance(database, str):  # The URL of a database that is looked after elsewhere.
+            url, folder = database, Path(tempfile.gettempdir())
+        else:
+            self.place = as_place(database)
+            url, folder = self.place.url, self.place.folder
         self.trust = trust or True
         self.log = ""
         command = [sys.executable, *program, "serve", "--port", "0"]
-        command += ["--database-url", self.place.url]
+        command += ["--database-url", url]
         for name, value in flags.items():
             option = f"--{name.replace('_', '-')}"
             for each in value if isinstance(value, list) else [value]:
@@ -109,7 +114,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=self.place.folder,
+            cwd=folder,
             start_new_session=True,
             env={**os.environ, "PYTHONWARNINGS": "error"},
             preexec_fn=before_start,

@@ -25,6 +25,7 @@ from registry.core.records import ArtifactKey, Owner
 from registry.errors import SettingsError
 from registry.server import tokens
 from registry.server.file_keys import ROUTES as READ_ROUTES
+from registry.server.pages.urls import OWNER as OWNER_PAGE
 from registry.server.routes.owners import PATH as OWNER
 from registry.server.routes.table import ROUTES
 from registry.server.tokens import Role
@@ -98,6 +99,15 @@ CALLS: dict[tuple[str, str], RequestSpec] = {
     ("GET", "/metrics"): plain("/metrics", "read"),
     ("GET", "/openapi.json"): plain("/openapi.json", "read"),
     ("GET", "/docs"): plain("/docs", "read"),
+    ("GET", "/"): plain("/", "read"),
+    ("GET", "/ui/models"): plain("/ui/models", "read"),
+    ("GET", "/ui/models/{slug}/{suffix}"): plain(f"/ui/models/{KEY.slug}/{KEY.suffix}", "read"),
+    ("GET", "/ui/artifacts/{slug}/{suffix}/{filename}"): plain(f"/ui/artifacts/{KEY}", "read"),
+    ("GET", "/ui/owners"): plain("/ui/owners", "read"),
+    ("GET", OWNER_PAGE): plain(f"/ui/owners/{HELD}", "read"),
+    ("GET", "/ui/events"): plain("/ui/events", "read"),
+    ("GET", "/ui/audit"): plain("/ui/audit", "read"),
+    ("GET", "/ui/sql"): plain("/ui/sql?q=SELECT+1", "administer"),
     ("GET", "/live"): plain("/live", "open"),
     ("GET", "/health"): plain("/health", "open"),
 }
@@ -222,7 +232,18 @@ def test_nothing_else_is_there_for_anybody(guarded: Guarded, caller: str) -> Non
             url = re.sub(r"\{instance_id\}", "1", path).replace("{", "").replace("}", "")
             answer = guarded.send(caller, method, {"url": url})
             assert answer.status_code in (401, 405), (method, path)
-    for url in ("/", "/v1", "/v1/", "/v1/owners/", "/v2/owners", "/live/", "/admin", "/docs/x"):
+    for url in (
+        "/ui",
+        "/ui/",
+        "/ui/nothing",
+        "/v1",
+        "/v1/",
+        "/v1/owners/",
+        "/v2/owners",
+        "/live/",
+        "/admin",
+        "/docs/x",
+    ):
         assert guarded.send(caller, "GET", {"url": url}).status_code == 404
 
 

@@ -174,7 +174,8 @@ def test_each_class_is_found_by_the_command_and_by_the_service(
     assert "discovery" not in plain
     scraped = server.client.get("/metrics").text
     for name, count in PLANTED.items():
-        assert f'metadata_registry_findings{{class="{name}"}} {count}.0' in scraped
+        labels = f'{{class="{name}",severity="{OF_DISCOVERY[name]}"}}'
+        assert f"metadata_registry_findings{labels} {count}.0" in scraped
     assert "metadata_registry_discovery_up 1.0" in scraped
     assert "metadata_registry_discovery_cards 11.0" in scraped
     assert "metadata_registry_discovery_age_seconds 0" in scraped

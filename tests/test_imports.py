@@ -165,7 +165,7 @@ def test_importing_the_package_loads_no_library_at_all() -> None:
         "import registry.client",
         "from registry.client import RegistryClient, Resolver",
         "from registry.mirror import Mirror, MirrorMode, MirrorSettings",
-        "import registry.cli.mirror, registry.mirror.status_server, registry.server.logs",
+        "import registry.cli.mirror, registry.mirror.status_server, registry.core.logs",
         "from registry import Owner, ArtifactKey, RegistryError, Receipt, slugify",
     ],
 )

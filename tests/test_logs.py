@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from registry.core.logs import JsonFormatter, TextFormatter, fields
 from registry.core.records import ArtifactKey, Owner
 from registry.server import tokens
-from registry.server.logs import JsonFormatter, TextFormatter, fields
 from registry.server.tokens import Role
 from tests.exchanges import Line
 from tests.support import Server, bearer, checksum, copied, owner_body, sql, wait_for

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,7 +235,7 @@ def test_metrics_are_shown_while_the_database_cannot_be_read(
 
 def test_every_metric_has_our_prefix_and_a_help_text(shared: Server) -> None:
     families = Scraped(shared).families
-    assert all(family.name.startswith(PREFIX) for family in families)
+    assert all(family.name.startswith((PREFIX, "process_")) for family in families)
     assert all(family.documentation.endswith(".") for family in families)
     assert len({family.name for family in families}) == len(families) >= 17
 
@@ -376,7 +378,7 @@ def test_what_takes_more_than_a_look_at_the_tables_is_absent(serve: Callable[...
         for family in scraped.families
         for sample in family.samples
         if sample.name == f"{PREFIX}findings"
-        for label in sample.labels.values()
+        for label in [sample.labels["class"]]
     }
     assert found == {name for name in CLASSES if f"'{name}'" in view}
     assert not found & {"path_outside_roots", "integrity", "journal_says_held"}
@@ -391,3 +393,65 @@ def test_the_program_says_which_it_is(serve: Callable[..., Server]) -> None:
     ]
     assert sample.labels == {"version": __version__, "schema_revision": HEAD_REVISION}
     assert sample.value == 1
+
+
+def test_findings_say_how_bad_they_are(shared: Server) -> None:
+    found = {
+        sample.labels["class"]: sample.labels["severity"]
+        for family in Scraped(shared).families
+        for sample in family.samples
+        if sample.name == f"{PREFIX}findings"
+    }
+    assert found.items() <= {name: str(severity) for name, severity in CLASSES.items()}.items()
+
+
+# What the service takes of its machine
+
+
+def process_values(server: Server) -> dict[str, float]:
+    return {
+        family.name: family.samples[0].value
+        for family in Scraped(server).families
+        if family.name.startswith("process_")
+    }
+
+
+def test_a_process_tells_what_it_takes_of_its_machine(shared: Server) -> None:
+    found = process_values(shared)
+    proc = Path(f"/proc/{shared.process.pid}")
+    resident = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert found["process_resident_memory_bytes"] == pytest.approx(resident, rel=0.2)
+    assert found["process_virtual_memory_bytes"] > resident
+    assert found["process_cpu_seconds"] > 0.1
+    assert abs(found["process_open_fds"] - len(list((proc / "fd").iterdir()))) < 10
+    assert found["process_max_fds"] >= 1024
+    assert time.time() - 600 < found["process_start_time_seconds"] <= time.time() + 1
+
+
+def test_workers_tell_together_what_they_take_and_when_their_parent_began(
+    serve: Callable[..., Server],
+) -> None:
+    server = serve(workers=2)
+    resident = {
+        pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        for pid in workers_of(server)
+    }
+    together = 1.5 * min(resident.values())
+    wait_for(lambda: process_values(server)["process_resident_memory_bytes"] > together)
+    before = process_values(server)
+    began = started_at(server.process.pid)
+    assert before["process_start_time_seconds"] == pytest.approx(began, abs=0.1)
+    for pid in resident:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: server.log.count("was killed by SIGKILL") == 2)
+    wait_for(lambda: answers(server))
+    after = process_values(server)
+    assert after["process_cpu_seconds"] > before["process_cpu_seconds"]
+    assert after["process_start_time_seconds"] == before["process_start_time_seconds"]
+
+
+def started_at(pid: int) -> float:
+    """When a process began, in seconds since 1970."""
+    (boot,) = re.findall(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.M)
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return int(boot) + ticks / os.sysconf("SC_CLK_TCK")

@@ -482,7 +482,7 @@ def program_with(version: int, **texts: str) -> Iterator[None]:
         yield
 
 
-VIEW_DIGEST = {2: "0fe9aa5f76071f83"}
+VIEW_DIGEST = {3: "34f6720ff9c89d3e"}
 LATER_CLOCK = "CREATE VIEW clock AS SELECT 7 AS now_ms"
 
 
@@ -767,7 +767,7 @@ def test_an_upgrade_waits_for_a_writer_and_keeps_what_it_wrote(
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("INSERT INTO settings VALUES ('last_sweep_at', '7')")
         with monkeypatch.context() as patch:
-            patch.setattr(revisions, "LOCK_TIMEOUT_S", 0.02)
+            patch.setattr("registry.store.sqlite.revisions.LOCK_TIMEOUT_S", 0.02)
             with pytest.raises(Busy, match=re.escape(str(migrated))):
                 migrate.prepare(url_of(migrated))
         with ThreadPoolExecutor(1) as thread:

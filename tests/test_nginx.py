@@ -1,4 +1,5 @@
-"""The nginx of docs/performance.md does what the page says: it is started as it stands there."""
+"""The nginx of docs/performance.md does what the page says, and that of deploy/ keeps a fleet's
+frontends going when a replica dies: they are started as they stand there."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import httpx2
 import pytest
 
 from registry.core.records import ArtifactKey, Owner
-from tests.support import JSON, ROOT, Server, assert_sound, owner_body, wait_for
+from tests.support import JSON, ROOT, Server, assert_sound, copied, owner_body, wait_for
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/bin")
 KEY = ArtifactKey("model", "_base", "config.json")
@@ -32,19 +33,32 @@ def configuration() -> str:
     return str(block)
 
 
+def before(folder: Path, server: Server) -> dict[str, str]:
+    """What is another in the page's configuration here."""
+    return {
+        "127.0.0.1:8090": "{}:{}".format(*server.address),
+        "/var/cache/nginx/metadata": str(folder / "cache"),
+    }
+
+
+def before_replicas(folder: Path, *replicas: str) -> dict[str, str]:
+    """What is another in deploy/nginx.conf here."""
+    servers = "\n".join(f"server {each} max_fails=1 fail_timeout=5s;" for each in replicas)
+    return {
+        "server replica:8090 max_fails=1 fail_timeout=5s;": servers,
+        "/tmp/metadata": str(folder / "cache"),
+    }
+
+
 @contextmanager
-def nginx(folder: Path, registry: str) -> Iterator[str]:
-    """nginx in front of a registry, with the documented configuration, on a free port."""
+def nginx(folder: Path, text: str, here: dict[str, str]) -> Iterator[str]:
+    """nginx with a configuration, some of it replaced, on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    text = configuration()
-    for shown, here in (
-        ("listen 80;", f"listen 127.0.0.1:{port};"),
-        ("127.0.0.1:8090", registry),
-        ("/var/cache/nginx/metadata", str(folder / "cache")),
-    ):
+    (listen,) = re.findall(r"listen \d+;", text)
+    for shown, replaced in {listen: f"listen 127.0.0.1:{port};", **here}.items():
         assert shown in text
-        text = text.replace(shown, here)
+        text = text.replace(shown, replaced)
     temporary = "".join(
         f"{kind}_temp_path {folder}/{kind};\n"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -79,7 +93,7 @@ def test_nginx_serves_from_its_cache_and_notices_what_changes(tmp_path: Path) ->
         server.register_copies(OWNER, {KEY: CONTENT})
         (tmp_path / "nginx").mkdir()
         with (
-            nginx(tmp_path / "nginx", "{}:{}".format(*server.address)) as url,
+            nginx(tmp_path / "nginx", configuration(), before(tmp_path / "nginx", server)) as url,
             httpx2.Client(base_url=url) as client,
         ):
             first, second = client.get(PATH), client.get(PATH)
@@ -104,8 +118,32 @@ def test_nginx_serves_from_its_cache_and_notices_what_changes(tmp_path: Path) ->
 def test_writes_go_through_nginx_to_the_registry(tmp_path: Path) -> None:
     with Server(tmp_path / "registry.db") as server:
         (tmp_path / "nginx").mkdir()
-        with nginx(tmp_path / "nginx", "{}:{}".format(*server.address)) as url:
+        folder = tmp_path / "nginx"
+        with nginx(folder, configuration(), before(folder, server)) as url:
             body = {"owner": owner_body(OWNER), "artifacts": []}
             answer = httpx2.post(f"{url}/v1/registrations", json=body, headers=JSON)
             assert answer.status_code == 200
+    assert_sound(tmp_path / "registry.db")
+
+
+def test_a_fleets_nginx_asks_another_replica_when_one_dies(tmp_path: Path) -> None:
+    text = (ROOT / "deploy/nginx.conf").read_text()
+    folder = tmp_path / "nginx"
+    folder.mkdir()
+    with Server(tmp_path / "registry.db") as first, Server(tmp_path / "registry.db") as second:
+        here = before_replicas(folder, *("{}:{}".format(*each.address) for each in (first, second)))
+        with nginx(folder, text, here) as url, httpx2.Client(base_url=url, timeout=30) as client:
+            assert first.upload(CONTENT).status_code == 201
+            body = {"owner": owner_body(OWNER), "artifacts": [copied(KEY, CONTENT)]}
+
+            def all_goes_on() -> None:
+                for _ in range(10):
+                    answers = [client.post("/v1/registrations", json=body), client.get("/health")]
+                    answers.append(client.get(f"/v1/artifacts/{KEY}"))
+                    answers.append(client.get(PATH))
+                    assert [answer.status_code for answer in answers] == [200] * 4
+
+            all_goes_on()
+            second.kill()
+            all_goes_on()
     assert_sound(tmp_path / "registry.db")

@@ -10,19 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, Server, assert_sound
+from tests.support import Server, assert_sound
+from tests.wheels import wheels
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built and installed into a folder of its own."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
-    subprocess.run([*build, str(ROOT)], check=True, capture_output=True, timeout=100)
-    (wheel,) = folder.glob("*.whl")
-    target = folder / "site"
+    target = tmp_path_factory.mktemp("wheel") / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--target", str(target), str(wheel)], check=True, timeout=100)
+    wheel = str(wheels(tmp_path_factory).whole)
+    subprocess.run([*pip, "--target", str(target), wheel], check=True, timeout=100)
     return target
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
@@ -26,6 +27,7 @@ HELP = frozenset({"--help", "-h"})
 
 COMMANDS = {
     "serve": ("registry.cli.serve:serve", "Serve the registry over HTTP."),
+    "demo": ("registry.cli.demo:demo", "Serve a small lively fleet, to look around in."),
     "db": ("registry.cli.db:app", "Look after the database: schema, backups."),
     "token": ("registry.cli.token:app", "Make access tokens."),
     "config": ("registry.cli.config:app", "Show the settings and where they come from."),
@@ -44,6 +46,7 @@ COMMANDS = {
     "verify": ("registry.cli.audit:verify", "Check a database, its content and its journal."),
     "mirror": ("registry.cli.mirror:mirror", "Hold the files of a fleet that is not changed."),
     "explain": ("registry.cli.inspect:explain", "Show why a file is served, and whose bytes."),
+    "health": ("registry.cli.health:health", "Ask a service whether it can do its work."),
 }
 """Every command: where it is (a function, or a Typer app with commands of its own), and its line
 in the help of the program."""
@@ -65,8 +68,20 @@ class LazyCommand(TyperCommand):
         return context
 
 
+def _is_here(home: str) -> bool:
+    """Whether a command is installed: metadata-registry-client has those alone that use a
+    service."""
+    return find_spec(home.partition(":")[0]) is not None
+
+
 def _loaded(home: str) -> Any:
     module, name = home.split(":")
+    if not _is_here(home):
+        raise Usage(
+            "This command is not in metadata-registry-client, which is installed here. Install the "
+            "whole in its place: pip uninstall metadata-registry-client, then pip install "
+            "metadata-registry."
+        )
     found: typer.Typer | Callable[..., object] = getattr(import_module(module), name)
     if isinstance(found, typer.Typer):
         app = found
@@ -88,8 +103,11 @@ def program() -> TyperGroup:
     )
     app.callback()(_program)
     group = cast(TyperGroup, typer.main.get_command(app))
+    is_whole = _is_here(COMMANDS["serve"][0])
     for name, (home, help_line) in COMMANDS.items():
-        group.add_command(LazyCommand(name, home, help_line))
+        command = LazyCommand(name, home, help_line)
+        command.hidden = not (is_whole or _is_here(home))
+        group.add_command(command)
     return group
 
 

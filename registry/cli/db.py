@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from registry.cli.options import AsJson
 from registry.cli.output import ProgressBar, confirm, print_json, print_note
 from registry.cli.tables import Column, print_table
 from registry.cli.text import shown_size, without_password
-from registry.errors import Refused
+from registry.errors import Refused, RegistryError
 
 app = typer.Typer(
     name="db",
@@ -32,6 +33,7 @@ DatabaseUrl = Annotated[
 ]
 
 DEFAULT_URL = "sqlite:///registry.db"
+NOTE_WITHIN_S = 1.0
 
 
 @app.command()
@@ -66,7 +68,8 @@ def downgrade(
     """Take the schema back to an older revision, after a question.
 
     Stop the service first. What only the newer schema can hold is lost. A SQLite file is backed up
-    first, beside it; PostgreSQL is not: pg_dump does that. A service that starts brings the schema up to date again, unless it is of the older version.
+    first, beside it; PostgreSQL is not: pg_dump does that. A service that starts brings the schema
+    up to date again, unless it is of the older version.
     """
     from registry.store.opening import is_postgresql, migrations_of
 
@@ -97,10 +100,25 @@ def backup(
     from registry.store.sqlite.backup import back_up
 
     made = back_up(database_url, file)
+    _note_backup(database_url)
     if as_json:
         print_json({"path": str(made.path), "revision": made.revision, "size": made.size})
     else:
         print(f"Wrote {made.path}: {shown_size(made.size)}, schema revision {made.revision}.")
+
+
+def _note_backup(database_url: str) -> None:
+    """Have the overview of a service show when this was, where the database can be written."""
+    from registry.store.opening import open_database
+    from registry.store.ops.settings_table import write_variables
+
+    with suppress(RegistryError):
+        database = open_database(database_url, busy_timeout_s=NOTE_WITHIN_S)
+        try:
+            with database.write() as conn:
+                write_variables(conn, {"last_backup_at": conn.now})
+        finally:
+            database.close()
 
 
 @app.command()
@@ -213,7 +231,7 @@ def _refuse_server(database_url: str, instead: str) -> None:
 
     if is_postgresql(database_url):
         raise Refused(
-            f"This is for SQLite files. PostgreSQL has tools of its own, which go on while services "
+            "This is for SQLite files. PostgreSQL has tools of its own, which work while services "
             f"write: {instead}, or the backups of the managed service."
         )
 

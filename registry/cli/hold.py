@@ -17,11 +17,11 @@ from registry.cli.exit_codes import COULD_NOT_RUN, INTERRUPTED
 from registry.cli.output import ProgressBar
 from registry.client.worker import OnProblem, Worker
 from registry.core import stopping
+from registry.core.logs import TextFormatter, handler_of
 from registry.core.progress import OnProgress
 from registry.core.records import Owner
 from registry.discovery.cards import Card
 from registry.errors import RegistryError, Superseded
-from registry.server.logs import TextFormatter, handler_of
 
 DETACH_MAX_S = 20.0
 """How long detaching may take after a signal; whoever sent it may kill after 30 s."""

@@ -179,7 +179,7 @@ def _bound() -> stopping.Bound:
 
 
 def _show_log() -> None:
-    from registry.server.logs import TextFormatter, handler_of
+    from registry.core.logs import TextFormatter, handler_of
 
     handler = handler_of(sys.stderr)  # Nobody is to wait for a reader.
     handler.setFormatter(TextFormatter())

@@ -10,7 +10,7 @@ from typing import Any
 from registry.cli.environment import strangers_named
 from registry.cli.flags import takes_settings
 from registry.config import load
-from registry.server import logs
+from registry.core import logs
 
 
 @takes_settings

@@ -49,6 +49,7 @@ from registry.core.model_revisions import OnConflict
 from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, Registered, Renewed
 from registry.errors import RegistryError
 from registry.network.transports import AsyncTransport
+from registry.wire.reports import HealthResponse
 from registry.wire.requests import DRAIN_DEFAULT_S, RENEWALS_MAX
 
 T = TypeVar("T")
@@ -196,6 +197,10 @@ class AsyncRegistryClient:
     ) -> EventPage:
         """As `RegistryClient.events`."""
         return await self._send(protocol.events_page(wanted, order, after, limit))
+
+    async def health(self) -> HealthResponse:
+        """As `RegistryClient.health`."""
+        return await self._send(protocol.health())
 
     async def explain(self, key: ArtifactKey | str) -> Explanation:
         """As `RegistryClient.explain`."""

@@ -41,6 +41,7 @@ from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, R
 from registry.errors import RegistryError
 from registry.network.deadline import at_most
 from registry.network.transports import Transport
+from registry.wire.reports import HealthResponse
 from registry.wire.requests import DRAIN_DEFAULT_S, RENEWALS_MAX
 
 T = TypeVar("T")
@@ -233,6 +234,10 @@ class RegistryClient:
         """A page of the journal. It may hold fewer events than `limit`, or none, as long as its
         `next` is not None; after the last page, `last` is the `after` for what is to come."""
         return self._send(protocol.events_page(wanted, order, after, limit))
+
+    def health(self) -> HealthResponse:
+        """Whether the service can do its work: its checks, and what to look at all the same."""
+        return self._send(protocol.health())
 
     def explain(self, key: ArtifactKey | str) -> Explanation:
         """Content, holders and last events of a key; `entry` is None when nobody holds it."""

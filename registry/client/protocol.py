@@ -38,6 +38,7 @@ from registry.wire.listings import (
 )
 from registry.wire.paths import metadata_path
 from registry.wire.problems import Problem
+from registry.wire.reports import HealthResponse
 from registry.wire.requests import (
     ArtifactOffer,
     DrainRequest,
@@ -242,6 +243,11 @@ def _advanced(page: EventPage, order: EventOrder, after: int | None) -> EventPag
     return page
 
 
+def health() -> Call[HealthResponse]:
+    """Whether the service can do its work. That it cannot is an answer too, not an error."""
+    return Call("GET", "/health", _read_health)
+
+
 def explain(key: ArtifactKey | str) -> Call[Explanation]:
     """Content, holders and last events of a key; no entry when nobody holds it."""
     return Call("GET", f"/v1/artifacts/{_key_path(ArtifactKey.of(key))}", _read_explanation)
@@ -330,6 +336,13 @@ def _read_first_byte(answer: Answer) -> bool:
         return answer.status == 416 or _read_presence(answer)
     except errors.Unserveable:
         return True
+
+
+def _read_health(answer: Answer) -> HealthResponse:
+    fails = answer.status == 503 and b'"checks"' in answer.body
+    if answer.status != 200 and not fails:
+        raise error_of(answer)
+    return understood(answer, lambda: msgspec.json.decode(answer.body, type=HealthResponse))
 
 
 def _read_explanation(answer: Answer) -> Explanation:

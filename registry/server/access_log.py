@@ -14,8 +14,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from registry.core.logs import fields
 from registry.errors import RegistryError
-from registry.server.logs import fields
 from registry.server.metrics import UNMATCHED, Metrics
 
 PATH_SHOWN_MAX = 300

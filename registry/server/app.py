@@ -19,9 +19,11 @@ from registry.server.access_log import Observed
 from registry.server.auth import Access, guarded
 from registry.server.certificates import Certificate, watched
 from registry.server.fast_dispatch import Direct
-from registry.server.http import RequestIds, problem, request_id_of, room_for_bodies
+from registry.server.http import RequestIds, request_id_of, room_for_bodies
 from registry.server.metrics import Metrics
 from registry.server.metrics_endpoint import reporting
+from registry.server.pages.refusals import refusal
+from registry.server.pages.running import showing
 from registry.server.read_path import Serving
 from registry.server.reloading import Reloads, reloading
 from registry.server.routes.operations import health_of
@@ -79,6 +81,7 @@ def create_app(
                     "report": report,
                     "discovery": watch,
                     "health": Shared(lambda: health_of(registry, certificate, watch)),
+                    "pages": stack.enter_context(showing(registry)),
                     "bodies": room_for_bodies(settings.max_body_bytes),
                 }
         finally:
@@ -87,7 +90,10 @@ def create_app(
 
     app = Starlette(
         routes=guarded(ROUTES, access),
-        middleware=[Middleware(Observed, metrics), Middleware(RequestIds, access.check_host)],
+        middleware=[
+            Middleware(Observed, metrics),
+            Middleware(RequestIds, access.check_host, refusal),
+        ],
         exception_handlers={HTTPException: _not_here},
         lifespan=lifespan,
     )
@@ -122,14 +128,16 @@ async def _not_here(request: Request, error: Exception) -> Response:
     path = request.scope["path"]  # `request.url` would be remembered by urllib.
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = sorted({method for route in ROUTES for method in _methods_at(route, request)})
-        return problem(
+        return refusal(
+            request.scope,
             MethodNotAllowed(
                 f"{path} does not take {request.method}; it takes {', '.join(allowed)}.",
                 allowed=allowed,
             ),
             request_id_of(request),
         )
-    return problem(
+    return refusal(
+        request.scope,
         NotFound(f"There is nothing at {path}. See /openapi.json for what there is."),
         request_id_of(request),
     )

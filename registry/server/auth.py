@@ -5,6 +5,9 @@
     a token file                changes need a token, reads need none
     --require-read-token        reads need one as well; /live and /health never do
 
+A browser signs in to the pages with the token as the password of HTTP Basic. Pages show more to
+administrators, so a token is heeded there even where none is needed.
+
 A web page from elsewhere can make its visitor's browser send requests to a service that only the
 visitor's machine can reach. What a browser sends along gives such a request away: one that would
 change anything is refused for its `Origin` or `Sec-Fetch-Site`, and any for the `Host` that the
@@ -48,6 +51,9 @@ WRITES = frozenset(
 )
 """What the role `write` may do. Every other change is an administrator's."""
 
+ADMINISTRATION = "/ui/sql"
+"""What is read by administrators only."""
+
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 log = logging.getLogger("registry.access")
@@ -59,7 +65,14 @@ def role_needed(method: str, path: str) -> Role | None:
         return None
     if (method, path) in WRITES:
         return Role.WRITE
+    if path == ADMINISTRATION:
+        return Role.ADMIN
     return Role.READ if method in SAFE_METHODS else Role.ADMIN
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is one of the pages for people. Browsers sign in there."""
+    return path == "/" or path.startswith("/ui/")
 
 
 def grant_of(request: Request) -> Grant:
@@ -83,11 +96,13 @@ class Access:
         self._file = None if settings.token_file is None else Path(settings.token_file)
         self._tokens = None if self._file is None else tokens.load(self._file)
         self.readers_need_token = settings.require_read_token
-        only_here = self._tokens is None and not settings.insecure and is_loopback(settings.host)
+        self._only_here = (
+            self._tokens is None and not settings.insecure and is_loopback(settings.host)
+        )
         self.hosts = Hosts(
             settings.host,
             settings.allowed_hosts,
-            checks=only_here or bool(settings.allowed_hosts),
+            checks=self._only_here or bool(settings.allowed_hosts),
         )
 
     @property
@@ -136,12 +151,36 @@ class Access:
                 "whole, or ask for a new one.",
                 was_given=True,
             )
-        if not grant.role.includes(needed):
-            raise Forbidden(
-                f"The token {grant.name} has the role {grant.role}; this call needs {needed}. Use "
-                "a token with that role, or ask for one."
+        return _sufficient(grant, needed)
+
+    def admit_visitor(self, scope: Scope, needed: Role | None) -> Grant:
+        """As `admit`, of who looks at a page: with all that their token allows, if there is one.
+        Without a token file everything is for those on this machine only.
+
+        Raises:
+            Unauthenticated: a token is needed, and none was sent, or one that is not known.
+            Forbidden: the token's role is not enough, or others can reach a service without tokens.
+        """
+        if self._tokens is None:
+            if self._only_here:
+                return EVERYTHING
+            if needed is Role.ADMIN:
+                raise Forbidden(
+                    "This page is for administrators, and this service, which others can reach, "
+                    "has no token file to know them by. Give it one with --token-file."
+                )
+            return Grant(None, Role.READ)
+        sent = _headers(scope, b"authorization")
+        grants = [self._tokens.find(each) for each in _tokens_in(sent[0])] if len(sent) == 1 else []
+        grant = next((each for each in grants if each is not None), None)
+        if grant is None:
+            if needed is Role.READ and not self.readers_need_token:
+                return Grant(None, Role.READ)
+            raise Unauthenticated(
+                "This page needs an access token, and none was sent that this service knows.",
+                was_given=bool(sent),
             )
-        return grant
+        return _sufficient(grant, needed)
 
     def admit_reader(self, scope: Scope) -> None:
         """As `admit`, for the metadata files."""
@@ -189,6 +228,16 @@ class Access:
                     self.hosts.check(value)
 
 
+def _sufficient(grant: Grant, needed: Role | None) -> Grant:
+    """The grant, if its role is enough."""
+    if needed is not None and not grant.role.includes(needed):
+        raise Forbidden(
+            f"The token {grant.name} has the role {grant.role}; this call needs {needed}. Use a "
+            "token with that role, or ask for one."
+        )
+    return grant
+
+
 def _headers(scope: Scope, wanted: bytes) -> list[str]:
     return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
 
@@ -214,7 +263,7 @@ def _presented(scope: Scope) -> str:
 
 
 def _tokens_in(authorization: str) -> list[str]:
-    """What may be the token in a Proxy-Authorization header."""
+    """What may be the token in an Authorization header of a browser, or of a proxy's client."""
     scheme, _, sent = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return [sent.strip()] if sent.strip() else []
@@ -234,10 +283,11 @@ class Guard:
         self._app = app
         self._access = access
         self._path = path
+        self._admit = access.admit_visitor if is_page(path) else access.admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]
-        grant = self._access.admit(scope, role_needed(method, self._path))
+        grant = self._admit(scope, role_needed(method, self._path))
         if method not in SAFE_METHODS:
             self._access.check_site(scope)
             namespace = scope["path_params"].get("namespace")

@@ -17,6 +17,7 @@ from registry.server.access_log import Observed
 from registry.server.auth import Access, Guard
 from registry.server.http import RequestIds
 from registry.server.metrics import Metrics
+from registry.server.pages.refusals import refusal
 
 
 class Direct:
@@ -26,7 +27,7 @@ class Direct:
         self, app: ASGIApp, routes: Iterable[Route], access: Access, metrics: Metrics
     ) -> None:
         self._app = app
-        self._routed = Observed(RequestIds(_call, access.check_host), metrics)
+        self._routed = Observed(RequestIds(_call, access.check_host, refusal), metrics)
         self._routes = {
             (method, route.path): (route, Guard(_Handler(route), access, route.path))
             for route in routes

@@ -80,6 +80,7 @@ log = logging.getLogger("registry.http")
 T = TypeVar("T")
 
 Headers = list[tuple[bytes, bytes]]
+Refuse = Callable[[Scope, errors.RegistryError, str | None], Response]
 
 
 def registry_of(request: Request) -> Registry:
@@ -236,14 +237,16 @@ def check_query(request: Request, *known: str) -> None:
 
 
 class RequestIds:
-    """Gives every answer an X-Request-Id, and turns what was raised into a problem.
+    """Gives every answer an X-Request-Id, and turns what was raised into a refusal.
 
-    `check` raises what is to be answered instead of asking the application.
+    `check` raises what is to be answered instead of asking the application; `refuse` makes an
+    answer of an error.
     """
 
-    def __init__(self, app: ASGIApp, check: Callable[[Scope], None]) -> None:
+    def __init__(self, app: ASGIApp, check: Callable[[Scope], None], refuse: Refuse) -> None:
         self._app = app
         self._check = check
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -269,7 +272,7 @@ class RequestIds:
             if started:
                 raise
             scope["problem"] = ours
-            await problem(ours, request_id)(scope, receive, send_with_id)
+            await self._refuse(scope, ours, request_id)(scope, receive, send_with_id)
 
 
 class ClientGone(Exception):

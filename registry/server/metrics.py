@@ -26,7 +26,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from registry import __version__
+from registry.server.process_metrics import OwnProcess, StartOfService
 from registry.server.siblings import Counts, Others, Sample, added
+from registry.store.reads.audit import CLASSES
 from registry.store.tables import HEAD_REVISION
 
 # Whatever the environment says of a directory in which processes share values: it is not ours.
@@ -45,12 +47,27 @@ _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A gauge of what the database holds, with its label if it has one."""
+    """A gauge of what the database holds, with its label if it has one. `also` is a second label,
+    and its value for each of the first."""
 
     name: str
     help: str
     label: str | None = None
+    also: tuple[str, Mapping[str, str]] | None = None
 
+    def family(self, value: float | Mapping[str, float]) -> GaugeMetricFamily:
+        """The gauge with a value, or with one for each value of its label."""
+        if not isinstance(value, Mapping):
+            return GaugeMetricFamily(PREFIX + self.name, self.help, value)
+        second, of_first = self.also or (None, {})
+        names = [name for name in (self.label, second) if name is not None]
+        family = GaugeMetricFamily(PREFIX + self.name, self.help, labels=names)
+        for label, number in value.items():
+            family.add_metric([label, of_first[label]] if second else [label], number)
+        return family
+
+
+_SEVERITIES = ("severity", {name: str(severity) for name, severity in CLASSES.items()})
 
 SIZES = (
     Size("entries", "Entries."),
@@ -58,7 +75,7 @@ SIZES = (
     Size("owner_refs", "References of owners to entries."),
     Size("blobs", "Copied contents."),
     Size("blob_bytes", "Bytes of the copied contents."),
-    Size("findings", "What the audit finds, by class.", "class"),
+    Size("findings", "What the audit finds, by class and severity.", "class", _SEVERITIES),
     Size("brake_engaged", "1 while expiry is paused because too many owners lapsed together."),
     Size("sweep_age_seconds", "Seconds since the last sweep."),
     Size("database_bytes", "Size of the database file."),
@@ -101,6 +118,7 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._own = CollectorRegistry()
+        self._own.register(OwnProcess())
         self.tally = Counters()
         self._followed: list[tuple[Gauge, Callable[[], float]]] = []
         self._requests = self._counter(
@@ -119,10 +137,13 @@ class Metrics:
             "while they were sent), failed, refused (other errors).",
             "outcome",
         )
+        for outcome in _WATCHED_READS:
+            self._reads.labels(outcome)
         self._served_bytes = self._counter("served_bytes", "Bytes of metadata files sent.")
         self._writes = self._counter(
             "writes", "Writes by operation and outcome: ok, or an error's code.", *_WRITE_LABELS
         )
+        self._writes.labels("register", "conflict")
         self._batch_items = self._histogram(
             "write_batch_items", "Writes that were committed together.", _BATCH_BUCKETS
         )
@@ -182,6 +203,7 @@ class Metrics:
             shown.register(self._own)
         else:
             shown.register(_Sum(self._own.collect(), others))
+        shown.register(StartOfService(is_worker=others is not None))
         shown.register(_Sizes(sizes))
         shown.register(_Build())
         return generate_latest(shown)
@@ -202,6 +224,8 @@ def method_label(method: str) -> str:
 
 
 _WRITE_LABELS = ("operation", "outcome")
+_WATCHED_READS = ("unserveable", "interrupted")
+"""What somebody is woken by is shown as 0 before it first happens, so that the first is a rise."""
 
 
 class _Sum(Collector):
@@ -245,13 +269,8 @@ class _Sizes(Collector):
     def collect(self) -> Iterator[Metric]:
         for size in SIZES:
             value = self._values.get(size.name)
-            if value is None:
-                continue
-            labels = [size.label] if size.label else []
-            family = GaugeMetricFamily(PREFIX + size.name, size.help, labels=labels)
-            for label, number in value.items() if isinstance(value, Mapping) else [("", value)]:
-                family.add_metric([label] if size.label else [], number)
-            yield family
+            if value is not None:
+                yield size.family(value)
 
 
 class _Build(Collector):

@@ -21,9 +21,9 @@ from registry import __version__
 from registry.config import Settings
 from registry.content.places import bounded_root
 from registry.content.roots import ArtifactRoots
-from registry.core import malloc, stopping
+from registry.core import logs, malloc, stopping
 from registry.errors import RegistryError, SettingsError
-from registry.server import logs, tokens
+from registry.server import supervisor, tokens
 from registry.server.certificates import Certificate, certificate_of
 from registry.server.compared import check_discovery, with_public_urls
 from registry.server.hosts import Hosts, address_of, is_loopback
@@ -74,7 +74,7 @@ def run(settings: Settings) -> None:
     start, on standard output, is `listening on http://HOST:PORT`. SIGTERM and SIGINT end the
     service, also while it starts: what was accepted is answered, for at most 20 s, and after 5 s
     more the process is gone whatever hangs. SIGHUP makes it read the token file and the certificate
-    again; without either it ends the service as well.
+    again; without either it ends the service as well, unless systemd started it.
 
     Raises:
         SettingsError: a setting cannot work here: address, port, artifact root, tokens, TLS,
@@ -84,6 +84,8 @@ def run(settings: Settings) -> None:
     """
     if reloads(settings):
         note_sighup()
+    elif supervisor.is_service():
+        signal.signal(signal.SIGHUP, _nothing_to_read)
     else:
         signal.signal(signal.SIGHUP, _hung_up)
     logs.set_up(settings.log_level, settings.log_format)
@@ -181,6 +183,10 @@ def _hung_up(_signal: int, _frame: object) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
+def _nothing_to_read(_signal: int, _frame: object) -> None:
+    log.info("SIGHUP came, and there is neither a token file nor a certificate to read again")
+
+
 def _serve_with_workers(
     settings: Settings, limits: Limits, listener: socket.socket, tell: Callable[[], None]
 ) -> None:
@@ -189,7 +195,7 @@ def _serve_with_workers(
         limits,
         listener,
         stop_s=GONE_S + 1,
-        reload=reloads(settings),
+        reload=reloads(settings) or supervisor.is_service(),
         when_ready=tell,
     )
     workers.run()
@@ -278,6 +284,7 @@ def tell_start(settings: Settings, address: str) -> None:
         os.write(sys.stdout.fileno(), f"listening on {address}\n".encode())
     except (OSError, ValueError, AttributeError):  # It is full, or closed.
         log.warning("standard output cannot be written; listening on %s", address)
+    supervisor.tell_ready()
 
 
 # Checks before the first request

@@ -18,8 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from registry.config import Settings
-from registry.core import stopping
-from registry.server import logs
+from registry.core import logs, stopping
 from registry.server.siblings import Beat, Counts, Others, Parent, added
 
 LOOK_S = 0.5

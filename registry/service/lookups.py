@@ -99,6 +99,14 @@ class Lookups:
         paths = {holder.path for holder in explained.holders if holder.path is not None}
         return queries.with_ways(explained, await self._find_ways(paths))
 
+    async def look(self, query: Callable[..., T], *arguments: Any) -> T:
+        """What a query of store/reads answers."""
+        return await self._run(query, *arguments)
+
+    async def find_ways(self, paths: Iterable[str]) -> Mapping[str, str]:
+        """How the paths of holders lead to files now, as far as that is known."""
+        return await self._find_ways(paths)
+
     async def _run(self, query: Callable[..., T], *arguments: Any) -> T:
         return await self._lane.run(self._query, query, *arguments)
 

@@ -10,7 +10,7 @@ from registry.core.progress import OnProgress
 from registry.store.copying import Copied, copy
 from registry.store.engine import Engine
 from registry.store.postgresql.address import is_postgresql as is_postgresql
-from registry.store.query_result import QueryResult
+from registry.store.query_result import ANSWER_MAX_BYTES, QueryResult
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.compatibility import acceptor, check_there
 from registry.store.sqlite.engine import Database
@@ -68,15 +68,31 @@ def open_for_command(url: str, *, to_write: bool) -> Engine:
     return Database(url, read_only=not to_write)
 
 
-def run_query(url: str, query: str, *, timeout_s: float, max_rows: int) -> QueryResult:
-    """Run one statement that reads: see `adhoc_sql.run_query` of the engine."""
+def run_query(
+    url: str,
+    query: str,
+    *,
+    timeout_s: float,
+    max_rows: int,
+    max_bytes: int = ANSWER_MAX_BYTES,
+) -> QueryResult:
+    """What one statement answers that somebody typed, and that can only read.
+
+    Raises:
+        Refused: it would change something, or it took too much time or memory, or answered too
+            much.
+        Invalid: it is no statement, or more than one.
+        RegistryError: the database cannot be read.
+    """
     if is_postgresql(url):
         from registry.store.postgresql import adhoc_sql as of_postgresql
 
-        return of_postgresql.run_query(url, query, timeout_s=timeout_s, max_rows=max_rows)
-    from registry.store.sqlite import adhoc_sql as of_sqlite
+        run = of_postgresql.run_query
+    else:
+        from registry.store.sqlite import adhoc_sql as of_sqlite
 
-    return of_sqlite.run_query(url, query, timeout_s=timeout_s, max_rows=max_rows)
+        run = of_sqlite.run_query
+    return run(url, query, timeout_s=timeout_s, max_rows=max_rows, max_bytes=max_bytes)
 
 
 def migrations_of(url: str) -> Migrations:

@@ -1,4 +1,4 @@
-"""What a statement of a person's answered."""
+"""What a statement answered that somebody typed."""
 
 from __future__ import annotations
 

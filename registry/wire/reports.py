@@ -126,6 +126,15 @@ class EndedResponse(msgspec.Struct):
     reason: str
 
 
+class ServiceResponse(msgspec.Struct):
+    """What answers here, and where its calls are described: to be read, and for programs."""
+
+    name: str
+    version: str
+    docs: str
+    openapi: str
+
+
 class LiveResponse(msgspec.Struct):
     status: str
     version: str

@@ -173,10 +173,13 @@ def _responses(call: RequestSpec, security: Security, schemas: _Schemas) -> Json
 def _answer(call: RequestSpec, answer: ResponseSpec, schemas: _Schemas) -> Json:
     headers = _headers(answer.headers, with_id=call.answers_with_id)
     found: Json = {"description": answer.says, "headers": headers}
+    content: Json = {}
     if answer.body is not None:
-        found["content"] = {"application/json": {"schema": schemas.of(answer.body)}}
-    elif answer.media_types and call.method != "HEAD":
-        found["content"] = _bytes(*answer.media_types)
+        content["application/json"] = {"schema": schemas.of(answer.body)}
+    if call.method != "HEAD":
+        content |= _bytes(*answer.media_types)
+    if content:
+        found["content"] = content
     return found
 
 

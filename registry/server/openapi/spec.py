@@ -51,6 +51,8 @@ HEADERS = {
     "ETag": "The checksum in quotes.",
     "Accept-Ranges": "`bytes`.",
     "Content-Range": "Which bytes these are, and of how many.",
+    "Location": "Where to go on.",
+    "Vary": "What the answer depends on.",
     "Retry-After": "Seconds to wait before the request is repeated.",
     "WWW-Authenticate": "`Bearer`, and whether a token was sent that is not known.",
     "Cache-Control": "How long the answer may be kept.",

@@ -26,15 +26,15 @@ FILTERS = ("slug", "suffix", "filename", "checksum")
 _is_cursor = re.compile(r"[0-9]{1,18}").fullmatch
 
 
-def cursor(request: Request) -> int:
-    """The id in `after`: 0 unless given.
+def cursor(request: Request, name: str = "after") -> int:
+    """The id in `after`, or in another parameter: 0 unless given.
 
     Raises:
         Invalid: it is not one that a list answered as `next`.
     """
-    text = request.query_params.get("after", "0")
+    text = request.query_params.get(name, "0")
     if not _is_cursor(text):
-        raise Invalid(f"after is {shown(text)}; give what the page before answered as next.")
+        raise Invalid(f"{name} is {shown(text)}; give what the page before answered as next.")
     return int(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,7 +38,8 @@ async def list_events(request: Request) -> Response:
     limit = page_limit(request)
     order = _order(request)
     after = cursor(request) if "after" in request.query_params else None
-    page = registry_of(request).lookups.events(_event_filter(request), order, after, limit)
+    wanted = event_filter(request.query_params)
+    page = registry_of(request).lookups.events(wanted, order, after, limit)
     return answer(EventsResponse.of(await while_there(request, page)))
 
 
@@ -59,8 +61,12 @@ def _order(request: Request) -> EventOrder:
         raise Invalid(f"order is {shown(text)}; it must be {' or '.join(EventOrder)}.") from None
 
 
-def _event_filter(request: Request) -> EventFilter:
-    given = request.query_params
+def event_filter(given: Mapping[str, str]) -> EventFilter:
+    """The events that query parameters ask for.
+
+    Raises:
+        Invalid: one of them names no owner, slug or kind.
+    """
     owner = Owner.parse(given["owner"]) if "owner" in given else None
     slug = given.get("slug")
     if slug is not None:

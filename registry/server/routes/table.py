@@ -45,6 +45,7 @@ from registry.server.openapi.spec import (
     ResponseSpec,
     ok,
 )
+from registry.server.pages.table import PAGES
 from registry.server.routes import artifacts, models, operations, owners, registrations
 from registry.server.routes.description import Description
 from registry.store.reads.audit import CLASSES
@@ -374,12 +375,9 @@ CALLS: tuple[RequestSpec, ...] = (
         DESCRIPTION.show_docs,
         "This description, to be read",
         RUNNING,
-        {
-            200: ResponseSpec(
-                "A page that needs nothing from elsewhere.", media_types=("text/html",)
-            )
-        },
+        {200: ResponseSpec("A page, without script.", media_types=("text/html",))},
     ),
+    *PAGES,
 )
 
 

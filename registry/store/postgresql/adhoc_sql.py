@@ -17,7 +17,7 @@ from registry.errors import Invalid, Refused
 from registry.store.postgresql.address import conninfo_of, place_of
 from registry.store.postgresql.compatibility import acceptor
 from registry.store.postgresql.errors import QUERY_CANCELED, READ_ONLY, translated
-from registry.store.query_result import ANSWER_MAX_BYTES, QueryResult
+from registry.store.query_result import QueryResult
 from registry.store.sql import Row
 
 VALUE_BYTES = 16
@@ -28,7 +28,9 @@ _COMMENTS = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
 _READS = ("select", "with", "values", "table", "explain", "show", "(")
 
 
-def run_query(url: str, query: str, *, timeout_s: float, max_rows: int) -> QueryResult:
+def run_query(
+    url: str, query: str, *, timeout_s: float, max_rows: int, max_bytes: int
+) -> QueryResult:
     """Run one statement that reads.
 
     Raises:
@@ -50,17 +52,18 @@ def run_query(url: str, query: str, *, timeout_s: float, max_rows: int) -> Query
         acceptor(url)(connection)
         connection.execute(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
-            f"SET LOCAL statement_timeout = '{max(1, int(timeout_s * 1000))}ms'; "
-            "SET LOCAL temp_file_limit = DEFAULT; SELECT 1"
+            f"SET LOCAL statement_timeout = '{max(1, int(timeout_s * 1000))}ms'; SELECT 1"
         )
         try:
-            return _gather(connection, query, max_rows)
+            return _gather(connection, query, max_rows, max_bytes)
         except psycopg.Error as error:
             _explain(error, timeout_s)
             raise
 
 
-def _gather(connection: psycopg.Connection[Any], query: str, max_rows: int) -> QueryResult:
+def _gather(
+    connection: psycopg.Connection[Any], query: str, max_rows: int, max_bytes: int
+) -> QueryResult:
     rows: list[Row] = []
     size = 0
     cursor = connection.cursor()
@@ -71,9 +74,9 @@ def _gather(connection: psycopg.Connection[Any], query: str, max_rows: int) -> Q
                 return QueryResult(_columns(cursor), rows, False)
             shown = tuple(map(_shown, row))
             size += sum(VALUE_BYTES + _size(value) for value in shown)
-            if size > ANSWER_MAX_BYTES:
+            if size > max_bytes:
                 raise Refused(
-                    f"The statement answers more than {ANSWER_MAX_BYTES >> 20} MiB. Ask for less "
+                    f"The statement answers more than {max_bytes >> 20} MiB. Ask for less "
                     "at a time."
                 )
             rows.append(shown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, LiteralString, cast
+from typing import TYPE_CHECKING
 
 from sqlalchemy import LargeBinary, Table, Text
 
@@ -90,8 +90,8 @@ def target(url: str) -> Iterator[PostgreSQLTarget]:
         with stopping.interruptible(Cancel(driver)):
             check_server(driver, place)
             driver.execute(UNBOUNDED)
-            driver.execute(as_sql(f"SET LOCAL lock_timeout = {round(LOCK_TIMEOUT_S * 1000)}"))
-            driver.execute(as_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})"))
+            driver.execute(f"SET LOCAL lock_timeout = {round(LOCK_TIMEOUT_S * 1000)}")
+            driver.execute(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
             found = look_through(driver, place)
             if found.revision is None:
                 run_alembic("upgrade", "head", connection=connection)
@@ -110,7 +110,7 @@ class PostgreSQLSource:
         self.users = users
 
     def count(self, table: Table) -> int:
-        query = as_sql(f"SELECT count(*) FROM ({query_of(table)}) AS rows")
+        query = f"SELECT count(*) FROM ({query_of(table)}) AS rows"
         ((count,),) = self._connection.execute(query).fetchall()
         return int(count)
 
@@ -139,7 +139,7 @@ class PostgreSQLTarget:
         self._run("DELETE FROM settings")
 
     def load(self, table: Table, rows: Iterator[Row]) -> None:
-        into = as_sql(f"COPY {table.name} ({columns_of(table)}) FROM STDIN (FORMAT BINARY)")
+        into = f"COPY {table.name} ({columns_of(table)}) FROM STDIN (FORMAT BINARY)"
         with self._connection.cursor() as cursor, cursor.copy(into) as copy:
             copy.set_types(types_of(table))
             for row in rows:
@@ -167,12 +167,12 @@ class PostgreSQLTarget:
 
     def _run(self, statement: str) -> None:
         stopping.check()
-        self._connection.execute(as_sql(statement))
+        self._connection.execute(statement)
 
 
 def rows_of(connection: AdminConnection, table: Table) -> Iterator[Row]:
     """The rows of a table in the order of its primary key."""
-    out_of = as_sql(f"COPY ({ordered(table)}) TO STDOUT (FORMAT BINARY)")
+    out_of = f"COPY ({ordered(table)}) TO STDOUT (FORMAT BINARY)"
     with connection.cursor() as cursor, cursor.copy(out_of) as copy:
         copy.set_types(types_of(table))
         yield from copy.rows()
@@ -187,7 +187,7 @@ def last_ids_of(connection: AdminConnection) -> dict[str, int]:
                 "SELECT pg_get_serial_sequence(%s, 'id')", (table.name,)
             ).fetchall()
             ((last, is_called),) = connection.execute(
-                as_sql(f"SELECT last_value, is_called FROM {name}")
+                f"SELECT last_value, is_called FROM {name}"
             ).fetchall()
             found[table.name] = last if is_called else last - 1
     return found
@@ -208,14 +208,9 @@ def types_of(table: Table) -> Sequence[str]:
 def _refuse_filled(connection: AdminConnection, place: str) -> None:
     for table in TABLES:
         if table is not tables.settings:
-            query = as_sql(f"SELECT 1 FROM {table.name} LIMIT 1")
+            query = f"SELECT 1 FROM {table.name} LIMIT 1"
             if connection.execute(query).fetchall():
                 raise Refused(
                     f"{place} is not empty: it has {table.name}. Nothing was copied. Name an empty "
                     "database."
                 )
-
-
-def as_sql(text: str) -> LiteralString:
-    """Text that was put together of our own names only."""
-    return cast("LiteralString", text)

@@ -248,15 +248,21 @@ class PostgreSQLDatabase:
 
     def group_reader(self) -> PostgreSQLGroupReader:
         """A reader for one event loop."""
-        return PostgreSQLGroupReader(self._conninfo, self._place, self._accept)
+        return PostgreSQLGroupReader(self._connect, self._place, self._watchdog)
 
     def ensure_current(self) -> None:
         """Raises StorageUnavailable unless the server is one that can be written, and the lock of
         its writers is a real one."""
-        with translated(self._place), self._reads.borrowed(self._looks.begin) as session:
+        begin = partial(self._begin, "BEGIN READ ONLY; SELECT 1", [])
+        with (
+            translated(self._place),
+            self._reads.borrowed(begin) as session,
+            self._rolled_back(session),
+            self._watchdog.watching(session),
+        ):
             self._accept(session)
             session.execute("ROLLBACK", prepare=False)
-            self._looks.look(session, self._connect)
+            self._looks.look(session, self._connect, self._watchdog)
 
     @property
     def name(self) -> str:

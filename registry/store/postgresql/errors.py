@@ -79,7 +79,7 @@ def translate(error: psycopg.Error, name: str) -> RegistryError | None:
     if state is None:
         if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
             return None
-        return StorageUnavailable(f"The database {name} cannot be used: {_first_line(error)}.")
+        return StorageUnavailable(f"The database {name} cannot be used: {told(error)}.")
     if state in _BUSY:
         return Busy(_BUSY[state])
     cause = _CAUSES.get(state) or _CAUSES_OF_CLASS.get(state[:2])
@@ -108,6 +108,8 @@ def translated(name: str) -> Iterator[None]:
         raise ours from error
 
 
-def _first_line(error: psycopg.Error) -> str:
-    text = str(error).strip()
-    return (text.splitlines() or ["it does not answer"])[-1].rstrip(".")
+def told(error: Exception) -> str:
+    """What the driver says where there is no SQLSTATE: of several hosts, what each did."""
+    _, *attempts = f"\n{error}".split("\n- ")
+    said = [" ".join(each.split()) for each in attempts or [str(error)]]
+    return "; ".join(said).rstrip(".") or "it does not answer"

@@ -10,24 +10,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 
 import psycopg
 from psycopg import pq
 
 from registry.core.forks import hold
-from registry.errors import DatabaseRefused, StorageUnavailable
+from registry.errors import StorageUnavailable
 from registry.store.failure_log import FailureLog
 from registry.store.postgresql.errors import ends_connection, translate
 from registry.store.postgresql.pool import Session
-from registry.store.postgresql.server import check_server
-from registry.store.postgresql.watchdog import PATIENCE_S
+from registry.store.postgresql.watchdog import PATIENCE_S, Watchdog
 from registry.store.sql import as_rows
 
 GROUP_MAX = 1000
 SETTINGS = (
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; "
-    "SET jit = off; SET statement_timeout = '5s'"
+    "SET jit = off; SET statement_timeout = '3s'"
 )
 """The plans of large tables, as they are for writers."""
 
@@ -39,16 +37,18 @@ _Waiting = tuple[_Key, "asyncio.Future[Values | None]"]
 class PostgreSQLGroupReader:
     """See `store.engine.GroupReader`. It opens its connection when it is needed."""
 
-    def __init__(self, conninfo: str, name: str, accept: Callable[[Session], None]) -> None:
-        self._conninfo = conninfo
+    def __init__(self, connect: Callable[[], Session], name: str, watchdog: Watchdog) -> None:
+        self._connect_anew = connect
         self._name = name
-        self._accept = accept
+        self._watchdog = watchdog
         self._texts: list[bytes] = []
         self._coming: list[deque[_Waiting]] = []
         """Who waits to be asked for, by query."""
         self._asked: list[_Waiting] = []
         """Who is asked for now."""
         self._session: Session | None = None
+        self._descriptor = -1
+        """Its socket, which libpq does not tell any more once the connection broke."""
         self._has_answered = False
         """Whether the connection has served anybody: one that dies then may be opened anew."""
         self._opening: asyncio.Task[None] | None = None
@@ -96,7 +96,7 @@ class PostgreSQLGroupReader:
         try:
             pgconn.send_query_prepared(b"q%d" % query, [rows.encode()])
             if pgconn.flush():
-                loop.add_writer(pgconn.socket, self._flush)
+                loop.add_writer(self._descriptor, self._flush)
         except psycopg.Error as error:
             self._lost(error)
             return
@@ -108,7 +108,7 @@ class PostgreSQLGroupReader:
             return
         try:
             if not session.pgconn.flush():
-                asyncio.get_running_loop().remove_writer(session.pgconn.socket)
+                asyncio.get_running_loop().remove_writer(self._descriptor)
         except psycopg.Error as error:
             self._lost(error)
 
@@ -207,25 +207,22 @@ class PostgreSQLGroupReader:
             return
         self._opening = None
         self._session, self._has_answered = session, False
-        loop.add_reader(session.pgconn.socket, self._readable)
+        self._descriptor = session.pgconn.socket
+        loop.add_reader(self._descriptor, self._readable)
         self._ask()
 
     def _connect(self) -> Session:
         """In a thread: a connection that is ready for the queries."""
         hold(self)
-        session = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
+        session = self._connect_anew()
         try:
-            check_server(session, self._name)
-            self._accept(session)
-            session.execute(SETTINGS)
-            for number, text in enumerate(self._texts):
-                result = session.pgconn.prepare(b"q%d" % number, text)
-                if result.status != pq.ExecStatus.COMMAND_OK:
-                    raise psycopg.errors.error_from_result(result)
+            with self._watchdog.watching(session):
+                session.execute(SETTINGS)
+                for number, text in enumerate(self._texts):
+                    result = session.pgconn.prepare(b"q%d" % number, text)
+                    if result.status != pq.ExecStatus.COMMAND_OK:
+                        raise psycopg.errors.error_from_result(result)
             session.pgconn.nonblocking = 1
-        except DatabaseRefused as error:
-            session.close()
-            raise StorageUnavailable(error.detail) from error
         except BaseException:
             session.close()
             raise
@@ -236,7 +233,6 @@ class PostgreSQLGroupReader:
         session, self._session = self._session, None
         if session is not None:
             loop = asyncio.get_running_loop()
-            with suppress(psycopg.Error):
-                loop.remove_writer(session.pgconn.socket)
-                loop.remove_reader(session.pgconn.socket)
+            loop.remove_writer(self._descriptor)
+            loop.remove_reader(self._descriptor)
             session.close()

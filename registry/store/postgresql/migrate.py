@@ -57,7 +57,7 @@ def prepare(url: str, *, notify: Notify = _ignore) -> None:
         Busy: others kept it locked for LOCK_TIMEOUT_S.
         StorageUnavailable: it cannot be reached, or the upgrade failed; the old schema is whole.
     """
-    found = look(url)
+    found = look(url, to_write=True)
     if is_usable(place_of(url), found) and not _has_old_views(found):
         return
     wait_until_alone(url, found, tables.HEAD_REVISION, notify)
@@ -209,8 +209,8 @@ def translated(place: str) -> Iterator[None]:
         raise explained(place, error) from error
     except DBAPIError as error:
         stopping.check()
-        if not isinstance(error.orig, psycopg.OperationalError | psycopg.InternalError) and getattr(
-            error.orig, "sqlstate", None
-        ) not in ("42501", "2BP01", "3F000"):
-            raise
-        raise explained(place, error.orig) from error
+        cause = error.orig
+        ours = psycopg.OperationalError | psycopg.InternalError | psycopg.errors.InvalidSchemaName
+        if isinstance(cause, ours | psycopg.errors.InsufficientPrivilege):
+            raise explained(place, cause) from error
+        raise

@@ -8,15 +8,13 @@ from threading import Lock
 
 from registry.errors import DatabaseRefused, StorageUnavailable
 from registry.store.postgresql.pool import Session
+from registry.store.postgresql.watchdog import Watchdog
 
 OLDEST = 140000
 """PostgreSQL 14: older ones get no fixes any more."""
 LOOK_EVERY_S = 60.0
 
-_FACTS = (
-    "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool, "
-    "pg_backend_pid(), current_setting('server_encoding')"
-)
+_IS_READ_ONLY = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
 _SETTINGS = "SELECT current_setting('fsync')::bool AND current_setting('full_page_writes')::bool"
 
 _UNSAFE = (
@@ -33,22 +31,34 @@ def check_server(session: Session, name: str) -> None:
             f"{name} is on PostgreSQL {session.info.server_version // 10000}; the registry needs "
             f"{OLDEST // 10000} or newer."
         )
-    ((is_read_only, backend, encoding),) = session.execute(_FACTS).fetchall()
+    refuse_pooler(session, name)
+    ((encoding,),) = session.execute("SHOW server_encoding").fetchall()
+    if encoding != "UTF8":
+        raise DatabaseRefused(
+            f"{name} has the encoding {encoding}. Create the database with ENCODING 'UTF8'."
+        )
+    refuse_read_only(session, name)
+
+
+def refuse_read_only(session: Session, name: str) -> None:
+    """Raise StorageUnavailable for a server that takes no writes."""
+    ((is_read_only,),) = session.execute(_IS_READ_ONLY).fetchall()
+    if is_read_only:
+        raise StorageUnavailable(
+            f"The server of {name} takes no writes: it is a standby, or set to read only. Name "
+            "all servers in the URL (?host=A:5432&host=B:5432), so that the primary is found."
+        )
+
+
+def refuse_pooler(session: Session, name: str) -> None:
+    """Raise DatabaseRefused where who answers is not the server that was connected to."""
+    ((backend,),) = session.execute("SELECT pg_backend_pid()").fetchall()
     if backend != session.info.backend_pid:
         raise DatabaseRefused(
             f"A connection pooler (PgBouncer or the like) stands before {name}: each transaction "
             "may go to another connection of the server, but prepared statements and what is "
             "said of one connection must stay together. Give the address of the server itself; a "
             "replica keeps at most about 20 connections."
-        )
-    if encoding != "UTF8":
-        raise DatabaseRefused(
-            f"{name} has the encoding {encoding}. Create the database with ENCODING 'UTF8'."
-        )
-    if is_read_only:
-        raise StorageUnavailable(
-            f"The server of {name} takes no writes: it is a standby, or set to read only. Name "
-            "all servers in the URL (?host=A:5432&host=B:5432), so that the primary is found."
         )
 
 
@@ -62,15 +72,11 @@ class ServerLooks:
         self._looking = Lock()
         self._warnings: dict[str, str] = {}
 
-    def begin(self, session: Session) -> None:
-        """Begin to read, as the pool asks for it."""
-        session.execute("BEGIN READ ONLY")
-
     def warnings(self) -> dict[str, str]:
         """What somebody should look at although it works, by name."""
         return dict(self._warnings)
 
-    def look(self, session: Session, connect: Callable[[], Session]) -> None:
+    def look(self, session: Session, connect: Callable[[], Session], watchdog: Watchdog) -> None:
         """Look, unless that was done lately.
 
         Raises:
@@ -79,7 +85,7 @@ class ServerLooks:
         with self._looking:
             if time.monotonic() - self._looked_at < LOOK_EVERY_S:
                 return
-            with connect() as other:
+            with connect() as other, watchdog.watching(other):
                 self._check_lock(session, other)
             ((is_safe,),) = session.execute(_SETTINGS).fetchall()
             self._warnings = {} if is_safe else {"storage": _UNSAFE}

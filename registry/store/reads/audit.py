@@ -69,8 +69,8 @@ class _FindingRow(NamedTuple):
     detail: str
 
 
-_leaks = table("leaks", *map(column, ("class", "severity", "owner", "entry", "since", "detail")))
-_FINDINGS = Statement(select(_leaks.c["class"].label("kind"), *list(_leaks.c)[1:]), _FindingRow)
+LEAKS = table("leaks", *map(column, ("class", "severity", "owner", "entry", "since", "detail")))
+_FINDINGS = Statement(select(LEAKS.c["class"].label("kind"), *list(LEAKS.c)[1:]), _FindingRow)
 
 
 def audit(conn: Connection, classes: Iterable[str] = ()) -> AuditReport:
@@ -92,14 +92,14 @@ def find_leaks(conn: Connection, classes: Iterable[str] = ()) -> list[Finding]:
     rows = [row._asdict() for row in conn.run(_FINDINGS)]
     found = [
         Finding(
-            **row | {"severity": Severity(row["severity"]), "detail": row["detail"] or _WRONG_COPY}
+            **row | {"severity": Severity(row["severity"]), "detail": row["detail"] or WRONG_COPY}
         )
         for row in rows
     ]
     return [each for each in found if not wanted or each.kind in wanted]
 
 
-_WRONG_COPY = (
+WRONG_COPY = (
     "its copy in the database holds other bytes than were registered: upload it again, or restore "
     "a backup"
 )

@@ -55,7 +55,9 @@ class _EntryRow(NamedTuple):
     holders: int
 
 
-class _OwnerRow(NamedTuple):
+class OwnerRow(NamedTuple):
+    """All that is known of an owner."""
+
     namespace: str
     component: str
     endpoint: str
@@ -74,7 +76,9 @@ class _OwnerRow(NamedTuple):
     id: int
 
 
-class _HolderRow(NamedTuple):
+class HolderRow(NamedTuple):
+    """An owner that holds an entry, and where its bytes are."""
+
     namespace: str
     component: str
     endpoint: str
@@ -119,7 +123,7 @@ _entry = select(
     entries.c.base_slug,
     _holder_count.label("holders"),
 )
-_owner = select(
+OWNER_FACTS = (
     *OWNER_COLUMNS,
     owners.c.state,
     owners.c.worker_name,
@@ -130,19 +134,23 @@ _owner = select(
     owners.c.drain_deadline_at,
     owners.c.ended_at,
     owners.c.end_reason,
-    REF_COUNT,
-    owners.c.id,
 )
+"""The columns of an `OwnerRow` before its refs and its id."""
+
+HOLDER_FACTS = (
+    *OWNER_COLUMNS,
+    owners.c.state,
+    owners.c.lease_expires_at,
+    owner_refs.c.path,
+    owner_refs.c.status,
+    owner_refs.c.created_at,
+)
+"""The columns of a `HolderRow`."""
+
+_owner = select(*OWNER_FACTS, REF_COUNT, owners.c.id)
 _excepted = json_rows("rows", id=int)
 _HOLDERS_OF = Statement(
-    select(
-        *OWNER_COLUMNS,
-        owners.c.state,
-        owners.c.lease_expires_at,
-        owner_refs.c.path,
-        owner_refs.c.status,
-        owner_refs.c.created_at,
-    )
+    select(*HOLDER_FACTS)
     .select_from(owner_refs.join(owners, owners.c.id == owner_refs.c.owner_id))
     .where(
         owner_refs.c.entry_id == bindparam("entry_id"),
@@ -150,7 +158,7 @@ _HOLDERS_OF = Statement(
     )
     .order_by(owner_refs.c.owner_id)
     .limit(bindparam("row_limit")),
-    _HolderRow,
+    HolderRow,
 )
 _FIND_ENTRY = Statement(
     _entry.where(
@@ -160,7 +168,7 @@ _FIND_ENTRY = Statement(
     ),
     _EntryRow,
 )
-_FIND_OWNER = Statement(_owner.where(names_owner(owners)), _OwnerRow)
+_FIND_OWNER = Statement(_owner.where(names_owner(owners)), OwnerRow)
 _ENTRIES_OF_OWNER = Statement(
     _entry.join(owner_refs, owner_refs.c.entry_id == entries.c.id)
     .where(owner_refs.c.owner_id == bindparam("owner_id"))
@@ -173,7 +181,7 @@ _OWNERS_AFTER = Statement(
     )
     .order_by(*OWNER_COLUMNS)
     .limit(bindparam("row_limit")),
-    _OwnerRow,
+    OwnerRow,
 )
 _COUNT_ENTRIES = Statement(select(func.count()).select_from(entries))
 _MODELS_AFTER = Statement(
@@ -292,14 +300,14 @@ def holders_of(
         row_limit=limit,
         rows=as_rows([[owner_id] for owner_id in except_owner_ids]),
     )
-    return tuple(_holder_record(row) for row in rows)
+    return tuple(holder_record(row) for row in rows)
 
 
 def find_owner(conn: Connection, owner: Owner) -> tuple[OwnerRecord, list[Entry]] | None:
     """An owner with its entries, or None: unknown. An ended owner is known by its tombstone."""
     for row in conn.run(_FIND_OWNER, **parameters_of(owner)):
         held = conn.run(_ENTRIES_OF_OWNER, owner_id=row.id)
-        return _owner_record(row), [_entry_record(entry) for entry in held]
+        return owner_record(row), [_entry_record(entry) for entry in held]
     return None
 
 
@@ -307,7 +315,7 @@ def list_owners(conn: Connection, *, after: Owner | None, limit: int) -> list[Ow
     """A page of owners in the order of their identity, which compares as text."""
     start = dict.fromkeys(OWNER_NAMES, "") if after is None else parameters_of(after)
     bounds: dict[str, Any] = {f"after_{name}": part for name, part in start.items()}
-    return [_owner_record(row) for row in conn.run(_OWNERS_AFTER, row_limit=limit, **bounds)]
+    return [owner_record(row) for row in conn.run(_OWNERS_AFTER, row_limit=limit, **bounds)]
 
 
 @functools.lru_cache(maxsize=16)
@@ -332,7 +340,8 @@ def _entry_record(row: _EntryRow) -> Entry:
     )
 
 
-def _holder_record(row: _HolderRow) -> Holder:
+def holder_record(row: HolderRow) -> Holder:
+    """A holder's row as a record."""
     return Holder(
         owner=owner_of(row),
         state=OwnerState(row.state),
@@ -344,7 +353,8 @@ def _holder_record(row: _HolderRow) -> Holder:
     )
 
 
-def _owner_record(row: _OwnerRow) -> OwnerRecord:
+def owner_record(row: OwnerRow) -> OwnerRecord:
+    """An owner's row as a record."""
     return OwnerRecord(
         owner=owner_of(row),
         state=OwnerState(row.state),

@@ -27,7 +27,7 @@ from registry.errors import (
     RegistryError,
     StorageUnavailable,
 )
-from registry.store.query_result import QueryResult
+from registry.store.query_result import ANSWER_MAX_BYTES, QueryResult
 from registry.store.sql import Row
 from registry.store.sqlite.file_access import may_write
 from registry.store.sqlite.inspect import locate, opened
@@ -40,7 +40,14 @@ RAISED = {each.code: each for each in (Busy, DatabaseRefused, Invalid, Refused, 
 """The errors that the process tells by their codes."""
 
 
-def run_query(url: str, query: str, *, timeout_s: float, max_rows: int) -> QueryResult:
+def run_query(
+    url: str,
+    query: str,
+    *,
+    timeout_s: float,
+    max_rows: int,
+    max_bytes: int = ANSWER_MAX_BYTES,
+) -> QueryResult:
     """Run one statement that reads.
 
     Raises:
@@ -65,7 +72,7 @@ def run_query(url: str, query: str, *, timeout_s: float, max_rows: int) -> Query
         assert process.stdin is not None
         assert process.stdout is not None
         with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps([url, query, timeout_s, max_rows]).encode())
+            process.stdin.write(json.dumps([url, query, timeout_s, max_rows, max_bytes]).encode())
             process.stdin.close()
         answer = _read(process.stdout)
         first = next(answer, ("died", None))

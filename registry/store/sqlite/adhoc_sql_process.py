@@ -67,7 +67,7 @@ def main() -> None:
         message = msgspec.msgpack.encode((kind, content))
         out.write(len(message).to_bytes(4) + message)
 
-    url, query, timeout_s, max_rows = json.load(sys.stdin)
+    url, query, timeout_s, max_rows, max_bytes = json.load(sys.stdin)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, _PROCESS_MAX_BYTES)
     try:
@@ -76,7 +76,7 @@ def main() -> None:
             _limit(resource.RLIMIT_CPU, int(timeout_s) + _CPU_SPARE_S)
             say("ready", None)
             out.flush()
-            is_whole = answer(connection, query, max_rows, say)
+            is_whole = answer(connection, query, max_rows, say, max_bytes)
         say("end", is_whole)
     except RegistryError as error:
         say(error.code if error.code in RAISED else StorageUnavailable.code, error.detail)
@@ -91,16 +91,21 @@ def _limit(what: int, most: int) -> None:
 
 
 def answer(
-    connection: sqlite3.Connection, query: str, max_rows: int, say: Callable[[str, object], None]
+    connection: sqlite3.Connection,
+    query: str,
+    max_rows: int,
+    say: Callable[[str, object], None],
+    max_bytes: int = ANSWER_MAX_BYTES,
 ) -> bool:
-    """Run a statement, and say its columns and its rows; whether these were all.
+    """Run a statement, and say its columns and its rows, at most so many and so many bytes of
+    them; whether these were all.
 
     Raises:
         RegistryError: it is refused, or the database cannot be read.
     """
     is_denied = _restrict(connection)
     try:
-        return _run(connection, query, max_rows, say)
+        return _run(connection, query, max_rows, say, max_bytes)
     except (sqlite3.Error, sqlite3.Warning) as error:
         if is_denied.is_set():
             raise Refused(
@@ -156,7 +161,11 @@ def _is_allowed(action: int, first: str | None, second: str | None) -> bool:
 
 
 def _run(
-    connection: sqlite3.Connection, query: str, max_rows: int, say: Callable[[str, object], None]
+    connection: sqlite3.Connection,
+    query: str,
+    max_rows: int,
+    say: Callable[[str, object], None],
+    max_bytes: int,
 ) -> bool:
     cursor = connection.execute(query)
     if cursor.description is None:
@@ -169,10 +178,9 @@ def _run(
             say("rows", rows)
             return False
         size += sum(map(_size, row))
-        if size > ANSWER_MAX_BYTES:
+        if size > max_bytes:
             raise Refused(
-                f"The statement answers more than {ANSWER_MAX_BYTES >> 20} MiB. Ask for less at a "
-                "time."
+                f"The statement answers more than {max_bytes >> 20} MiB. Ask for less at a time."
             )
         rows.append(row)
         if size - said > _SAID_BYTES:
