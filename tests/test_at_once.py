@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,8 @@ from registry.core import hashing
 from registry.core.records import ArtifactKey, Offer, Owner
 from registry.server import file_keys
 from registry.server.app import create_app
-from registry.store.opening import prepare
-from tests.places import Place, on_both
-from tests.support import checksum
-
-pytestmark = on_both
+from registry.store.sqlite.migrate import prepare
+from tests.support import assert_sound, checksum
 
 COPIED, IN_PLACE = (
     ArtifactKey("copied", "_base", "a.json"),
@@ -49,13 +47,14 @@ async def _parts(content: bytes) -> Any:
     yield content
 
 
-async def answers(place: Place) -> dict[str, list[Answer]]:
+async def answers(tmp_path: Path) -> dict[str, list[Answer]]:
     """What is answered at once to each client, first and when the content is in memory, and to one
     with each condition."""
-    file = place.folder / "a.json"
+    file = tmp_path / "a.json"
     file.write_bytes(CONTENT)
-    prepare(place.url)
-    app = create_app(Settings(database_url=place.url, artifact_roots=(str(place.folder),)))
+    url = f"sqlite:///{tmp_path}/registry.db"
+    prepare(url)
+    app = create_app(Settings(database_url=url, artifact_roots=(str(tmp_path),)))
     starlette: Any = app._app
     found: dict[str, list[Answer]] = {}
     async with starlette._app.router.lifespan_context(starlette._app) as state:
@@ -77,14 +76,15 @@ async def answers(place: Place) -> dict[str, list[Answer]]:
             found[f"{key} if"] = [app.at_once(target, [each], state) for each in CONDITIONS]
         await registry.unregister_for_owner(Owner("n", "c", "e", 1))
         found["gone"] = [app.at_once(b"/v1/metadata/" + str(COPIED).encode(), [], state)]
+    assert_sound(tmp_path / "registry.db")
     return found
 
 
 def test_usual_clients_are_answered_at_once_and_conditions_go_the_long_way(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hashing, "IDENTITY_TRUSTED_AFTER_NS", 0)
-    found = asyncio.run(answers(place))
+    found = asyncio.run(answers(tmp_path))
     for key in (COPIED, IN_PLACE):
         first, *usual = found[str(key)]
         assert first is None

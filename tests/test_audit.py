@@ -59,7 +59,7 @@ def healthy(place: Place) -> World:
 class Plant:
     """A fault: the statements that plant it, which finding that is, and what mends it.
 
-    `{now}` in a statement is the time, `{old}` is long ago.
+    `{now}` in a statement is the time, `{old}` is long ago, `{one}` is the content b"1".
     """
 
     name: str
@@ -173,7 +173,7 @@ PLANTS = {
     ),
     "content that nobody registered": Plant(
         "orphan_blob",
-        f"INSERT INTO blobs VALUES ('{checksum(b'1')}', 1, {{old}}, x'31')",
+        f"INSERT INTO blobs VALUES ('{checksum(b'1')}', 1, {{old}}, {{one}})",
         None,
         checksum(b"1"),
         lambda world: world.prune(),
@@ -240,8 +240,8 @@ PLANTS = {
     "a file below a root that is not there any more": Plant(
         "root_missing",
         f"""
-        INSERT OR REPLACE INTO settings (name, value)
-        VALUES ('artifact_roots', '["/elsewhere/"]');
+        INSERT INTO settings (name, value) VALUES ('artifact_roots', '["/elsewhere/"]')
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value;
         UPDATE owner_refs SET status = 'missing', verified_at = {{now}} WHERE {REF_OF_SHARING}
         """,
         SHARING,
@@ -328,11 +328,13 @@ IN_SQL = CLASSES.keys() - {"path_outside_roots", "journal_says_held", "integrity
 
 def plant(place: Place, statements: str, now: int) -> None:
     """As somebody does who writes past the registry: foreign keys are off."""
+    words = {"{now}": str(now), "{old}": f"{now - LONG}"}
+    words["{one}"] = "x'31'" if isinstance(place, SQLitePlace) else "'\\x31'"
+    for word, value in words.items():
+        statements = statements.replace(word, value)
     with place.unguarded() as connection:
         for statement in statements.split(";"):
-            connection.execute(
-                statement.replace("{now}", str(now)).replace("{old}", f"{now - LONG}")
-            )
+            connection.execute(statement)
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,8 @@ from tests.exchanges import (
     traceback_of,
     worker,
 )
-from tests.places import Places, on_both
+from tests.places import Places
 from tests.support import JSON, Server, checksum, copied, owner_body
-
-pytestmark = on_both
 
 MAX_BODY_BYTES = 4 << 20
 MAX_ARTIFACTS = 1000

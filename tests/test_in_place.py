@@ -20,10 +20,7 @@ import pytest
 
 from registry.core.records import ArtifactKey
 from tests.exchanges import journal, key_of, new_slug, problem_of, rows_of, running, settle, worker
-from tests.places import on_both
 from tests.support import Server, checksum, copied, in_place, wait_for
-
-pytestmark = on_both
 
 LIMIT_BYTES = 65_536
 AGED_FILES = 48

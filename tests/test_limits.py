@@ -20,10 +20,8 @@ from registry.errors import Busy
 from registry.store.engine import Engine
 from registry.store.group_commit import WAITING_ROWS_MAX, Writer
 from tests.exchanges import Answer, Line, problem_of, request, running
-from tests.places import Places, on_both
+from tests.places import Places
 from tests.support import Server, checksum, copied, wait_for
-
-pytestmark = on_both
 
 KEY = ArtifactKey("model", "_base", "config.json")
 CONTENT = b'{"a": "small file"}'

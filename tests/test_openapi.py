@@ -33,10 +33,7 @@ from registry.server.routes.table import CALLS
 from registry.server.tokens import Role, create
 from registry.store.tables import events
 from registry.wire import types
-from tests.places import on_both
 from tests.support import ROOT, Server, assert_sound, wait_for
-
-pytestmark = on_both
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 """Requests made up for each call; 0: few."""

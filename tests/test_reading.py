@@ -12,10 +12,8 @@ import pytest
 
 from registry.core.records import ArtifactKey
 from tests.exchanges import Line, journal, key_of, new_slug, problem_of, request, running, worker
-from tests.places import Places, on_both
+from tests.places import Places
 from tests.support import Server, checksum, copied, in_place
-
-pytestmark = on_both
 
 SIZE = 1000
 CONTENT = bytes(value % 251 for value in range(SIZE))

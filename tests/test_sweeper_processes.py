@@ -21,10 +21,8 @@ import pytest
 from registry.core.records import Owner
 from registry.store.sqlite.engine import system_clock
 from tests.fleet import GRACE, LEASE, Clock, World, key, worker, worst_of
-from tests.places import Place, SQLitePlace, on_both
+from tests.places import Place, SQLitePlace
 from tests.support import Server, copied, dump_of, wait_for
-
-pytestmark = on_both
 
 SHARED = [key(f"{number}.json", "shared") for number in range(2)]
 KEPT = key("kept.json", "shared")
