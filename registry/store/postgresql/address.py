@@ -93,8 +93,14 @@ def _parts_of(url: str) -> dict[str, str]:
         )
     base, _, query = rest.partition("?")
     given = dict(_options_of(url, query))
+    authority, _, path = base.partition("/")
     try:
+        # libpq would take a part of an odd password for a host, a port or the database.
+        if authority.count("@") > 1 or "@" in path:
+            raise ValueError
         parts = conninfo_to_dict(f"postgresql://{base}")
+        if not re.fullmatch("[0-9,]*", str(parts.get("port") or "")):
+            raise ValueError
     except Exception:  # Its message may show the password.
         raise DatabaseRefused(
             f"{_shown(url)} cannot be read: characters like @ : / % in a name or a password are "
