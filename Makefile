@@ -7,7 +7,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test interop packages fuzz attack lint format wheel bench bench-peers lock clean
+.PHONY: help run test interop packages fuzz attack lint format wheel bench bench-peers screenshots lock clean
 .NOTPARALLEL:
 
 ARGS =
@@ -74,6 +74,9 @@ bench: $(READY)  ## measure how fast it is, in at most 15 minutes (ONLY=B1,B3: o
 
 bench-peers: $(READY)  ## measure the same registrations against etcd and MLflow
 	@$(BIN)/python -m benchmarks.peers
+
+screenshots: $(READY)  ## take the pictures of docs/pages.md anew (needs Chromium)
+	@$(BIN)/python -m tests.screenshots
 
 lock: $(UV)  ## write requirements*.lock anew from pyproject.toml (ARGS=--upgrade: newest versions)
 	@$(COMPILE) --output-file requirements.lock --all-extras --group dev $(ARGS) pyproject.toml

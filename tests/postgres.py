@@ -72,11 +72,15 @@ class Cluster:
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = count(1)
-        self._guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", guardian.__file__, str(self.folder)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
+        try:
+            self._guardian = subprocess.Popen(
+                [sys.executable, "-I", "-S", guardian.__file__, str(self.folder)],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError:
+            self.folder.rmdir()
+            raise
         try:
             if follows is None:
                 self._initialize({**SETTINGS, **settings})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -40,6 +41,7 @@ def demo(
     and the journal have something in them. It has a database of its own, listens on this machine
     only, and leaves nothing behind unless it is given a directory.
     """
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
     with ExitStack() as stack:
         if directory is None:
             name = TemporaryDirectory(prefix="metadata-registry-demo-", ignore_cleanup_errors=True)
@@ -56,10 +58,10 @@ def demo(
 
         client = stack.enter_context(RegistryClient(url, retries=RetryPolicy(attempts=1)))
         fleet = Fleet(client, folder / "models")
-        fleet.arrive()
-        print(f"\nOpen {url} in a browser. Ctrl-C ends it.")
-        print(f"Its database is sqlite:///{database}", flush=True)
         try:
+            fleet.arrive()
+            print(f"\nOpen {url} in a browser. Ctrl-C ends it.")
+            print(f"Its database is sqlite:///{database}", flush=True)
             while service.poll() is None:
                 fleet.live()
         except (KeyboardInterrupt, Stopped):
@@ -82,9 +84,12 @@ def _service(
     """A service, and where it is, while the block runs."""
     command = [sys.executable, "-m", "registry", "serve", "--port", str(port), *OURS]
     command += ["--database-url", f"sqlite:///{database}"]
-    command += ["--artifact-root", str(folder / "models"), "--log-level", "warning"]
+    command += ["--artifact-root", str(folder / "models"), "--log-level", "error"]
     ours = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ours)
+    # In a session of its own: Ctrl-C is for us, and twice told it would not end in peace.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=ours, start_new_session=True
+    )
     try:
         assert process.stdout is not None
         yield _address(process, process.stdout), process

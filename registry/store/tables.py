@@ -1,5 +1,5 @@
 """The tables. Change them together with a migration; a test holds the two equal. The views are in
-`sqlite/views.py`.
+`views.py`.
 
     owners ──1────n── owner_refs ──n────1── entries          blobs
     who holds         owner_id              slug             checksum
