@@ -33,7 +33,7 @@ class Silence(Enum):
     UNKNOWN = "it does not say"
 
 
-class Backend(NamedTuple):
+class ServerProcess(NamedTuple):
     """What was found, with what the server says of it, so that two looks can be compared."""
 
     silence: Silence
@@ -65,7 +65,7 @@ def _connected(host: str, port: int) -> socket.socket:
     return raw
 
 
-def look_at(connection: psycopg.Connection[object]) -> Backend:
+def look_at(connection: psycopg.Connection[object]) -> ServerProcess:
     """What the server does for a connection."""
     info = connection.info
     there: dict[str, str | int | None] = {
@@ -83,30 +83,30 @@ def look_at(connection: psycopg.Connection[object]) -> Backend:
     try:
         other = psycopg.connect(conninfo, autocommit=True)
     except psycopg.Error:
-        return Backend(Silence.UNKNOWN)
+        return ServerProcess(Silence.UNKNOWN)
     try:
         found = _ask(other.pgconn, _BACKEND % info.backend_pid)
     except psycopg.Error:
-        return Backend(Silence.UNKNOWN)
+        return ServerProcess(Silence.UNKNOWN)
     finally:
         other.close()
     return _judged(found)
 
 
-def _judged(found: pq.abc.PGresult | None) -> Backend:
+def _judged(found: pq.abc.PGresult | None) -> ServerProcess:
     if found is None or found.status != pq.ExecStatus.TUPLES_OK:
-        return Backend(Silence.UNKNOWN)
+        return ServerProcess(Silence.UNKNOWN)
     if found.ntuples == 0:
-        return Backend(Silence.LOST)  # Whoever worked for it is gone.
+        return ServerProcess(Silence.LOST)  # Whoever worked for it is gone.
     said = tuple(found.get_value(0, column) for column in range(found.nfields))
     state, _, event, _ = said
     if state is None:
-        return Backend(Silence.UNKNOWN, said)  # This user is not told.
+        return ServerProcess(Silence.UNKNOWN, said)  # This user is not told.
     if event == b"SyncRep":
-        return Backend(Silence.STANDBY, said)
+        return ServerProcess(Silence.STANDBY, said)
     if state != b"active" or event == b"ClientRead":
-        return Backend(Silence.LOST, said)
-    return Backend(Silence.WORK, said)
+        return ServerProcess(Silence.LOST, said)
+    return ServerProcess(Silence.WORK, said)
 
 
 def _ask(pgconn: pq.abc.PGconn, query: str) -> pq.abc.PGresult | None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from registry.store.postgresql.silence import CONNECT_S, Backend, Silence, is_there, look_at
+from registry.store.postgresql.silence import CONNECT_S, ServerProcess, Silence, is_there, look_at
 
 PATIENCE_S = 4.0
 """How long a server may be silent before it is looked after."""
@@ -44,7 +44,7 @@ class _Waiting:
     look_at: float
     until: float
     is_commit: bool
-    seen: Backend | None = None
+    seen: ServerProcess | None = None
     """What the server was doing for it, if that was nothing."""
 
 
