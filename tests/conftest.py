@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from registry.store.sqlite.engine import Database
-from registry.store.sqlite.migrate import prepare
+from registry.store.opening import open_database, prepare
 from tests.fleet import World
+from tests.places import SQLITE, Place, Places
 from tests.postgres import Cluster, Clusters
 from tests.support import Server, assert_sound
 
@@ -42,42 +42,67 @@ def database_path(tmp_path: Path) -> Iterator[Path]:
         assert_sound(path)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that is marked for engines runs on each, if a database is among its fixtures."""
+    mark = metafunc.definition.get_closest_marker("engines")
+    if mark is not None and "engine_name" in metafunc.fixturenames:
+        names = list(mark.args)
+        metafunc.parametrize("engine_name", names, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def engine_name(request: pytest.FixtureRequest) -> str:
+    """The engine of all databases of a test: SQLite, unless it is marked for others."""
+    name: str = getattr(request, "param", SQLITE)
+    return name
+
+
+@pytest.fixture(scope="module")
+def places(engine_name: str, clusters: Clusters) -> Places:
+    """Makes databases of the test's engine."""
+    return Places(engine_name, clusters)
+
+
 @pytest.fixture
-def database(database_path: Path) -> Iterator[Database]:
+def place(places: Places, tmp_path: Path) -> Iterator[Place]:
+    """The test's database, which may have to be prepared; checked when the test is over."""
+    with places.at(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def database(place: Place) -> Iterator[Any]:
     """A migrated database."""
-    url = f"sqlite:///{database_path}"
-    prepare(url)
-    opened = Database(url)
+    prepare(place.url)
+    opened = open_database(place.url)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def world(database_path: Path) -> Iterator[World]:
+def world(place: Place) -> Iterator[World]:
     """A migrated database whose time is passed in."""
-    opened = World(database_path)
+    opened = World(place)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def serve(database_path: Path) -> Iterator[Callable[..., Server]]:
+def serve(place: Place) -> Iterator[Callable[..., Server]]:
     """Starts service processes on the test's database; they are stopped when the test is over."""
     with ExitStack() as servers:
 
         def start(**flags: Any) -> Server:
-            return servers.enter_context(Server(database_path, **flags))
+            return servers.enter_context(Server(place, **flags))
 
         yield start
 
 
 @pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared_server(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service process for the tests of a module that take owners and keys of their own."""
-    path = tmp_path_factory.mktemp("shared") / "registry.db"
-    with Server(path) as started:
+    with places.at(tmp_path_factory.mktemp("shared")) as made, Server(made) as started:
         yield started
-    assert_sound(path)
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from typing import Any
 import httpx2
 
 from registry.core.records import ArtifactKey, Owner
-from tests.support import Dump, Server, assert_sound, dump_of, sql
+from tests.places import Dump, Place, SQLitePlace, as_place, dump_of
+from tests.support import Server
 
 _numbers = itertools.count(1)
 
@@ -39,15 +40,16 @@ def key_of(slug: str, filename: str = "config.json", suffix: str = "_base") -> A
 
 @contextmanager
 def running(
-    folder: Path,
+    where: Path | Place,
     start: Callable[[Callable[[], Server]], Server] = lambda server: server(),
     **flags: Any,
 ) -> Iterator[Server]:
-    """A service for the tests of a module. Its database is checked when they are over."""
-    path = folder / "registry.db"
-    with start(lambda: Server(path, **flags)) as server:
+    """A service for the tests of a module, on a database or on one that is made in a folder. It is
+    checked when they are over."""
+    place = where if isinstance(where, Place) else SQLitePlace(where / "registry.db")
+    with start(lambda: Server(place, **flags)) as server:
         yield server
-    assert_sound(path)
+    place.assert_sound()
     assert traceback_of(server) == ""
 
 
@@ -61,14 +63,14 @@ def settle(server: Server) -> None:
     assert server.unregister(Owner("nobody", "nobody", "nobody", 0)).json()["released"] == 0
 
 
-def rows_of(path: Path) -> Dump:
+def rows_of(where: Path | Place) -> Dump:
     """Every row of every table, but the settings, which a running service keeps up to date."""
-    return {table: rows for table, rows in dump_of(path).items() if table != "settings"}
+    return {table: rows for table, rows in dump_of(where).items() if table != "settings"}
 
 
-def journal(path: Path, *kinds: str, **columns: str) -> list[dict[str, Any]]:
+def journal(where: Path | Place, *kinds: str, **columns: str) -> list[dict[str, Any]]:
     """The events of these kinds, oldest first, with these values in their columns."""
-    with sql(path) as connection:
+    with as_place(where).sql() as connection:
         cursor = connection.execute("SELECT * FROM events ORDER BY id")
         names = [column[0] for column in cursor.description]
         rows = [dict(zip(names, row, strict=True)) for row in cursor]

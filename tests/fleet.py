@@ -31,7 +31,8 @@ from registry.core.records import (
 from registry.errors import RegistryError
 from registry.service.registry import Registry
 from registry.service.sweeper import policy_from
-from registry.store.engine import Connection
+from registry.store.engine import Connection, Engine
+from registry.store.opening import open_database, prepare
 from registry.store.ops import blobs, leases, register, unregister
 from registry.store.ops import prune as prune_module
 from registry.store.ops.expire import Sweep, Swept
@@ -40,8 +41,8 @@ from registry.store.ops.settings_table import Adoption, adopt
 from registry.store.reads.audit import CLASSES, audit
 from registry.store.reads.verify import verify
 from registry.store.sqlite.engine import Database
-from registry.store.sqlite.migrate import prepare
-from tests.support import assert_sound, checksum, sql
+from tests.places import Place, SQLitePlace, as_place
+from tests.support import checksum
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -88,13 +89,27 @@ class Hasty(Database):
 class World:
     """A registry's database and its operations, at the time of a clock."""
 
-    path: Path
+    where: Path | Place
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.url = f"sqlite:///{self.path}"
+        self.place = as_place(self.where)
+        self.url = self.place.url
         prepare(self.url)
-        self.database = Hasty(self.url, clock=self.clock)
+        self.database: Engine
+        self.open()
+
+    def open(self) -> None:
+        if isinstance(self.place, SQLitePlace):
+            self.database = Hasty(self.url, clock=self.clock)
+        else:
+            self.database = open_database(self.url, clock=self.clock)
+
+    @property
+    def path(self) -> Path:
+        """The file of a SQLite database."""
+        assert isinstance(self.place, SQLitePlace)
+        return self.place.path
 
     def close(self) -> None:
         self.database.close()
@@ -229,8 +244,7 @@ class World:
     # Looking
 
     def sql(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with sql(self.path) as connection:
-            return connection.execute(query, values).fetchall()
+        return self.place.ask(query, *values)
 
     def states(self) -> dict[Owner, str]:
         """Every owner with its state, tombstones included."""
@@ -258,13 +272,13 @@ class World:
 
     def findings(self) -> dict[str, int]:
         """What the audit counts by class, at the time of the clock."""
-        set_view_clock(self.path, self.clock.now)
+        self.place.set_view_clock(self.clock.now)
         with self.database.read() as conn:
             return audit(conn).counts
 
     def assert_healthy(self, *, but: Iterable[str] = ()) -> None:
         """Nothing contradicts itself, and no finding is above a note, but for classes named."""
-        assert_sound(self.path)
+        self.place.assert_sound()
         found = {name: count for name, count in self.findings().items() if name not in NOTES}
         assert found.keys() <= set(but), found
         assert [each for each in verify(self.database) if each.kind not in but] == []
@@ -289,21 +303,12 @@ def _files_of(owner: Owner, files: int, shared: int, copied: bool) -> tuple[Arti
     )
 
 
-def set_view_clock(path: Path, now: int) -> None:
-    """Let the views take a time for now. They find `clock` by its name when they are used."""
-    with sql(path) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("DROP VIEW clock")
-        connection.execute(f"CREATE VIEW clock AS SELECT {now} AS now_ms")
-        connection.execute("COMMIT")
-
-
-def worst_of(path: Path, at: int | None = None) -> dict[str, int]:
+def worst_of(where: Path | Place, at: int | None = None) -> dict[str, int]:
     """What is above a note in a database, by class."""
+    place = as_place(where)
     if at is not None:
-        set_view_clock(path, at)
-    with sql(path) as connection:
-        rows = connection.execute("SELECT class, COUNT(*) FROM leaks GROUP BY class").fetchall()
+        place.set_view_clock(at)
+    rows = place.ask("SELECT class, COUNT(*) FROM leaks GROUP BY class")
     return {name: count for name, count in rows if name not in NOTES}
 
 
@@ -327,11 +332,12 @@ def run_cli(*arguments: object) -> tuple[int, str, str]:
 class Service:
     """A registry service without its HTTP side, at the time of a clock: `async with`."""
 
-    def __init__(self, path: Path, clock: Clock, **settings: Any) -> None:
+    def __init__(self, where: Path | Place, clock: Clock, **settings: Any) -> None:
         # Files in place are made up, and are not to be missing because nobody has their root.
         settings = {"artifact_roots": ("/",), **settings}
-        self.settings = Settings(database_url=f"sqlite:///{path}", **settings)
-        self.registry = Registry(self.settings, Database(self.settings.database_url, clock=clock))
+        self.settings = Settings(database_url=as_place(where).url, **settings)
+        database = open_database(self.settings.database_url, clock=clock)
+        self.registry = Registry(self.settings, database)
 
     @property
     def policy(self) -> Policy:

@@ -127,10 +127,13 @@ class Cluster:
         """What libpq connects by."""
         return f"host=127.0.0.1 port={self.port} user={user} dbname={database}"
 
-    def new_database(self, *, migrated: bool = True) -> str:
-        """The URL of a new database: with the schema, or with nothing in it."""
+    def new_database(self, *, migrated: bool = True, like: str | None = None) -> str:
+        """The URL of a new database: with the schema, with nothing in it, or `like` another that
+        nobody is connected to."""
         name = f"test_{next(self._numbers)}"
         template = TEMPLATE if migrated else "template1"
+        if like is not None:
+            template = like.rsplit("/", 1)[1]
         self.execute(f"CREATE DATABASE {name} OWNER {ROLE} TEMPLATE {template}")
         return self.url(name)
 
@@ -139,9 +142,9 @@ class Cluster:
         self.execute(f"DROP DATABASE IF EXISTS {url.rsplit('/', 1)[1]} WITH (FORCE)")
 
     @contextmanager
-    def database(self, *, migrated: bool = True) -> Iterator[str]:
+    def database(self, *, migrated: bool = True, like: str | None = None) -> Iterator[str]:
         """The URL of a new database, which is dropped afterwards."""
-        url = self.new_database(migrated=migrated)
+        url = self.new_database(migrated=migrated, like=like)
         try:
             yield url
         finally:

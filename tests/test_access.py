@@ -30,7 +30,10 @@ from registry.server.routes.owners import PATH as OWNER
 from registry.server.routes.table import ROUTES
 from registry.server.tokens import Role
 from tests.exchanges import problem_of, running
-from tests.support import ROOT, Server, bearer, checksum, copied, owner_body, sql, wait_for
+from tests.places import on_both
+from tests.support import ROOT, Server, bearer, checksum, copied, owner_body, wait_for
+
+pytestmark = on_both
 
 OURS, OTHERS = "prod", "test"
 HELD = Owner(OURS, "backend", "generate", 1)
@@ -280,7 +283,7 @@ def test_one_slug_outside_of_the_patterns_refuses_the_whole_manifest(guarded: Gu
     request = {"url": "/v1/registrations", "json": body}
     problem = problem_of(guarded.send("narrow_writer", "POST", request), 403, "forbidden")
     assert "'qwen-2'" in problem["detail"]
-    with sql(guarded.server.database) as connection:
+    with guarded.server.place.sql() as connection:
         assert connection.execute("SELECT * FROM entries WHERE slug = 'gemma-3'").fetchall() == []
 
 

@@ -69,7 +69,7 @@ async def answers(tmp_path: Path) -> dict[str, list[Answer]]:
             target = f"/v1/metadata/{key}".encode()
             first = app.at_once(target, CLIENTS["curl"], state)
             app._paths.keep(target, file_keys.path_of(target))
-            location = registry.find((key.slug, key.suffix, key.filename))
+            location = await registry.keys.find((key.slug, key.suffix, key.filename))
             await registry.open((key.slug, key.suffix, key.filename), location)
             found[str(key)] = [first]
             found[str(key)] += [app.at_once(target, headers, state) for headers in CLIENTS.values()]

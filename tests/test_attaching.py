@@ -15,7 +15,10 @@ from registry.discovery import Kind
 from registry.discovery.file import FileDiscovery
 from registry.errors import Invalid, TooLarge
 from tests.models import make_model
+from tests.places import on_both
 from tests.support import Server
+
+pytestmark = on_both
 
 
 def entries_of(server: Server, slug: str) -> int:

@@ -24,7 +24,10 @@ from registry.store.ops import register
 from registry.store.reads.audit import CLASSES, FINDINGS_MAX, OF_DISCOVERY
 from registry.store.sqlite.engine import system_clock
 from tests.fleet import DAY, MINUTE, SECOND, Clock, World, key, run_cli, worker
-from tests.support import TABLES, Server, assert_sound, checksum, dump_of, sql, wait_for
+from tests.places import Dump, Place, Places, SQLitePlace, on_both, on_sqlite
+from tests.support import TABLES, Server, checksum, dump_of, sql, wait_for
+
+pytestmark = on_both
 
 CONFIG, TOKENIZER, ADAPTER = key("config.json"), key("tokenizer.json"), key("a.json", "tiny", "t")
 COPYING, SHARING, TUNED = worker(1), worker(2), worker(3, "tuned")
@@ -32,10 +35,10 @@ LONG = 40 * DAY
 """Longer ago than any grace or period of these tests."""
 
 
-def healthy(path: Path) -> World:
+def healthy(place: Place) -> World:
     """Three owners with leases: one holds a copy and a file, one the same two in place, and a
     LoRA a file of its own. At the real time, which the commands go by."""
-    world = World(path, Clock(system_clock() - 10 * SECOND))
+    world = World(place, Clock(system_clock() - 10 * SECOND))
     world.sweep()
     for owner, name in ((COPYING, None), (SHARING, None), (TUNED, "rank-0")):
         world.attach(owner, {}, lease=LEASE_MAX_MS, worker_name=name)
@@ -56,7 +59,7 @@ def healthy(path: Path) -> World:
 class Plant:
     """A fault: the statements that plant it, which finding that is, and what mends it.
 
-    `{now}` in a statement is the time, `{old}` is long ago.
+    `{now}` in a statement is the time, `{old}` is long ago, `{one}` is the content b"1".
     """
 
     name: str
@@ -170,7 +173,7 @@ PLANTS = {
     ),
     "content that nobody registered": Plant(
         "orphan_blob",
-        f"INSERT INTO blobs VALUES ('{checksum(b'1')}', 1, {{old}}, x'31')",
+        f"INSERT INTO blobs VALUES ('{checksum(b'1')}', 1, {{old}}, {{one}})",
         None,
         checksum(b"1"),
         lambda world: world.prune(),
@@ -237,8 +240,8 @@ PLANTS = {
     "a file below a root that is not there any more": Plant(
         "root_missing",
         f"""
-        INSERT OR REPLACE INTO settings (name, value)
-        VALUES ('artifact_roots', '["/elsewhere/"]');
+        INSERT INTO settings (name, value) VALUES ('artifact_roots', '["/elsewhere/"]')
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value;
         UPDATE owner_refs SET status = 'missing', verified_at = {{now}} WHERE {REF_OF_SHARING}
         """,
         SHARING,
@@ -323,44 +326,41 @@ PLANTS = {
 IN_SQL = CLASSES.keys() - {"path_outside_roots", "journal_says_held", "integrity", *OF_DISCOVERY}
 
 
-def plant(path: Path, statements: str, now: int) -> None:
+def plant(place: Place, statements: str, now: int) -> None:
     """As somebody does who writes past the registry: foreign keys are off."""
-    with sql(path) as connection:
-        connection.execute("PRAGMA foreign_keys = OFF")
+    words = {"{now}": str(now), "{old}": f"{now - LONG}"}
+    words["{one}"] = "x'31'" if isinstance(place, SQLitePlace) else "'\\x31'"
+    for word, value in words.items():
+        statements = statements.replace(word, value)
+    with place.unguarded() as connection:
         for statement in statements.split(";"):
-            connection.execute(
-                statement.replace("{now}", str(now)).replace("{old}", f"{now - LONG}")
-            )
+            connection.execute(statement)
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "registry.db"
-    world = healthy(path)
-    assert_sound(path)
-    assert found_in(path) == []
-    world.close()
-    return path
+def template(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with places.at(tmp_path_factory.mktemp("template")) as place:
+        world = healthy(place)
+        assert found_in(place) == []
+        world.close()
+        yield place
 
 
 @pytest.fixture
-def planted(template: Path, tmp_path: Path) -> Iterator[World]:
+def planted(places: Places, template: Place, tmp_path: Path) -> Iterator[World]:
     """A healthy database to plant in. It is not checked at the end: the tests do it."""
-    path = tmp_path / "planted.db"
-    shutil.copyfile(template, path)
-    world = World(path, Clock(system_clock()))
-    yield world
-    world.close()
+    with places.at(tmp_path, "planted.db", like=template, is_checked=False) as place:
+        world = World(place, Clock(system_clock()))
+        yield world
+        world.close()
 
 
 Row = tuple[str, str, str | None, str | None, str | None]
 """class, severity, owner, entry, since"""
 
 
-def found_in(path: Path) -> list[Row]:
-    with sql(path) as connection:
-        query = "SELECT class, severity, owner, entry, since FROM leaks ORDER BY class"
-        return connection.execute(query).fetchall()
+def found_in(place: Place) -> list[tuple[Any, ...]]:
+    return place.ask("SELECT class, severity, owner, entry, since FROM leaks ORDER BY class")
 
 
 def expected(case: Plant, now: int) -> Row:
@@ -382,8 +382,8 @@ def test_a_fault_is_reported_as_what_it_is_by_the_view_and_the_command(
 ) -> None:
     """Alone, or with what is then true as well."""
     case, now = PLANTS[name], planted.clock.now
-    plant(planted.path, case.statements, now)
-    rows = found_in(planted.path)
+    plant(planted.place, case.statements, now)
+    rows = found_in(planted.place)
     assert [row for row in rows if row[0] == case.name] == [expected(case, now)]
     assert {row[0] for row in rows} == {case.name, *case.inherent}
     severe = CLASSES[case.name] is not Severity.NOTE
@@ -413,43 +413,45 @@ def test_a_fault_is_reported_as_what_it_is_by_the_view_and_the_command(
 @pytest.mark.parametrize("name", [name for name in PLANTS if PLANTS[name].mend is not restore])
 def test_what_the_finding_advises_mends_it(planted: World, name: str) -> None:
     case = PLANTS[name]
-    plant(planted.path, case.statements, planted.clock.now)
+    plant(planted.place, case.statements, planted.clock.now)
     case.mend(planted)
-    assert found_in(planted.path) == []
-    assert_sound(planted.path)
+    assert found_in(planted.place) == []
+    planted.place.assert_sound()
 
 
-def test_every_fault_is_reported_over_http(template: Path, tmp_path: Path) -> None:
-    path = tmp_path / "served.db"
-    shutil.copyfile(template, path)
-    with sql(path) as connection:
-        connection.execute("DELETE FROM settings WHERE name = 'last_sweep_at'")
+def test_every_fault_is_reported_over_http(places: Places, template: Place, tmp_path: Path) -> None:
+    with places.at(tmp_path, "served.db", like=template) as place:
+        place.ask("DELETE FROM settings WHERE name = 'last_sweep_at'")
+        report_every_fault_over_http(place, template.dump())
+
+
+def report_every_fault_over_http(place: Place, healthy: Dump) -> None:
     # A sweep every hour: what is planted is not to be mended before it is looked at.
     flags: dict[str, Any] = {
         "lease_grace_s": 30 * 86_400,
         "sweep_interval_s": 3600,
         "artifact_root": "/",
     }
-    with Server(path, **flags) as server:
-        wait_for(lambda: bool(variable(path, "journal_round_at")))
-        wait_for(lambda: variable(path, "artifact_roots") == '["/"]')
+    with Server(place, **flags) as server:
+        wait_for(lambda: bool(variable(place, "journal_round_at")))
+        wait_for(lambda: variable(place, "artifact_roots") == '["/"]')
         for name, case in PLANTS.items():
             now = system_clock()
-            plant(path, case.statements, now)
-            rows = found_in(path)
+            plant(place, case.statements, now)
+            rows = found_in(place)
             assert [row for row in rows if row[0] == case.name] == [expected(case, now)], name
             for query in ({}, {"class": case.name}):
                 body = server.client.get("/v1/audit", params=query).json()
                 assert as_rows(body) == [r for r in rows if not query or r[0] == case.name], name
                 assert body["counts"] == {row[0]: 1 for row in rows if not query or r_is(row, case)}
-            put_back(path, template)
+            put_back(place, healthy)
             assert server.client.get("/v1/audit").json()["findings"] == [], name
         wrong = server.client.get("/v1/audit", params={"class": "nonsense"})
         assert (wrong.status_code, wrong.json()["code"]) == (422, "invalid")
 
 
-def r_is(row: Row, case: Plant) -> bool:
-    return row[0] == case.name
+def r_is(row: tuple[Any, ...], case: Plant) -> bool:
+    return bool(row[0] == case.name)
 
 
 def as_rows(body: dict[str, Any]) -> list[Row]:
@@ -458,24 +460,22 @@ def as_rows(body: dict[str, Any]) -> list[Row]:
     return sorted(rows)
 
 
-def variable(path: Path, name: str) -> str | None:
-    with sql(path) as connection:
-        row = connection.execute("SELECT value FROM settings WHERE name = ?", [name]).fetchone()
-    return row[0] if row else None
+def variable(place: Place, name: str) -> str | None:
+    rows = place.ask("SELECT value FROM settings WHERE name = ?", name)
+    return rows[0][0] if rows else None
 
 
-def put_back(path: Path, template: Path) -> None:
-    """Every row as in the template, but for the settings."""
-    with sql(path) as connection:
-        connection.execute("PRAGMA foreign_keys = OFF")
-        connection.execute(f"ATTACH '{template}' AS template")
-        connection.execute("BEGIN IMMEDIATE")
+def put_back(place: Place, healthy: Dump) -> None:
+    """Every row as it was, but for the settings."""
+    with place.unguarded() as connection:
+        connection.execute("BEGIN")
         for table in TABLES:
             if table != "settings":
-                connection.execute(f"DELETE FROM main.{table}")
-                connection.execute(f"INSERT INTO main.{table} SELECT * FROM template.{table}")
+                connection.execute(f"DELETE FROM {table}")
+                for row in healthy[table]:
+                    marks = ", ".join("?" * len(row))
+                    connection.execute(f"INSERT INTO {table} VALUES ({marks})", row)
         connection.execute("COMMIT")
-        connection.execute("DETACH template")
 
 
 # How it is reported
@@ -505,10 +505,10 @@ def test_a_healthy_database_has_no_findings_and_a_summary(planted: World) -> Non
 
 
 def test_the_audit_changes_nothing(planted: World) -> None:
-    before = dump_of(planted.path)
+    before = dump_of(planted.place)
     for arguments in (["audit"], ["audit", "--check-files"], ["verify"]):
         run_cli(*arguments, "--database-url", planted.url)
-    assert dump_of(planted.path) == before
+    assert dump_of(planted.place) == before
 
 
 def test_the_audit_does_not_stop_at_the_first_finding_and_shows_the_worst_first(
@@ -518,8 +518,8 @@ def test_the_audit_does_not_stop_at_the_first_finding_and_shows_the_worst_first(
     names += ["a refusal that stands", "content that nobody registered"]
     for name in names:
         if name != "an owner without a lease":
-            plant(planted.path, PLANTS[name].statements, planted.clock.now)
-    plant(planted.path, NEW_OWNER.format(name="NULL", at="old"), planted.clock.now)
+            plant(planted.place, PLANTS[name].statements, planted.clock.now)
+    plant(planted.place, NEW_OWNER.format(name="NULL", at="old"), planted.clock.now)
     code, out, _ = run_cli("audit", "--json", "--database-url", planted.url)
     found = [(each["severity"], each["class"]) for each in json.loads(out)["findings"]]
     assert code == 1
@@ -538,13 +538,15 @@ def test_the_audit_does_not_stop_at_the_first_finding_and_shows_the_worst_first(
 
 
 def test_all_findings_are_counted_and_the_first_thousand_listed(planted: World) -> None:
-    with sql(planted.path) as connection:
-        connection.executemany(
-            "INSERT INTO entries (slug, suffix, filename, checksum, size, generation, created_at, "
-            "updated_at) VALUES ('left', '_base', ?, ?, 0, 1, 5, 5)",
-            [(str(number), checksum(b"")) for number in range(FINDINGS_MAX + 5)],
-        )
-    plant(planted.path, PLANTS["a copy that is not there"].statements, planted.clock.now)
+    rows = ", ".join(
+        f"('left', '_base', '{number}', '{checksum(b'')}', 0, 1, 5, 5)"
+        for number in range(FINDINGS_MAX + 5)
+    )
+    planted.sql(
+        "INSERT INTO entries (slug, suffix, filename, checksum, size, generation, created_at, "
+        f"updated_at) VALUES {rows}"
+    )
+    plant(planted.place, PLANTS["a copy that is not there"].statements, planted.clock.now)
     for flags in ([], ["--check-files"]):
         arguments = ["audit", *flags, "--class", "missing_blob", "--class", "orphan_entry"]
         code, out, _ = run_cli(*arguments, "--json", "--database-url", planted.url)
@@ -604,11 +606,11 @@ def test_a_conflict_is_over_when_the_refused_owner_succeeds_or_leaves(planted: W
         before = planted.sql("SELECT COUNT(*) FROM events")
         resolve()
         assert planted.sql("SELECT COUNT(*) FROM events") == before  # It is said once.
-    assert_sound(planted.path)
+    planted.place.assert_sound()
 
 
 def conflicts(world: World) -> list[str | None]:
-    return [row[2] for row in found_in(world.path) if row[0] == "unresolved_conflict"]
+    return [row[2] for row in found_in(world.place) if row[0] == "unresolved_conflict"]
 
 
 def test_a_conflict_is_forgotten_after_an_hour(planted: World) -> None:
@@ -691,10 +693,11 @@ def test_a_ref_that_is_released_while_its_file_is_looked_at_is_not_reported(
 
 
 @pytest.fixture
-def large(template: Path, tmp_path: Path) -> World:
-    """A database with content that fills pages of its own."""
+def large(template: Place, tmp_path: Path) -> World:
+    """A SQLite file with content that fills pages of its own."""
+    assert isinstance(template, SQLitePlace)
     path = tmp_path / "large.db"
-    shutil.copyfile(template, path)
+    shutil.copyfile(template.path, path)
     world = World(path, Clock(system_clock()))
     world.attach(COPYING, {key("large.bin"): b"x" * 50_000}, lease=LEASE_MAX_MS)
     world.sql("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -712,6 +715,7 @@ def verified(world: World) -> list[tuple[str, str | None, str]]:
     return [(each["class"], each["entry"], each["detail"]) for each in body["findings"]]
 
 
+@on_sqlite
 def test_content_whose_bytes_rotted_is_found_by_its_checksum(large: World) -> None:
     """One byte in a page that holds nothing but content: SQLite does not see it."""
     flip(large.path, large.path.read_bytes().index(b"x" * 4000) + 100)
@@ -730,6 +734,7 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 0xFF]))
 
 
+@on_sqlite
 def test_a_page_that_rotted_is_found_and_the_other_looks_go_on(large: World) -> None:
     """The journal's index of entries is overwritten; content is hashed all the same."""
     with sql(large.path) as connection:
@@ -749,8 +754,9 @@ def test_a_page_that_rotted_is_found_and_the_other_looks_go_on(large: World) -> 
     assert len(found) > 1
 
 
+@on_sqlite
 def test_a_foreign_key_that_leads_nowhere_is_found(planted: World) -> None:
-    plant(planted.path, "DELETE FROM owners WHERE instance_id = '3'", planted.clock.now)
+    plant(planted.place, "DELETE FROM owners WHERE instance_id = '3'", planted.clock.now)
     found = verified(planted)
     # And nobody holds what was registered: the journal knows the owner by its name.
     assert [kind for kind, _, _ in found] == ["integrity", "journal_says_held"]
@@ -759,22 +765,22 @@ def test_a_foreign_key_that_leads_nowhere_is_found(planted: World) -> None:
 
 def test_a_ref_to_other_content_than_is_registered_is_found(planted: World) -> None:
     case = PLANTS["an entry of which nobody has the bytes"]
-    plant(planted.path, case.statements, planted.clock.now)
+    plant(planted.place, case.statements, planted.clock.now)
     ((kind, entry, detail),) = verified(planted)
     assert (kind, entry) == ("integrity", str(ADAPTER))
     assert detail.startswith(f"a ref holds {checksum(b'{}')} where")
 
 
 def test_a_size_that_is_not_the_content_s_is_found(planted: World) -> None:
-    plant(planted.path, "UPDATE entries SET size = 99 WHERE id = 1", planted.clock.now)
+    plant(planted.place, "UPDATE entries SET size = 99 WHERE id = 1", planted.clock.now)
     detail = "its content has 2 bytes, not 99; restore a backup"
     assert verified(planted) == [("integrity", str(CONFIG), detail)]
 
 
 def test_a_registration_whose_ref_is_gone_without_a_word_is_found(planted: World) -> None:
     """Only by reading the journal; the view sees nothing wrong, as another holds the entry."""
-    plant(planted.path, f"DELETE FROM owner_refs WHERE {REF_OF_SHARING}", planted.clock.now)
-    assert found_in(planted.path) == []
+    plant(planted.place, f"DELETE FROM owner_refs WHERE {REF_OF_SHARING}", planted.clock.now)
+    assert found_in(planted.place) == []
     ((kind, entry, detail),) = verified(planted)
     assert (kind, entry) == ("journal_says_held", str(CONFIG))
     assert "nothing says that it was released" in detail
@@ -784,7 +790,7 @@ def test_a_registration_whose_ref_is_gone_without_a_word_is_found(planted: World
 
 def test_the_other_way_round_is_found_as_well(planted: World) -> None:
     case = PLANTS["a ref whose event is not in the journal"]
-    plant(planted.path, case.statements, planted.clock.now)
+    plant(planted.place, case.statements, planted.clock.now)
     assert [kind for kind, _, _ in verified(planted)] == ["journal_says_gone"]
 
 

@@ -24,6 +24,7 @@ from tests.exchanges import (
     traceback_of,
     worker,
 )
+from tests.places import Places
 from tests.support import JSON, Server, checksum, copied, owner_body
 
 MAX_BODY_BYTES = 4 << 20
@@ -38,14 +39,16 @@ HELD = {"slug": "other", "suffix": "_base", "filename": "f", "checksum": CHECKSU
 
 
 @pytest.fixture(scope="module")
-def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def running_server(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder: Path = tmp_path_factory.mktemp("bad-input")
-    with running(
-        folder,
-        artifact_root=folder,
-        max_blob_bytes=MAX_BLOB_BYTES,
-        max_manifest_bytes=MAX_MANIFEST_BYTES,
-    ) as server:
+    limits: dict[str, Any] = {
+        "max_blob_bytes": MAX_BLOB_BYTES,
+        "max_manifest_bytes": MAX_MANIFEST_BYTES,
+    }
+    with (
+        places.at(folder) as place,
+        running(place, artifact_root=folder, **limits) as server,
+    ):
         assert server.register_copies(worker("kept"), {KEPT: CONTENT}).status_code == 200
         yield server
 
@@ -53,10 +56,10 @@ def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
 @pytest.fixture
 def shared(running_server: Server) -> Iterator[Server]:
     """A service which, when the test is over, has the rows that it had before, and serves."""
-    before, log_length = rows_of(running_server.database), len(running_server.log)
+    before, log_length = rows_of(running_server.place), len(running_server.log)
     yield running_server
     settle(running_server)
-    assert rows_of(running_server.database) == before
+    assert rows_of(running_server.place) == before
     assert running_server.fetch(KEPT).content == CONTENT
     assert traceback_of(running_server, log_length) == ""
 
@@ -381,13 +384,13 @@ def test_a_manifest_of_too_many_bytes_is_refused(running_server: Server, source:
         running_server.upload(content)
         lines = [copied(key, content) for key in keys]
     else:
-        path = running_server.database.with_name(slug)
+        path = running_server.place.folder / (slug)
         path.write_bytes(content)
         fields = ("slug", "suffix", "filename")
         lines = [{f: getattr(key, f) for f in fields} | {"path": str(path)} for key in keys]
-    before = rows_of(running_server.database)
+    before = rows_of(running_server.place)
     problem_of(running_server.register(worker(slug), lines), 413, "too_large")
-    assert rows_of(running_server.database) == before
+    assert rows_of(running_server.place) == before
     assert running_server.register(worker(slug), lines[:4]).status_code == 200
 
 

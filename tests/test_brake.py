@@ -28,6 +28,9 @@ from tests.fleet import (
     run_cli,
     worker,
 )
+from tests.places import on_both
+
+pytestmark = on_both
 
 FLEET = [worker(number) for number in range(1, 101)]
 BRAKE_MAX = Policy().brake_max_ms
@@ -146,7 +149,7 @@ def test_it_holds_and_says_so_everywhere(braked: World, caplog: pytest.LogCaptur
     braked.clock.now += SECOND * 9
 
     async def ask() -> None:
-        async with Service(braked.path, braked.clock) as registry:
+        async with Service(braked.place, braked.clock) as registry:
             with caplog.at_level(logging.WARNING):
                 await Sweeper(registry).sweep_once()
             check, warnings = await registry.health.check_sweeper()
@@ -171,7 +174,7 @@ def test_it_is_remembered_by_whoever_sweeps_next(braked: World) -> None:
     """It is state of the database: a restart does not let go of it, nor engage it again."""
     since = braked.variable("brake_engaged_at")
     braked.database.close()
-    again = World(braked.path, braked.clock)
+    again = World(braked.place, braked.clock)
     assert ended(again.sweeping_for(5 * MINUTE)) == [0] * 30
     assert again.variable("brake_engaged_at") == since
     assert len(again.kinds(PAUSED)) == 1

@@ -8,7 +8,10 @@ from registry.core.records import Drained, Lease, OwnerState, Renewed
 from registry.core.times import parse_time
 from registry.errors import LeaseGone
 from tests.fleet import DAY, GRACE, HOUR, INTERVAL, LEASE, MINUTE, SECOND, World, key, worker
+from tests.places import on_both
 from tests.support import Server
+
+pytestmark = on_both
 
 MINE, OTHER = worker(1), worker(2)
 FILES = {key("config.json"): b"{}"}

@@ -213,7 +213,7 @@ def test_other_content_is_a_conflict_that_names_the_holders_and_changes_nothing(
     assert conflict.offered == checksum(b"second")
     assert [holder.owner for holder in conflict.holders] == [OWNER]
     after = dump_of(database_path)
-    assert {name for name in before if after[name] != before[name]} == {"events", "sqlite_sequence"}
+    assert {name for name in before if after[name] != before[name]} == {"events", "ids"}
     assert len(after["events"]) == len(before["events"]) + 1
 
 

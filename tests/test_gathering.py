@@ -6,25 +6,28 @@ import asyncio
 from collections.abc import Sequence
 
 from registry.errors import Busy
-from registry.store.engine import Connection
+from registry.store.engine import Connection, Engine
 from registry.store.group_commit import GATHERED_MAX, Writer
-from registry.store.sqlite.engine import Database
+from tests.places import on_both
+
+pytestmark = on_both
 
 
 def note(conn: Connection, now: int, items: Sequence[int]) -> list[int]:
     """An operation that writes its items and answers with how many there were."""
     for item in items:
-        conn.run_text("INSERT INTO settings VALUES (?, ?)", (f"note-{item}", str(now)))
+        row = {"name": f"note-{item}", "value": str(now)}
+        conn.run_text("INSERT INTO settings VALUES (:name, :value)", row)
     return [len(items)] * len(items)
 
 
-def notes(database: Database) -> int:
+def notes(database: Engine) -> int:
     with database.read() as conn:
         found: int = conn.run_text("SELECT COUNT(*) FROM settings WHERE name LIKE 'note-%'")[0][0]
         return found
 
 
-def test_callers_of_one_round_of_the_event_loop_share_a_commit(database: Database) -> None:
+def test_callers_of_one_round_of_the_event_loop_share_a_commit(database: Engine) -> None:
     async def run() -> list[int]:
         writer = Writer(database)
         writer.start()
@@ -37,7 +40,7 @@ def test_callers_of_one_round_of_the_event_loop_share_a_commit(database: Databas
 
 
 def test_callers_who_come_one_after_the_other_round_by_round_share_one_as_well(
-    database: Database,
+    database: Engine,
 ) -> None:
     async def run() -> list[int]:
         writer = Writer(database)
@@ -56,7 +59,7 @@ def test_callers_who_come_one_after_the_other_round_by_round_share_one_as_well(
     assert outcomes[0] > 1
 
 
-def test_callers_who_never_cease_to_come_keep_nobody_waiting(database: Database) -> None:
+def test_callers_who_never_cease_to_come_keep_nobody_waiting(database: Engine) -> None:
     """A batch is handed over when it is large enough, though more comes with every round."""
 
     async def run() -> list[int]:
@@ -76,7 +79,7 @@ def test_callers_who_never_cease_to_come_keep_nobody_waiting(database: Database)
     assert max(asyncio.run(run())) <= GATHERED_MAX
 
 
-def test_what_was_accepted_just_before_the_end_is_written(database: Database) -> None:
+def test_what_was_accepted_just_before_the_end_is_written(database: Engine) -> None:
     async def run() -> int:
         writer = Writer(database)
         writer.start()
@@ -90,7 +93,7 @@ def test_what_was_accepted_just_before_the_end_is_written(database: Database) ->
     assert notes(database) == 1
 
 
-def test_what_comes_together_still_has_a_limit(database: Database) -> None:
+def test_what_comes_together_still_has_a_limit(database: Engine) -> None:
     async def run() -> list[int | BaseException]:
         writer = Writer(database, queue_max=10)
         writer.start()

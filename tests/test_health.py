@@ -10,8 +10,12 @@ from typing import Any
 from registry.config import Settings
 from registry.service import health as health_module
 from registry.service.registry import Registry
-from registry.store.sqlite.engine import Database
-from tests.support import Server, sql
+from registry.store.engine import Engine
+from registry.store.opening import open_database
+from tests.places import Place, on_both, on_sqlite
+from tests.support import Server
+
+pytestmark = on_both
 
 
 def health_of(server: Server) -> tuple[int, dict[str, str]]:
@@ -22,10 +26,9 @@ def health_of(server: Server) -> tuple[int, dict[str, str]]:
 
 
 @asynccontextmanager
-async def started(database: Database, **settings: Any) -> AsyncIterator[Registry]:
+async def started(place: Place, **settings: Any) -> AsyncIterator[Registry]:
     """A registry in this process, for what no request can break."""
-    url = f"sqlite:///{database.path}"
-    registry = Registry(Settings(database_url=url, **settings), Database(url))
+    registry = Registry(Settings(database_url=place.url, **settings), open_database(place.url))
     await registry.start()
     try:
         yield registry
@@ -40,6 +43,7 @@ def test_a_healthy_service_says_so_of_every_check(server: Server) -> None:
     assert set(checks.values()) == {"ok"}
 
 
+@on_sqlite
 def test_a_disk_with_too_little_space_is_told_with_the_way_out(
     serve: Callable[..., Server],
 ) -> None:
@@ -53,18 +57,16 @@ def test_a_disk_with_too_little_space_is_told_with_the_way_out(
 
 def test_a_database_that_stays_locked_is_told(serve: Callable[..., Server]) -> None:
     server = serve(busy_timeout_s=0.2)
-    with sql(server.database) as connection:
-        connection.execute("BEGIN IMMEDIATE")
+    with server.place.write_locked():
         status, checks = health_of(server)
-        connection.execute("ROLLBACK")
     assert status == 503
-    assert "locked" in checks["database"]
+    assert "lock" in checks["database"]
     assert health_of(server)[0] == 200
 
 
-def test_a_writer_that_ended_is_told_and_is_not_waited_for(database: Database) -> None:
+def test_a_writer_that_ended_is_told_and_is_not_waited_for(place: Place, database: Engine) -> None:
     async def scenario() -> dict[str, str]:
-        async with started(database) as registry:
+        async with started(place) as registry:
             registry.writer.close()
             return await registry.health.check()
 
@@ -74,14 +76,14 @@ def test_a_writer_that_ended_is_told_and_is_not_waited_for(database: Database) -
     assert checks["disk"] == "ok"
 
 
-def test_a_check_that_hangs_is_given_up(database: Database, monkeypatch: Any) -> None:
+def test_a_check_that_hangs_is_given_up(place: Place, database: Engine, monkeypatch: Any) -> None:
     monkeypatch.setattr(health_module, "PATIENCE_S", 3.0)
 
     async def hang(*_arguments: object) -> Any:
         await asyncio.Event().wait()
 
     async def scenario() -> dict[str, str]:
-        async with started(database, busy_timeout_s=0) as registry:
+        async with started(place, busy_timeout_s=0) as registry:
             submit: Callable[..., Awaitable[Any]] = registry.writer.submit
             monkeypatch.setattr(registry.writer, "submit", hang)
             found = await registry.health.check()

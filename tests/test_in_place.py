@@ -20,7 +20,7 @@ import pytest
 
 from registry.core.records import ArtifactKey
 from tests.exchanges import journal, key_of, new_slug, problem_of, rows_of, running, settle, worker
-from tests.support import Server, checksum, copied, in_place, sql, wait_for
+from tests.support import Server, checksum, copied, in_place, wait_for
 
 LIMIT_BYTES = 65_536
 AGED_FILES = 48
@@ -195,9 +195,9 @@ def test_what_is_no_file_of_the_root_is_refused(
         in_place(key_of(slug, "bad"), path),
         copied(key_of(slug, "copy"), GOOD),
     ]
-    before = rows_of(shared.database)
+    before = rows_of(shared.place)
     problem_of(shared.register(worker(slug), lines), status, CODES[status])
-    assert rows_of(shared.database) == before
+    assert rows_of(shared.place) == before
 
 
 @pytest.mark.parametrize("name", ["fifo", "link-fifo", "socket", "device", "sub", "large.json"])
@@ -252,9 +252,9 @@ def was_opened(watch: int) -> bool:
 def test_a_path_that_leads_nowhere_near_is_refused(
     shared: Server, slug: str, path: str, status: int, code: str
 ) -> None:
-    before = rows_of(shared.database)
+    before = rows_of(shared.place)
     problem_of(shared.register(worker(slug), [in_place(key_of(slug), path)]), status, code)
-    assert rows_of(shared.database) == before
+    assert rows_of(shared.place) == before
 
 
 @pytest.mark.parametrize(
@@ -287,11 +287,11 @@ def test_what_is_not_a_stable_file_is_refused_even_if_the_root_is_everything(
 def test_without_a_root_nothing_can_be_registered_in_place(
     server: Server, tree: Tree, slug: str
 ) -> None:
-    before = rows_of(server.database)
+    before = rows_of(server.place)
     lines = [in_place(key_of(slug), tree.root / "file.json")]
     problem = problem_of(server.register(worker(slug), lines), 403, "path_not_allowed")
     assert "--artifact-root" in problem["detail"]
-    assert rows_of(server.database) == before
+    assert rows_of(server.place) == before
     assert server.register_copies(worker(slug), {key_of(slug): GOOD}).status_code == 200
 
 
@@ -322,7 +322,7 @@ def test_links_within_the_root_are_followed_and_the_path_is_kept_as_it_was_given
     explained = shared.client.get(f"/v1/artifacts/{key}").json()
     assert [holder["path"] for holder in explained["holders"]] == [str(path)]
     kept = path if ".." in given or given.startswith("link-root") else tree.base / given
-    with sql(shared.database) as connection:
+    with shared.place.sql() as connection:
         query = "SELECT path, source FROM holders WHERE slug = ?"
         assert connection.execute(query, [slug]).fetchall() == [(str(kept), "in_place")]
     assert shared.fetch(key).content == path.read_bytes()
@@ -371,14 +371,14 @@ def test_a_link_that_is_turned_elsewhere_changes_nothing(
 def test_a_given_checksum_and_size_must_agree_with_the_file(
     shared: Server, path: Path, slug: str, given: dict[str, object], status: int
 ) -> None:
-    before = rows_of(shared.database)
+    before = rows_of(shared.place)
     answer = shared.register(worker(slug), [{**in_place(key_of(slug), path), **given}])
     if status == 200:
         [artifact] = answer.json()["artifacts"]
         assert (artifact["checksum"], artifact["size"]) == (checksum(GOOD), len(GOOD))
     else:
         problem_of(answer, 422, "checksum_mismatch")
-        assert rows_of(shared.database) == before
+        assert rows_of(shared.place) == before
 
 
 # S12: what became of a registered file
@@ -491,7 +491,7 @@ def statuses(server: Server, key: ArtifactKey) -> list[str]:
 
 def looks(server: Server, slug: str) -> list[str]:
     """What the journal says of looks at the files of a model."""
-    events = journal(server.database, "drifted", "missing", "restored", slug=slug)
+    events = journal(server.place, "drifted", "missing", "restored", slug=slug)
     return [event["kind"] for event in events]
 
 
@@ -543,7 +543,7 @@ def test_the_identity_of_an_aged_file_is_kept_and_that_of_a_young_one_is_not(
         in_place(key_of(slug, "young"), path),
     ]
     shared.register(worker(slug), lines)
-    with sql(shared.database) as connection:
+    with shared.place.sql() as connection:
         rows = connection.execute(
             "SELECT e.filename, r.file_identity IS NOT NULL FROM owner_refs r "
             "JOIN entries e ON e.id = r.entry_id WHERE e.slug = ?",

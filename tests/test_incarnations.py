@@ -26,7 +26,10 @@ from registry.errors import (
 )
 from registry.store.ops import register
 from tests.fleet import DAY, GRACE, HOUR, LEASE, MINUTE, SECOND, World, key, worker
+from tests.places import on_both
 from tests.support import Server, checksum, copied, dump_of
+
+pytestmark = on_both
 
 OLD, NEW, OTHER = worker(1), worker(2), worker(3)
 NAME = "rank-0"
@@ -56,7 +59,7 @@ def held(world: World) -> list[tuple[str, str, str]]:
 
 def changed(world: World, before: dict[str, list[tuple[object, ...]]]) -> set[str]:
     """The tables whose rows are not what they were."""
-    return {table for table, rows in dump_of(world.path).items() if rows != before[table]}
+    return {table for table, rows in dump_of(world.place).items() if rows != before[table]}
 
 
 # The newer takes the place of the older
@@ -200,15 +203,15 @@ def test_changed_files_are_refused_and_nobody_is_superseded_when_another_holds_t
     old.sweep()
     old.attach(OTHER, {CONFIG: b"{}"})
     old.upload(b"{'new': 1}")
-    before = dump_of(old.path)
+    before = dump_of(old.place)
     lines = [Artifact(CONFIG, checksum(b"{'new': 1}")), Artifact(TOKENIZER, checksum(b"[1]"))]
     for _ in range(2):
         outcome = offer(old, NEW, *lines)
         assert isinstance(outcome, Conflict)
         (conflict,) = outcome.conflicts
         assert [each.owner for each in conflict.holders] == [OTHER]  # Not its own older self.
-        assert changed(old, before) == {"events", "sqlite_sequence"}
-        new = dump_of(old.path)["events"][len(before["events"]) :]
+        assert changed(old, before) == {"events", "ids"}
+        new = dump_of(old.place)["events"][len(before["events"]) :]
         assert [row[2] for row in new] == ["refused"]
     old.renew(OLD, worker(1, "tuned"), OTHER)
     assert old.findings()["unresolved_conflict"] == 1
@@ -235,9 +238,9 @@ def test_a_registration_that_is_refused_for_its_content_changes_nothing(
     refusal: type[RegistryError],
 ) -> None:
     old.sweep()
-    before = dump_of(old.path)
+    before = dump_of(old.place)
     assert isinstance(offer(old, NEW, *lines(old)), refusal)
-    assert dump_of(old.path) == before
+    assert dump_of(old.place) == before
     old.renew(OLD, worker(1, "tuned"))
     old.assert_healthy()
 
@@ -260,7 +263,7 @@ def test_a_zombie_is_told_that_it_was_replaced_whatever_it_calls(old: World) -> 
     """Also for a LoRA that it never had. To leave is fine, and changes nothing."""
     old.sweep()
     old.attach(NEW, FILES, worker_name=NAME)
-    before = dump_of(old.path)
+    before = dump_of(old.place)
     for outcome in calls(old, OLD):
         assert type(outcome) is Superseded
     assert old.unregister(OLD) == Receipt(OLD)

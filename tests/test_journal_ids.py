@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -12,11 +10,14 @@ from registry.core.events import EventFilter, EventOrder
 from registry.core.records import Owner
 from registry.errors import Conflict
 from registry.store.journal import find_unresolved
+from registry.store.opening import migrations_of
 from registry.store.ops.prune import Prune, prune
 from registry.store.reads import events, queries
 from registry.store.reads.verify import verify
-from registry.store.sqlite import migrate as migrate_module
-from tests.fleet import Hasty, World, key, worker
+from tests.fleet import World, key, worker
+from tests.places import on_both
+
+pytestmark = on_both
 
 HELD, GONE, AGAIN = key(slug="held"), key(slug="gone"), key(slug="again")
 STAYS, LEAVES, REFUSED = worker(1), worker(2), worker(3)
@@ -59,18 +60,17 @@ def without_upgrades(told: dict[str, Any]) -> dict[str, Any]:
 
 def migrate(world: World) -> None:
     """Down to the revision before, and up again."""
-    url = f"sqlite:///{world.path}"
     world.database.close()
-    migrate_module.downgrade(url, "0002")
-    migrate_module.upgrade(url)
-    world.database = Hasty(url, clock=world.clock)
+    migrations = migrations_of(world.url)
+    migrations.downgrade(world.url, "0002")
+    migrations.upgrade(world.url)
+    world.open()
 
 
 def last_event_id(world: World) -> int:
-    with closing(sqlite3.connect(world.path)) as connection:
-        query = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
-        found: int = connection.execute(query).fetchone()[0]
-        return found
+    ((last,),) = (rest for name, *rest in world.place.dump()["ids"] if name == "events")
+    assert isinstance(last, int)
+    return last
 
 
 def test_every_event_is_found_by_owner_and_by_key_after_the_upgrade(world: World) -> None:
@@ -89,7 +89,7 @@ def test_ids_go_on_where_they_were_even_if_the_last_events_are_gone(world: World
     lived_in(world)
     last = last_event_id(world)
     with world.database.write() as conn:
-        conn.run_text("DELETE FROM events WHERE id > ?", (last - 2,))
+        conn.run_text("DELETE FROM events WHERE id > :last", {"last": last - 2})
     migrate(world)
     with world.database.read() as conn:
         ((upgraded,),) = conn.run_text("SELECT id FROM events WHERE kind = 'upgraded'")
@@ -105,7 +105,9 @@ def test_what_was_gone_before_the_upgrade_keeps_one_id_for_each_name(world: Worl
             "SELECT slug, COUNT(DISTINCT entry_id), MIN(entry_id) < 0, MAX(entry_id) < 0 "
             "FROM events WHERE slug IS NOT NULL GROUP BY slug ORDER BY slug"
         )
-        who = conn.run_text("SELECT COUNT(*) FROM events WHERE owner_id IS NULL AND slug NOT NULL")
+        who = conn.run_text(
+            "SELECT COUNT(*) FROM events WHERE owner_id IS NULL AND slug IS NOT NULL"
+        )
     assert rows == [("again", 1, 0, 0), ("gone", 1, 1, 1), ("held", 1, 0, 0)]
     assert who == [(1,)]  # The refusal.
     world.unregister(REFUSED)
@@ -119,7 +121,7 @@ def test_the_journal_is_pruned_as_before_after_the_upgrade(world: World) -> None
     world.clock.now += 10
     world.do(prune, Prune())
     with world.database.read() as conn:
-        kept = conn.run_text("SELECT kind, slug FROM events WHERE slug NOT NULL ORDER BY id")
+        kept = conn.run_text("SELECT kind, slug FROM events WHERE slug IS NOT NULL ORDER BY id")
     assert kept == [("registered", "held"), ("registered", "again")]
 
 
@@ -149,7 +151,7 @@ def test_an_owner_that_was_forgotten_is_found_by_its_name(world: World) -> None:
 def test_a_program_that_knows_no_ids_writes_nothing(world: World) -> None:
     """It may still run when another has upgraded its database."""
     with (
-        pytest.raises(sqlite3.IntegrityError, match="ck_events_entry"),
+        pytest.raises(Exception, match="ck_events_entry"),
         world.database.write() as c,
     ):
         c.run_text(

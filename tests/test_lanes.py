@@ -30,7 +30,7 @@ import sys, time
 from pathlib import Path
 from registry import cli
 from registry.service import lookups
-from registry.store.reads import events, queries
+from registry.store.reads import events, lookup, queries
 
 def held(query):
     def wait(*arguments, **options):
@@ -200,16 +200,16 @@ def test_hundreds_of_probes_at_once_are_one_look(serve: Callable[..., Server]) -
 
 SHORT = """
 from registry import cli
-from registry.service import lookups, registry
+from registry.service import lookups
 from registry.server.routes import registrations
-from registry.store.reads import events, queries
+from registry.store.reads import events, lookup, queries
 
 def failing(error):
     def fail(*arguments, **options):
         raise error
     return fail
 
-Registry, find = registry.Registry, registry.Registry.find
+find = lookup.Locator.find
 SHORTAGES = {
     "memory": MemoryError(), "stack": RecursionError("maximum recursion depth exceeded"),
     "threads": RuntimeError("can't start new thread"), "files": OSError(24, "Too many open files"),
@@ -218,7 +218,7 @@ def find_(self, key):
     if key[2] in SHORTAGES:
         raise SHORTAGES[key[2]]
     return find(self, key)
-Registry.find = find_
+lookup.Locator.find = find_
 lookups.audit = failing(SHORTAGES["memory"])
 queries.list_models = failing(SHORTAGES["stack"])
 events.list_events = failing(SHORTAGES["threads"])

@@ -17,9 +17,10 @@ from registry.content.budget import Room
 from registry.content.uploads import UPLOADS_MAX
 from registry.core.records import ArtifactKey, Owner
 from registry.errors import Busy
+from registry.store.engine import Engine
 from registry.store.group_commit import WAITING_ROWS_MAX, Writer
-from registry.store.sqlite.engine import Database
 from tests.exchanges import Answer, Line, problem_of, request, running
+from tests.places import Places
 from tests.support import Server, checksum, copied, wait_for
 
 KEY = ArtifactKey("model", "_base", "config.json")
@@ -42,9 +43,10 @@ def _many_descriptors() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service that waits for nobody longer than two seconds."""
-    with running(tmp_path_factory.mktemp("limits"), body_timeout_s=2) as server:
+    folder = tmp_path_factory.mktemp("limits")
+    with places.at(folder) as place, running(place, body_timeout_s=2) as server:
         contents = {KEY: CONTENT, LARGE: LARGE_CONTENT}
         assert server.register_copies(OWNER, contents).status_code == 200
         assert server.fetch(LARGE).content == LARGE_CONTENT
@@ -429,7 +431,7 @@ def test_what_does_not_fit_into_a_room_is_refused_and_what_left_makes_room() -> 
     assert room.used_bytes == 0
 
 
-def test_writes_of_too_many_rows_are_refused_while_others_wait(database: Database) -> None:
+def test_writes_of_too_many_rows_are_refused_while_others_wait(database: Engine) -> None:
     writer = Writer(database)
 
     async def scenario() -> None:

@@ -249,7 +249,7 @@ async def hold(registry: Registry, path: Path, checksum: str | None = None) -> N
 
 async def read(registry: Registry) -> bytes:
     await registry.writer.submit(_nothing, None)
-    location = registry.find(NAMES)
+    location = await registry.keys.find(NAMES)
     assert location is not None
     opened = registry.ready(location) or await registry.open(NAMES, location)
     if isinstance(opened, Body):
@@ -315,7 +315,7 @@ def test_a_stream_goes_on_as_long_as_its_bytes_are_right(
 
     async def scenario(registry: Registry) -> None:
         await hold(registry, path)
-        location = registry.find(NAMES)
+        location = await registry.keys.find(NAMES)
         assert location is not None
         stream = await registry.open(NAMES, location)
         assert isinstance(stream, Stream)
@@ -343,7 +343,7 @@ def test_a_stream_ends_before_the_first_wrong_byte_and_the_next_look_says_so(
 
     async def scenario(registry: Registry) -> None:
         await hold(registry, path)
-        location = registry.find(NAMES)
+        location = await registry.keys.find(NAMES)
         assert location is not None
         stream = await registry.open(NAMES, location)
         assert isinstance(stream, Stream)
@@ -380,7 +380,7 @@ def test_what_never_holds_still_is_busy_and_nothing_is_put_down(
 
     async def scenario(registry: Registry) -> None:
         await hold(registry, path)
-        location = registry.find(NAMES)
+        location = await registry.keys.find(NAMES)
         assert location is not None
         other_bytes(path)
         with at_each_part(path, other_bytes):

@@ -238,7 +238,7 @@ def test_what_was_put_right_without_a_trace_is_served_again_after_a_while(
 async def part_of(registry: Registry, names: tuple[str, ...], at: int) -> bool:
     """Whether a block can be had, once what is known was written down."""
     await registry.writer.submit(_nothing, None)
-    location = registry.find(names)
+    location = await registry.keys.find(names)
     assert location is not None
     try:
         stream = await registry.open(names, location, at)

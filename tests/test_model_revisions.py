@@ -18,7 +18,10 @@ from registry.core.model_revisions import revision_slug
 from registry.core.records import Owner
 from tests.commands import run_here
 from tests.exchanges import journal, key_of, new_slug, problem_of, rows_of, running, worker
-from tests.support import Server, checksum, copied, in_place, sql
+from tests.places import Places, on_both
+from tests.support import Server, checksum, copied, in_place
+
+pytestmark = on_both
 
 OLD = {"config.json": b"old", "tokenizer.json": b"same"}
 NEW = {"config.json": b"new", "tokenizer.json": b"same"}
@@ -27,9 +30,9 @@ Files = Mapping[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("revisions")
-    with running(folder, artifact_root=folder) as server:
+    with places.at(folder) as place, running(place, artifact_root=folder) as server:
         yield server
 
 
@@ -71,7 +74,7 @@ def served(server: Server, slug: str) -> dict[str, bytes]:
 
 def base_slugs(server: Server, slug: str) -> dict[str, str | None]:
     """What the entries of a model and of its revisions say they are revisions of."""
-    with sql(server.database) as connection:
+    with server.place.sql() as connection:
         rows = connection.execute(
             "SELECT DISTINCT slug, base_slug FROM entries WHERE slug = ? OR base_slug = ?",
             [slug, slug],
@@ -130,12 +133,12 @@ def test_the_journal_says_why_a_revision_is_one(shared: Server, slug: str) -> No
     offer(shared, worker(slug, 1), slug, OLD)
     offer(shared, worker(slug, 2), slug, NEW)
     why = f"revision of {slug}: {slug}/_base/config.json is held by {slug}/backend/generate/1/_base"
-    events = journal(shared.database, "created", "registered", slug=revision_of(slug, NEW))
+    events = journal(shared.place, "created", "registered", slug=revision_of(slug, NEW))
     assert [(each["kind"], each["reason"]) for each in events] == [
         ("created", why),
         ("registered", why),
     ] * 2
-    assert journal(shared.database, "refused", slug=slug) == []
+    assert journal(shared.place, "refused", slug=slug) == []
 
 
 def test_others_with_the_same_files_share_the_revision(shared: Server, slug: str) -> None:
@@ -196,11 +199,11 @@ def test_an_owner_finds_its_own_revision_again_whoever_left_the_base_slug(
     offer(shared, worker(slug, 1), slug, OLD)
     offer(shared, worker(slug, 2), slug, NEW)
     for _ in range(2):
-        before = journal(shared.database)
+        before = journal(shared.place)
         answer = offer(shared, worker(slug, 2), slug, NEW)
         assert slug_of(answer) == revision_of(slug, NEW)
         assert outcomes(answer) == ["unchanged", "unchanged"]
-        assert journal(shared.database) == before
+        assert journal(shared.place) == before
         shared.unregister(worker(slug, 1))
     # Who comes now finds the base slug free.
     assert slug_of(offer(shared, worker(slug, 3), slug, NEW)) == slug
@@ -214,7 +217,7 @@ def test_what_was_lost_is_registered_as_a_revision_again_though_nothing_is_in_th
     assert slug_of(answer) == revision_of(slug, NEW)
     assert slug_of(offer(shared, worker(slug, 1), slug, OLD, on_conflict="refuse")) == slug
     assert base_slugs(shared, slug) == {slug: None, revision_of(slug, NEW): slug}
-    events = journal(shared.database, "registered", slug=revision_of(slug, NEW))
+    events = journal(shared.place, "registered", slug=revision_of(slug, NEW))
     assert {each["reason"] for each in events} == {f"revision of {slug}"}
 
 
@@ -233,7 +236,7 @@ def test_an_owner_of_the_base_slug_with_other_bytes_holds_both_until_it_leaves(
 
 def test_files_in_place_may_be_a_revision(shared: Server, slug: str) -> None:
     """The checksums are those of what was hashed, though none was given."""
-    path = shared.database.with_name(f"{slug}.json")
+    path = shared.place.folder / (f"{slug}.json")
     path.write_bytes(b"in place")
     offer(shared, worker(slug, 1), slug, OLD)
     answer = shared.register(
@@ -298,7 +301,7 @@ def test_who_registers_its_revision_again_says_anew_that_it_is_one(
     revision = revision_of(slug, NEW)
     offer(shared, worker(slug, 1), slug, OLD)
     offer(shared, worker(slug, 2), slug, NEW)
-    with sql(shared.database) as connection:
+    with shared.place.sql() as connection:
         connection.execute("UPDATE entries SET base_slug = NULL WHERE slug = ?", [revision])
     answer = offer(shared, worker(slug, 2), slug, NEW, **options)
     assert (slug_of(answer), outcomes(answer)) == (revision, ["unchanged", "unchanged"])
@@ -350,12 +353,12 @@ def test_without_being_asked_for_a_conflict_is_a_conflict(shared: Server, slug: 
     """S2, with the default and with `refuse`; the message says that there is another way."""
     offer(shared, worker(slug, 1), slug, OLD)
     for options in ({}, {"on_conflict": "refuse"}):
-        before = rows_of(shared.database)["entries"]
+        before = rows_of(shared.place)["entries"]
         shared.upload(b"new")
         answer = shared.register(worker(slug, 2), [copied(key_of(slug), b"new")], **options)
         assert problem_of(answer, 409, "conflict")["conflicts"][0]["slug"] == slug
         assert "on_conflict" in answer.json()["detail"]
-        assert rows_of(shared.database)["entries"] == before
+        assert rows_of(shared.place)["entries"] == before
     shared.unregister(worker(slug, 2))
 
 
@@ -392,11 +395,11 @@ def test_content_that_is_missing_is_asked_for_and_nothing_is_written(
     shared: Server, slug: str
 ) -> None:
     offer(shared, worker(slug, 1), slug, OLD)
-    before = rows_of(shared.database)["entries"]
+    before = rows_of(shared.place)["entries"]
     lines = [copied(key_of(slug), slug.encode())]
     answer = shared.register(worker(slug, 2), lines, on_conflict="revision")
     assert problem_of(answer, 424, "content_missing")["missing"] == [checksum(slug.encode())]
-    assert rows_of(shared.database)["entries"] == before
+    assert rows_of(shared.place)["entries"] == before
 
 
 def test_a_revision_settles_what_was_refused_before(shared: Server, slug: str) -> None:
@@ -408,7 +411,7 @@ def test_a_revision_settles_what_was_refused_before(shared: Server, slug: str) -
         assert unresolved(shared, slug) == [f"{slug}/_base/config.json"]
         offer(shared, worker(slug, 2), slug, NEW)
         assert unresolved(shared, slug) == []
-    assert len(journal(shared.database, "refused", slug=slug)) == 2
+    assert len(journal(shared.place, "refused", slug=slug)) == 2
 
 
 def test_what_was_there_settles_a_refusal_once_it_is_a_revision(shared: Server, slug: str) -> None:
@@ -423,7 +426,7 @@ def test_what_was_there_settles_a_refusal_once_it_is_a_revision(shared: Server, 
 
 def unresolved(server: Server, slug: str) -> list[str]:
     """The keys of a model that the audit calls unresolved conflicts."""
-    with sql(server.database) as connection:
+    with server.place.sql() as connection:
         rows = connection.execute(
             "SELECT entry FROM leaks WHERE class = 'unresolved_conflict' AND entry LIKE ?",
             [f"{slug}/%"],

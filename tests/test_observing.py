@@ -8,25 +8,27 @@ from pathlib import Path
 from registry.config import Settings
 from registry.core.records import Artifact, ArtifactKey, Owner, RefStatus, Registration
 from registry.service.registry import Registry
+from registry.store.engine import Engine
 from registry.store.ops import register
 from registry.store.ops.file_status import Observation
-from registry.store.sqlite.engine import Database
 from tests.exchanges import journal
+from tests.places import Place, on_both
 from tests.support import checksum
+
+pytestmark = on_both
 
 KEY = ArtifactKey("tiny", "_base", "a.json")
 
 
 def test_what_is_seen_while_a_look_is_put_down_is_put_down_behind_it(
-    database: Database, tmp_path: Path
+    place: Place, database: Engine, tmp_path: Path
 ) -> None:
     """The file was away for a moment, and its only reader since came before that was committed."""
     file = tmp_path / "a.json"
     file.touch()
 
     async def scenario() -> None:
-        url = f"sqlite:///{database.path}"
-        registry = Registry(Settings(database_url=url), Database(url))
+        registry = Registry(Settings(database_url=place.url), database)
         await registry.start()
         try:
             for status in (RefStatus.MISSING, RefStatus.OK, RefStatus.OK):
@@ -42,5 +44,5 @@ def test_what_is_seen_while_a_look_is_put_down_is_put_down_behind_it(
         item = Registration(Owner("n", "c", "e", 1), (artifact,), None)
         register.register(conn, conn.now, [item])
     asyncio.run(scenario())
-    told = [event["kind"] for event in journal(Path(database.path), "missing", "restored")]
+    told = [event["kind"] for event in journal(place, "missing", "restored")]
     assert told == ["missing", "restored"]

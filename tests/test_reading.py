@@ -12,6 +12,7 @@ import pytest
 
 from registry.core.records import ArtifactKey
 from tests.exchanges import Line, journal, key_of, new_slug, problem_of, request, running, worker
+from tests.places import Places
 from tests.support import Server, checksum, copied, in_place
 
 SIZE = 1000
@@ -36,8 +37,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("reading"), artifact_root=root) as server:
+def shared(
+    places: Places, root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("reading")
+    with places.at(folder) as place, running(place, artifact_root=root) as server:
         yield server
 
 
@@ -772,7 +776,7 @@ def test_the_journal_has_the_request_id(shared: Server) -> None:
         assert shared.unregister(owner).status_code == 200
     finally:
         del shared.client.headers["x-request-id"]
-    events = journal(shared.database, namespace=key.slug)
+    events = journal(shared.place, namespace=key.slug)
     kinds = {"attached", "created", "registered", "released", "removed", "detached"}
     assert {event["kind"] for event in events} == kinds
     assert {event["request_id"] for event in events} == {f"id-of-{key.slug}"}

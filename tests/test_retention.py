@@ -23,7 +23,10 @@ from tests.fleet import (
     run_cli,
     worker,
 )
-from tests.support import checksum, dump_of, sql
+from tests.places import on_both
+from tests.support import checksum, dump_of
+
+pytestmark = on_both
 
 MINE, OTHER = worker(1), worker(2)
 UPLOAD_GRACE = 15 * MINUTE
@@ -176,7 +179,7 @@ def test_the_journal_is_pruned_in_stretches_and_from_its_start_again_every_hour(
     world.assert_healthy()
     for owner in fleet[1:]:
         world.unregister(owner)
-    with sql(world.path) as connection:
+    with world.place.sql() as connection:
         connection.execute("DELETE FROM events WHERE kind = 'released'")
     world.clock.now += MINUTE
     world.prune()
@@ -295,7 +298,7 @@ def old_things(world: World) -> None:
 
 
 def is_pruned(world: World) -> bool:
-    left = dump_of(world.path)
+    left = dump_of(world.place)
     return not (left["owners"] or left["events"] or left["blobs"])
 
 
@@ -303,7 +306,7 @@ def test_the_service_prunes_behind_its_sweep(world: World) -> None:
     old_things(world)
 
     async def sweep() -> None:
-        async with Service(world.path, world.clock) as registry:
+        async with Service(world.place, world.clock) as registry:
             await Sweeper(registry).sweep_once()
 
     asyncio.run(sweep())
@@ -322,7 +325,7 @@ def test_a_service_with_much_to_prune_does_not_miss_its_next_sweep(
     assert count > 3
 
     async def sweep() -> None:
-        async with Service(world.path, world.clock) as registry:
+        async with Service(world.place, world.clock) as registry:
             sweeper = Sweeper(registry)
             for left in range(count - 1, count - 4, -1):
                 await sweeper.sweep_once()
@@ -338,9 +341,9 @@ def test_a_service_with_much_to_prune_does_not_miss_its_next_sweep(
 def test_the_command_prunes_as_well(world: World) -> None:
     """It goes by the real time, long after everything here."""
     old_things(world)
-    before = {table: len(rows) for table, rows in dump_of(world.path).items()}
+    before = {table: len(rows) for table, rows in dump_of(world.place).items()}
     code, out, err = run_cli("sweep", "--database-url", world.url)
-    after = {table: len(rows) for table, rows in dump_of(world.path).items()}
+    after = {table: len(rows) for table, rows in dump_of(world.place).items()}
     gone = {table: before[table] - after[table] for table in before}
     assert (code, err) == (0, "")
     ended, removed = out.splitlines()
@@ -355,8 +358,8 @@ def test_the_command_prunes_as_well(world: World) -> None:
 
 def test_a_dry_run_prunes_nothing(world: World) -> None:
     old_things(world)
-    before = dump_of(world.path)
+    before = dump_of(world.place)
     assert run_cli("sweep", "--dry-run", "--database-url", world.url)[0] == 0
-    assert dump_of(world.path) == before
+    assert dump_of(world.place) == before
     world.prune()
     world.assert_healthy()

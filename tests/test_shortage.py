@@ -33,7 +33,7 @@ from registry.store.group_commit import Writer
 from registry.store.ops import register
 from registry.store.reads.verify import verify
 from registry.store.sqlite.engine import Database
-from tests.fleet import DAY, Service, World, key, run_cli, worker
+from tests.fleet import DAY, Hasty, Service, World, key, run_cli, worker
 from tests.support import checksum
 
 CONTENT = b'{"model_type": "llama"}'
@@ -156,7 +156,7 @@ def test_errors_without_a_number_and_a_lack_of_memory_are_of_the_moment(
 
 
 async def read(registry: Registry) -> bytes:
-    location = registry.find(NAMES)
+    location = await registry.keys.find(NAMES)
     assert location is not None
     body = registry.ready(location) or await registry.open(NAMES, location)
     assert isinstance(body, Body)
@@ -176,7 +176,7 @@ def serving(world: World, root: Path, scenario: Callable[[Registry], Any], **set
 async def read_nothing(registry: Registry) -> None:
     """Connections and threads are there before anything is short."""
     await registry.read(lambda conn: None)
-    registry.find(("no", "such", "key"))
+    await registry.keys.find(("no", "such", "key"))
 
 
 SHORTAGES = [(call, name) for name in NOT_OF_THE_FILE for call in ("lstat", "open", "read")]
@@ -325,7 +325,7 @@ def test_the_audit_of_files_reports_what_it_found_and_that_it_is_not_complete(
 def test_verify_takes_a_lack_of_descriptors_for_no_damage(world: World) -> None:
     world.attach(ONE)
     world.database.close()
-    fresh = type(world.database)(world.url, clock=world.clock)
+    fresh = Hasty(world.url, clock=world.clock)
     with no_more_descriptors(), pytest.raises(StorageUnavailable):
         list(verify(fresh))
     fresh.close()

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
+from registry.store.query_result import QueryResult
 from registry.store.sqlite import adhoc_sql, adhoc_sql_process
-from registry.store.sqlite.adhoc_sql import QueryResult, run_query
+from registry.store.sqlite.adhoc_sql import run_query
 from registry.store.sqlite.inspect import opened
 from registry.store.sqlite.migrate import prepare
 from tests.commands import Done, run_here

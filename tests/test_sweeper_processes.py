@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -22,36 +21,35 @@ import pytest
 from registry.core.records import Owner
 from registry.store.sqlite.engine import system_clock
 from tests.fleet import GRACE, LEASE, Clock, World, key, worker, worst_of
-from tests.support import Server, assert_sound, copied, dump_of, sql, wait_for
+from tests.places import Place, SQLitePlace
+from tests.support import Server, copied, dump_of, wait_for
 
 SHARED = [key(f"{number}.json", "shared") for number in range(2)]
 KEPT = key("kept.json", "shared")
 
 
-def dead_fleet(path: Path, owners: int) -> World:
+def dead_fleet(place: Place, owners: int) -> World:
     """Owners of eight files of their own and two shared ones, whose grace was over a minute ago,
     as if a service had swept until just now; and one that lives and shares a file with them."""
-    world = World(path, Clock(system_clock() - LEASE - GRACE - 60_000))
+    world = World(place, Clock(system_clock() - LEASE - GRACE - 60_000))
     world.attach_many((worker(n) for n in range(owners)), files=8, shared=2, copied=True)
     world.clock.now = system_clock()
     world.attach(worker(10**6), {SHARED[0]: b"{}", KEPT: b"{}"}, lease=None)
-    with sql(path) as connection:
-        connection.execute("INSERT INTO settings VALUES ('last_sweep_at', ?)", [world.clock.now])
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    world.sql("INSERT INTO settings VALUES ('last_sweep_at', ?)", str(world.clock.now))
+    if isinstance(place, SQLitePlace):
+        world.sql("PRAGMA wal_checkpoint(TRUNCATE)")
     world.close()
     return world
 
 
-def expired(path: Path) -> int:
-    with sql(path) as connection:
-        query = "SELECT COUNT(*) FROM owners WHERE state = 'expired'"
-        count: int = connection.execute(query).fetchone()[0]
-        return count
+def expired(place: Place) -> int:
+    count: int = place.ask("SELECT COUNT(*) FROM owners WHERE state = 'expired'")[0][0]
+    return count
 
 
-def assert_ended_once(path: Path, owners: int) -> None:
+def assert_ended_once(place: Place, owners: int) -> None:
     """Each owner has one `expired` event, and nothing is left of any."""
-    with sql(path) as connection:
+    with place.sql() as connection:
         ask = connection.execute
         assert ask(
             "SELECT COUNT(*), COUNT(DISTINCT instance_id) FROM events WHERE kind = 'expired'"
@@ -130,59 +128,58 @@ def registrar(server: Server, first: int) -> Callable[[threading.Event], int]:
 
 @pytest.mark.timeout(300)
 def test_10_000_dead_owners_are_swept_by_three_sweepers_beside_readers_and_writers(
-    tmp_path: Path,
+    place: Place,
 ) -> None:
     """Two services and the command. Readers see no error, registrations succeed, the work is done
     once, and what is left is what the model says."""
     owners = 10_000
-    path = tmp_path / "registry.db"
-    dead_fleet(path, owners)
-    with Server(path, brake_fraction=1) as one, Server(path, brake_fraction=1) as two:
+    dead_fleet(place, owners)
+    with Server(place, brake_fraction=1) as one, Server(place, brake_fraction=1) as two:
         callers = [reader(one, owners), reader(two, owners)]
         callers += [registrar(one, 20_000), registrar(two, 30_000)]
         with Load(*callers) as load:
             command = [sys.executable, "-m", "registry", "sweep", "--json"]
             by_hand = subprocess.run(
-                [*command, "--database-url", f"sqlite:///{path}"], capture_output=True, timeout=100
+                [*command, "--database-url", place.url], capture_output=True, timeout=100
             )
             assert by_hand.returncode == 0, by_hand.stderr
-            wait_for(lambda: expired(path) == owners, 100)
+            wait_for(lambda: expired(place) == owners, 100)
         assert all(count > 0 for count in load.calls)
         alive = load.calls[2] + load.calls[3]
         assert two.client.get("/v1/audit").json()["counts"].keys() <= {"immortal_owner"}
         assert {one.stop(), two.stop()} == {0}
-    assert_ended_once(path, owners)
-    with sql(path) as connection:
+    assert_ended_once(place, owners)
+    with place.sql() as connection:
         ask = connection.execute
         assert ask("SELECT COUNT(*) FROM owner_refs").fetchall() == [(2 + 2 * alive,)]
         assert ask("SELECT COUNT(*) FROM entries").fetchall() == [(2 + alive,)]
         assert ask(
-            "SELECT slug, filename, COUNT(*) FROM holders WHERE slug = 'shared' GROUP BY 2"
+            "SELECT slug, filename, COUNT(*) FROM holders WHERE slug = 'shared' "
+            "GROUP BY 1, 2 ORDER BY 2"
         ).fetchall() == [("shared", "0.json", 1), ("shared", "kept.json", 1 + alive)]
         assert ask("SELECT COUNT(*) FROM blobs").fetchall() == [(1,)]
-    assert_sound(path)
-    assert worst_of(path) == {}
+    place.assert_sound()
+    assert worst_of(place) == {}
 
 
-def test_a_sweep_that_is_killed_is_finished_by_the_next_service(tmp_path: Path) -> None:
+def test_a_sweep_that_is_killed_is_finished_by_the_next_service(place: Place) -> None:
     """kill -9 in the middle: what was ended is wholly ended, the rest is as it was."""
     owners = 3000
-    path = tmp_path / "registry.db"
-    dead_fleet(path, owners)
-    killed = Server(path, brake_fraction=1)
-    wait_for(lambda: expired(path) > 0)
+    dead_fleet(place, owners)
+    killed = Server(place, brake_fraction=1)
+    wait_for(lambda: expired(place) > 0)
     killed.kill()
-    done = expired(path)
+    done = expired(place)
     assert 0 < done < owners
     assert done % 500 == 0  # By whole batches.
-    assert_sound(path)
-    assert worst_of(path) == {"lapsed_lease": owners - done}
-    with Server(path, brake_fraction=1) as server:
-        wait_for(lambda: expired(path) == owners, 60)
+    place.assert_sound()
+    assert worst_of(place) == {"lapsed_lease": owners - done}
+    with Server(place, brake_fraction=1) as server:
+        wait_for(lambda: expired(place) == owners, 60)
         assert server.stop() == 0
-    assert_ended_once(path, owners)
-    assert_sound(path)
-    assert worst_of(path) == {}
+    assert_ended_once(place, owners)
+    place.assert_sound()
+    assert worst_of(place) == {}
 
 
 # Workers
@@ -259,7 +256,7 @@ def test_a_worker_that_was_stopped_past_its_grace_attaches_again_and_touches_nob
         assert server.client.get(f"/v1/owners/{other}").json() == before
     assert server.unregister(mine).json()["released"] == 2
     assert server.stop() == 0
-    assert worst_of(server.database) == {}
+    assert worst_of(server.place) == {}
 
 
 # The registry itself
@@ -311,17 +308,17 @@ def test_a_registry_that_was_stopped_ends_nobody_for_it(serve: Callable[..., Ser
     with Heartbeats(server, fleet[1:]):
         wait_for(lambda: state_of(server, fleet[0]) == "expired")
     assert server.stop() == 0
-    assert worst_of(server.database).keys() <= {"lapsed_lease"}
+    assert worst_of(server.place).keys() <= {"lapsed_lease"}
 
 
 def server_variable(server: Server, name: str) -> int:
-    with sql(server.database) as connection:
+    with server.place.sql() as connection:
         row = connection.execute("SELECT value FROM settings WHERE name = ?", [name]).fetchone()
     return int(row[0]) if row else 0
 
 
 def test_after_an_outage_the_first_sweep_from_cron_ends_nobody(
-    serve: Callable[..., Server], database_path: Path
+    serve: Callable[..., Server], place: Place
 ) -> None:
     """Everything in the database is an hour older than when the service was killed."""
     server = serve()
@@ -329,16 +326,16 @@ def test_after_an_outage_the_first_sweep_from_cron_ends_nobody(
     for owner in fleet:
         assert server.register_copies(owner, {KEPT: b"1"}).status_code == 200
     server.kill()
-    with sql(database_path) as connection:
+    with place.sql() as connection:
         connection.execute("UPDATE owners SET lease_expires_at = lease_expires_at - 3600000")
         connection.execute(
-            "UPDATE settings SET value = value - 3600000 "
+            "UPDATE settings SET value = CAST(value AS BIGINT) - 3600000 "
             "WHERE name IN ('last_sweep_at', 'expiry_floor_at')"
         )
     command = [sys.executable, "-m", "registry", "sweep"]
     for _ in range(2):
         swept = subprocess.run(
-            [*command, "--database-url", f"sqlite:///{database_path}"],
+            [*command, "--database-url", place.url],
             capture_output=True,
             text=True,
             timeout=60,
@@ -351,7 +348,7 @@ def test_after_an_outage_the_first_sweep_from_cron_ends_nobody(
         assert again.client.post(f"/v1/owners/{owner}/renew").status_code == 200
     assert again.fetch(KEPT).content == b"1"
     assert again.stop() == 0
-    assert worst_of(database_path) == {}
+    assert worst_of(place) == {}
 
 
 # Health
@@ -394,7 +391,7 @@ def test_the_brake_shows_in_health_and_in_the_audit_and_lets_go_when_renewals_re
     for owner in fleet:
         server.unregister(owner)
     assert server.stop() == 0
-    assert worst_of(server.database) == {}
+    assert worst_of(server.place) == {}
 
 
 def test_an_idle_service_sweeps_and_is_healthy(serve: Callable[..., Server]) -> None:
@@ -403,6 +400,6 @@ def test_an_idle_service_sweeps_and_is_healthy(serve: Callable[..., Server]) -> 
     wait_for(lambda: server_variable(server, "last_sweep_at") > first + 300)
     health = server.client.get("/health")
     assert (health.status_code, health.json()["checks"]["sweeper"]) == (200, "ok")
-    before = len(dump_of(server.database)["events"])
+    before = len(dump_of(server.place)["events"])
     wait_for(lambda: server_variable(server, "last_sweep_at") > first + 600)
-    assert len(dump_of(server.database)["events"]) == before
+    assert len(dump_of(server.place)["events"]) == before

@@ -29,9 +29,8 @@ from registry.wire.requests import OwnerIdentity
 
 if TYPE_CHECKING:
     from registry.core.findings import AuditReport, AuditSummary, DiscoveryReport
-    from registry.store.engine import Connection
+    from registry.store.engine import Connection, Engine
     from registry.store.ops.expire import Ending, Swept
-    from registry.store.sqlite.engine import Database
 
 BREATHER_S = 0.01
 
@@ -156,7 +155,7 @@ def sweep(
             _print_swept(*_sweep_all(database, release_brake), as_json)
 
 
-def _rehearse(database: Database, release_brake: bool) -> Swept:
+def _rehearse(database: Engine, release_brake: bool) -> Swept:
     """Who would be ended now. Takes no lock and writes nothing."""
     from registry.store.ops.expire import Sweep
     from registry.store.ops.expire import sweep as sweep_once
@@ -166,7 +165,7 @@ def _rehearse(database: Database, release_brake: bool) -> Swept:
         return sweep_once(conn, conn.now, [item])[0]
 
 
-def _sweep_all(database: Database, release_brake: bool) -> tuple[Swept, RemovedResponse]:
+def _sweep_all(database: Engine, release_brake: bool) -> tuple[Swept, RemovedResponse]:
     """End everybody who is due and prune all that is old, in batches with a breather between
     them, in which others get the write lock. What was done, and what went besides."""
     from registry.store.ops.expire import Sweep, Swept
@@ -211,13 +210,11 @@ def _counting(conn: Connection, removed: RemovedResponse) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(database_url: str, *, to_write: bool = False) -> Iterator[Database]:
+def _opened(database_url: str, *, to_write: bool = False) -> Iterator[Engine]:
     """The database, if it is one that this program can work with. It is not upgraded."""
-    from registry.store.sqlite.compatibility import check_there
-    from registry.store.sqlite.engine import Database
+    from registry.store.opening import open_for_command
 
-    check_there(database_url, to_write=to_write)
-    database = Database(database_url, read_only=not to_write)
+    database = open_for_command(database_url, to_write=to_write)
     try:
         yield database
     finally:

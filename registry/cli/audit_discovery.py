@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from registry.core.public_urls import PublicUrls
     from registry.discovery import Discovery
     from registry.service.discovery_audit import Suspicions
-    from registry.store.sqlite.engine import Database
+    from registry.store.engine import Engine
 
 DEFAULT_PUBLIC_URL = "http://127.0.0.1:8090"
 """Where `serve` listens unless it is told otherwise."""
@@ -71,7 +71,7 @@ def _given(text: str) -> list[str]:
     return [url for url in text.split(",") if url]
 
 
-def compare_twice(database: Database, wanted: ComparisonOptions) -> DiscoveryReport:
+def compare_twice(database: Engine, wanted: ComparisonOptions) -> DiscoveryReport:
     """What does not fit, also when it is looked at again, after the time that discovery keeps the
     dead. Where everything fits, nothing is waited for.
 
@@ -95,7 +95,7 @@ def compare_twice(database: Database, wanted: ComparisonOptions) -> DiscoveryRep
 
 
 def _compare(
-    database: Database,
+    database: Engine,
     store: Discovery,
     public: PublicUrls,
     wanted: ComparisonOptions,

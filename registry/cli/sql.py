@@ -16,7 +16,7 @@ from registry.core.text import printable
 from registry.errors import Refused, TooLarge
 
 if TYPE_CHECKING:
-    from registry.store.sqlite.adhoc_sql import QueryResult
+    from registry.store.query_result import QueryResult
 
 TIMEOUT_S = 10.0
 MAX_ROWS = 1000
@@ -45,7 +45,7 @@ def sql(
     """
     if as_csv and as_json:
         raise typer.BadParameter("Choose one of --csv and --json.")
-    from registry.store.sqlite.adhoc_sql import run_query
+    from registry.store.opening import run_query
 
     result = run_query(database_url, query, timeout_s=timeout_s, max_rows=max_rows)
     if as_json:

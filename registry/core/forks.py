@@ -37,7 +37,7 @@ class Birthplace:
             )
 
 
-_holders: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
+_holders: weakref.WeakKeyDictionary[object, str | None] = weakref.WeakKeyDictionary()
 _inherited: set[tuple[int, int]] = set()
 
 
@@ -47,14 +47,19 @@ def hold_file(holder: object, path: str) -> None:
     Raises:
         WrongProcess: the parent of this process had it open when this one was forked.
     """
+    check_file(path)
+    hold(holder, path)
+
+
+def hold(holder: object, path: str | None = None) -> None:
+    """Note that an object has connections of this process, which a child must not end."""
     import ctypes  # noqa: F401 - not for the first time in a child: its lock may be held there
 
-    check_file(path)
     _holders[holder] = path
 
 
 def let_go(holder: object) -> None:
-    """Note that an object has its file open no more."""
+    """Note that an object has nothing open any more."""
     _holders.pop(holder, None)
 
 
@@ -83,7 +88,8 @@ def _forked() -> None:
 
     for holder, path in list(_holders.items()):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(holder))
-        _inherited.add(_file_id(path))
+        if path is not None:
+            _inherited.add(_file_id(path))
     _holders.clear()
 
 

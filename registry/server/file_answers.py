@@ -123,7 +123,7 @@ async def serve_file(
         source = body or await registry.open(key, location, ranges[0][0] if ranges else 0)
         if source is not None:
             break
-        location, body = locate(registry, key)
+        location, body = await locate(registry, key)
     send.outcome = _outcome_of(source, was_ready=body is not None)
     client = _Client()
     try:
@@ -152,9 +152,9 @@ async def _send_not_modified(location: Location, content_type: str, send: Sent) 
     await send({"type": "http.response.body"})
 
 
-def locate(registry: Registry, key: Key) -> tuple[Location, Body | None]:
+async def locate(registry: Registry, key: Key) -> tuple[Location, Body | None]:
     """Where a key's bytes are, and the bytes if they can be had without waiting."""
-    location = registry.find(key)
+    location = await registry.keys.find(key)
     if location is None:
         raise _not_registered(key)
     return location, registry.ready(location)

@@ -102,7 +102,7 @@ class Serving:
             raise _no_query()
         raw_path = scope["raw_path"]
         path = self._paths.get(raw_path) or self._path_of(raw_path)
-        location, body = locate(registry, path[0])
+        location, body = await locate(registry, path[0])
         if raw_path not in self._paths:
             self._paths.keep(raw_path, path, path[0], *path[0])
         await self._answer(path, location, body, scope, receive, send)
@@ -139,8 +139,11 @@ class Serving:
             return None
         key, content_type, route = path
         registry: Registry = state["registry"]
+        locator = registry.keys.at_once
+        if locator is None:
+            return None
         try:
-            location = registry.find(key)
+            location = locator.find(key)
         except errors.RegistryError:
             return None
         body = registry.ready(location) if location is not None else None

@@ -127,6 +127,8 @@ class Health:
 async def _within(seconds: float, check: Awaitable[str]) -> str:
     try:
         return await asyncio.wait_for(check, seconds)
+    except RegistryError as error:
+        return error.detail
     except TimeoutError:
         return f"no answer within {seconds:g} s; if that stays so, restart the service"
 

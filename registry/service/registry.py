@@ -1,14 +1,15 @@
 """What the registry does. Read this file first.
 
-    GET a file          find -> ready | open            store/reads/lookup.py, content/sources.py
+    GET a file          find -> ready | open            service/key_lookups.py, content/sources.py
     register, upload    prepare -> writer -> register   content/manifest.py, store/ops/register.py
     unregister, remove  writer -> release               store/ops/release.py
     look                lookups -> queries              service/lookups.py, store/reads/
     is it well          health                          service/health.py
 
-One `Registry` serves one event loop. Reads of keys run inline on a held connection; everything
-that may block for longer runs in a few threads; all writes go through one group-committing
-writer. An answer is given after its commit reached the disk (S16).
+One `Registry` serves one event loop. Reads of keys run inline on a held connection, or wait for
+the server of the database together; everything that may block for longer runs in a few threads; all
+writes go through one group-committing writer. An answer is given after its commit reached the disk
+(S16).
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ from registry.errors import (
     TooLarge,
     Unserveable,
 )
+from registry.service.content_store import ContentStore
 from registry.service.health import Health
+from registry.service.key_lookups import KeyLookups
 from registry.service.lanes import start_threads
 from registry.service.lookups import Lookups
 from registry.service.observations import Observations
@@ -60,7 +63,7 @@ from registry.store.group_commit import Batch, Writer
 from registry.store.ops import blobs, leases, unregister
 from registry.store.ops import register as register_ops
 from registry.store.ops.file_status import observe
-from registry.store.reads.lookup import Location, Locator, locations_of
+from registry.store.reads.lookup import Location, locations_of
 
 T = TypeVar("T")
 
@@ -93,7 +96,7 @@ class Registry:
         # Nothing of holders' files is looked at here: a file system that hangs would take them all.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
         self._places = Places(settings.artifact_roots, settings.file_timeout_s)
-        self._locator = Locator(database)
+        self.keys = KeyLookups(database)
         self._cache = ContentCache(settings.content_cache_bytes)
         self._holdings = Holdings(
             database, self._places, self._cache, self._run, self.observations.note
@@ -108,6 +111,7 @@ class Registry:
             max_bytes=settings.pending_upload_bytes,
             directory=spool_directory(database.directory),
         )
+        self._contents = ContentStore(database, self.writer, self._run)
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -139,7 +143,7 @@ class Registry:
             self._watching.cancel()
         self.roots.close()
         await self._run(self.writer.close)
-        self._locator.close()
+        self.keys.close()
         self.lookups.close()
         self.health.close()
         self._threads.shutdown(wait=True)
@@ -147,12 +151,6 @@ class Registry:
         self.database.close()
 
     # Serving
-
-    def find(self, key: tuple[str, ...]) -> Location | None:
-        """Where the bytes of (slug, suffix, filename) are, or of the same behind
-        (namespace, component, endpoint) if an owner of that endpoint holds it. None: nobody does.
-        """
-        return self._locator.find(key)
 
     @property
     def cached_bytes(self) -> int:
@@ -188,7 +186,7 @@ class Registry:
                     continue
                 if opened is not None:
                     if other is not location and trouble is None:
-                        self._locator.prefer(key, location, other)
+                        self.keys.prefer(key, location, other)
                     return opened
             holders = await self.read(
                 locations_of, location.entry_id, location.checksum, HOLDERS_TRIED
@@ -196,7 +194,7 @@ class Registry:
             others = [each for each in holders if (each.owner_id, each.path) not in tried]
             tried.update((each.owner_id, each.path) for each in others)
         if not holders:
-            if self.find(key) is None:
+            if await self.keys.find(key) is None:
                 raise NotRegistered(f"{'/'.join(key)} is not registered any more.")
             return None
         if trouble is not None:
@@ -307,9 +305,7 @@ class Registry:
         async with self._uploads.taken_in(checksum, parts) as spool:
             await self._pending.add(spool.size)
             item = blobs.Upload(checksum, spool.size, spool.content)
-            is_new = await asyncio.shield(
-                self.writer.submit(blobs.store_blobs, item, size=spool.size)
-            )
+            is_new = await asyncio.shield(self._contents.store(item))
             self._holdings.forget_copy(checksum)
             return spool.size, is_new
 

@@ -29,8 +29,8 @@ class Connection(Protocol):
         """Run a statement; every row it answers."""
         ...
 
-    def run_text(self, text: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> list[Row]:
-        """Run SQL text; every row it answers."""
+    def run_text(self, text: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
+        """Run SQL text, in which `:name` is a parameter; every row it answers."""
         ...
 
     def last_ids(self) -> dict[str, int]:
@@ -69,6 +69,27 @@ class PointReader(Protocol):
         ...
 
 
+class GroupReader(Protocol):
+    """Point reads of one event loop that wait for the engine, many in one query."""
+
+    def prepare(self, text: str) -> int:
+        """Note a query that takes a list of rows as its only parameter, of which the first item is
+        the row's number, and answers rows with that number first. Its own number."""
+        ...
+
+    async def find(self, query: int, key: Sequence[str]) -> list[bytes | None] | None:
+        """The columns that a query answers for a key, as text, or None: there is no row.
+
+        Raises:
+            StorageUnavailable: the database cannot be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection; the next read opens another. In the event loop."""
+        ...
+
+
 class DiskUse(NamedTuple):
     """Bytes of the database and of its log, and what may still be written, where that is known."""
 
@@ -103,6 +124,18 @@ class Engine(Protocol):
         """
         ...
 
+    writes_content_beside: bool
+    """Whether `write_content` goes on beside whoever has the write lock."""
+
+    def write_content(self) -> AbstractContextManager[Connection]:
+        """As `write`, for uploads alone.
+
+        Raises:
+            Busy: another upload of the same content came first.
+            StorageUnavailable: the database cannot be written.
+        """
+        ...
+
     def read(self) -> AbstractContextManager[Connection]:
         """A snapshot for a few queries that must agree. Keep it short.
 
@@ -111,8 +144,15 @@ class Engine(Protocol):
         """
         ...
 
-    def point_reader(self) -> PointReader:
-        """A reader for one event loop."""
+    reads_at_once: bool
+    """Whether keys are read by a `point_reader`, which does not wait, or by a `group_reader`."""
+
+    def point_reader(self) -> PointReader | None:
+        """A reader for one event loop, where reads need not wait."""
+        ...
+
+    def group_reader(self) -> GroupReader | None:
+        """A reader for one event loop, where they must."""
         ...
 
     def ensure_current(self) -> None:

@@ -326,10 +326,16 @@ def write_departure(
 
 
 _INSERT_SERVICE_EVENT = Statement(
-    insert(events).values(at=bindparam("now"), kind=bindparam("kind"), reason=bindparam("reason"))
+    insert(events).values(
+        id=bindparam("event_id"),
+        at=bindparam("now"),
+        kind=bindparam("kind"),
+        reason=bindparam("reason"),
+    )
 )
 
 
 def write_service_event(conn: Connection, now: int, kind: str, reason: str) -> None:
     """Append an event of the service itself, about no owner and no entry."""
-    conn.run(_INSERT_SERVICE_EVENT, now=now, kind=kind, reason=reason)
+    event_id = conn.last_ids().get("events", 0) + 1
+    conn.run(_INSERT_SERVICE_EVENT, event_id=event_id, now=now, kind=kind, reason=reason)

@@ -10,10 +10,9 @@ from registry.core.progress import OnProgress
 from registry.store.copying import Copied, copy
 from registry.store.engine import Engine
 from registry.store.postgresql.address import is_postgresql as is_postgresql
-from registry.store.query_result import QueryResult
-from registry.store.sqlite import adhoc_sql
+from registry.store.query_result import ANSWER_MAX_BYTES, QueryResult
 from registry.store.sqlite.address import sqlite_path
-from registry.store.sqlite.compatibility import acceptor
+from registry.store.sqlite.compatibility import acceptor, check_there
 from registry.store.sqlite.engine import Database
 from registry.store.sqlite.place import ALLOWED_BY as ALLOWED_BY
 
@@ -44,7 +43,56 @@ def open_database(
     Raises:
         DatabaseRefused: there is no engine for the URL.
     """
+    if is_postgresql(url):
+        from registry.store.postgresql import compatibility as of_postgresql
+        from registry.store.postgresql.engine import PostgreSQLDatabase
+
+        accept = of_postgresql.acceptor(url)
+        return PostgreSQLDatabase(url, busy_timeout_s=busy_timeout_s, clock=clock, accept=accept)
     return Database(url, busy_timeout_s=busy_timeout_s, clock=clock, accept=acceptor(url))
+
+
+def open_for_command(url: str, *, to_write: bool) -> Engine:
+    """The database at a URL for one command, if a registry is there that it can work with as it is.
+    Without `to_write` nothing is changed, not even files beside it.
+
+    Raises:
+        DatabaseRefused: there is none.
+    """
+    if is_postgresql(url):
+        from registry.store.postgresql import compatibility as of_postgresql
+
+        of_postgresql.check_there(url)
+        return open_database(url)
+    check_there(url, to_write=to_write)
+    return Database(url, read_only=not to_write)
+
+
+def run_query(
+    url: str,
+    query: str,
+    *,
+    timeout_s: float,
+    max_rows: int,
+    max_bytes: int = ANSWER_MAX_BYTES,
+) -> QueryResult:
+    """What one statement answers that somebody typed, and that can only read.
+
+    Raises:
+        Refused: it would change something, or it took too much time or memory, or answered too
+            much.
+        Invalid: it is no statement, or more than one.
+        RegistryError: the database cannot be read.
+    """
+    if is_postgresql(url):
+        from registry.store.postgresql import adhoc_sql as of_postgresql
+
+        run = of_postgresql.run_query
+    else:
+        from registry.store.sqlite import adhoc_sql as of_sqlite
+
+        run = of_sqlite.run_query
+    return run(url, query, timeout_s=timeout_s, max_rows=max_rows, max_bytes=max_bytes)
 
 
 def migrations_of(url: str) -> Migrations:
@@ -98,19 +146,3 @@ def place_of(url: str) -> str:
 
         return address.place_of(url)
     return os.path.abspath(sqlite_path(url))
-
-
-def run_query(
-    url: str, query: str, *, timeout_s: float, max_rows: int, max_bytes: int
-) -> QueryResult:
-    """What one statement answers that somebody typed, and that can only read.
-
-    Raises:
-        Refused: it would change something, or it took too much time or memory, or answered too
-            much.
-        Invalid: it is no statement, or more than one.
-        RegistryError: the database cannot be read.
-    """
-    return adhoc_sql.run_query(
-        url, query, timeout_s=timeout_s, max_rows=max_rows, max_bytes=max_bytes
-    )

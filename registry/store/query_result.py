@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from registry.store.sql import Row
 
+ANSWER_MAX_BYTES = 256 << 20
+"""As much a statement may answer, with some bytes for each value and bytes as hex digits."""
+
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:

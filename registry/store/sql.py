@@ -14,8 +14,10 @@ import msgspec
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Insert,
     Subquery,
     Text,
+    UpdateBase,
     bindparam,
     cast,
     literal,
@@ -46,10 +48,15 @@ class Statement(Generic[R]):
     @overload
     def __init__(self, clause: ClauseElement, row: type[R]) -> None: ...
 
-    def __init__(self, clause: ClauseElement, row: type[R] | None = None) -> None:
+    def __init__(self, clause: Any, row: type[R] | None = None) -> None:
         self._clause = clause
         self._compiled: dict[str, tuple[str, dict[str, Any]]] = {}
         self._row = row
+        writes = isinstance(clause, UpdateBase)
+        self.answers = not writes or bool(clause.exported_columns)
+        """Whether it answers rows."""
+        self.inserts = isinstance(clause, Insert)
+        """Whether it makes new rows."""
         if row is not None:
             _check_fields(clause, row)
 

@@ -127,7 +127,7 @@ async def _find_held(registry: Registry, key: Key, checksum: str) -> Found | Non
 
 
 async def _open(registry: Registry, key: Key, checksum: str) -> Found | None:
-    location = registry.find(key)
+    location = await registry.keys.find(key)
     if location is None or location.checksum != checksum:
         return None
     try:

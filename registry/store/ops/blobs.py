@@ -38,6 +38,7 @@ _RENEW = Statement(
     update(blobs)
     .values(uploaded_at=bindparam("now"))
     .where(blobs.c.checksum.in_(select(_names.c.checksum)))
+    .returning(blobs.c.checksum)
 )
 _INSERT = Statement(
     insert(blobs).values(
@@ -66,7 +67,9 @@ _COLLECT = Statement(
     )
 )
 _PENDING_BYTES = Statement(
-    select(func.coalesce(func.sum(blobs.c.size), 0)).where(~_referenced).select_from(blobs)
+    select(cast(func.coalesce(func.sum(blobs.c.size), 0), BigInteger))
+    .where(~_referenced)
+    .select_from(blobs)
 )
 _CONTENT = Statement(select(blobs.c.content).where(blobs.c.checksum == bindparam("checksum")))
 
@@ -77,18 +80,15 @@ def store_blobs(conn: Connection, now: int, items: Sequence[Upload]) -> list[boo
     Content that was here has its upload grace renewed, so that nobody's removal takes it before
     its uploader has registered it. If its bytes were found to be wrong, they are put right.
     """
-    here = sizes_of(conn, [item.checksum for item in items])
-    wrong = set()
-    if here:
-        names = as_rows([[checksum] for checksum in here])
-        conn.run(_RENEW, now=now, rows=names)
-        wrong = {row[0] for row in conn.run(_WRONG, rows=names)}
+    names = as_rows(sorted({(item.checksum,) for item in items}))
+    here = {row[0] for row in conn.run(_RENEW, now=now, rows=names)}
+    wrong = {row[0] for row in conn.run(_WRONG, rows=names)} if here else set()
     outcomes = []
     for item in items:
         outcomes.append(item.checksum not in here)
         if item.checksum not in here:
             conn.run(_INSERT, checksum=item.checksum, size=item.size, now=now, content=item.read())
-            here[item.checksum] = item.size
+            here.add(item.checksum)
         elif item.checksum in wrong:
             wrong.discard(item.checksum)
             new = {"new_size": item.size, "new_content": item.read()}

@@ -122,16 +122,23 @@ def _lines(leaving: CTE, *, with_removals: bool) -> Select[tuple[int, str, int, 
     parts = [released, ended]
     if with_removals:
         others = owner_refs.alias("others")
-        last = (
-            select(func.max(leaving.c.position).label("position"), owner_refs.c.entry_id)
+        # Not the bare id: to group by it SQLite would walk an index of everybody's refs.
+        going = (
+            select(
+                leaving.c.position,
+                (owner_refs.c.entry_id + literal_column("0")).label("entry_id"),
+            )
             .where(owner_refs.c.owner_id == leaving.c.owner_id, _goes)
-            # Not the bare id: to group by it SQLite would walk an index of everybody's refs.
-            .group_by(owner_refs.c.entry_id + 0)
+            .subquery("going")
+        )
+        last = (
+            select(func.max(going.c.position).label("position"), going.c.entry_id)
+            .group_by(going.c.entry_id)
             .having(
                 func.count()
                 == select(func.count())
                 .select_from(others)
-                .where(others.c.entry_id == owner_refs.c.entry_id)
+                .where(others.c.entry_id == going.c.entry_id)
                 .scalar_subquery()
             )
             .subquery("last_holders")
@@ -227,7 +234,7 @@ _JOURNAL_REMOVALS = Statement(
             _last_release.c.id.in_(
                 select(func.max(events.c.id))
                 .where(SINCE, events.c.kind == literal("released"))
-                .group_by(events.c.entry_id + 0)
+                .group_by(events.c.entry_id + literal_column("0"))
             ),
             ~exists().where(owner_refs.c.entry_id == _last_release.c.entry_id),
         ),

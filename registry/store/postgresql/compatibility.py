@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
 from registry.errors import DatabaseRefused, RegistryError
 from registry.store import compatibility
 from registry.store.compatibility import SchemaState, admits, no_registry, why_unusable
 from registry.store.postgresql.address import place_of
-from registry.store.postgresql.inspect import look
+from registry.store.postgresql.inspect import look, look_through
 
 BACKUPS = "PostgreSQL's tools make them, or the managed service"
 
@@ -43,3 +48,16 @@ def is_usable(place: str, found: SchemaState) -> bool:
 def refuse_newer(place: str, found: SchemaState) -> None:
     """Raise DatabaseRefused for a schema that is newer than this program."""
     compatibility.refuse_newer(place, found, BACKUPS)
+
+
+def acceptor(url: str) -> Callable[[psycopg.Connection[Any]], None]:
+    """A function that raises DatabaseRefused for a connection to the database at a URL, unless it
+    holds a registry that this program can work with as it is."""
+    place = place_of(url)
+
+    def accept(connection: psycopg.Connection[Any]) -> None:
+        found = look_through(connection, place)
+        if not is_usable(place, found):
+            raise DatabaseRefused(why_unusable(place, found))
+
+    return accept

@@ -14,6 +14,9 @@ from registry.errors import Busy, DatabaseRefused, RegistryError, StorageUnavail
 from registry.store.compatibility import SchemaState, without_revision
 from registry.store.postgresql import views
 from registry.store.postgresql.address import conninfo_of, place_of
+from registry.store.postgresql.errors import told
+from registry.store.postgresql.server import refuse_pooler, refuse_read_only
+from registry.store.postgresql.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import psycopg
@@ -28,6 +31,8 @@ not taken for those of a service."""
 MIN_SERVER_VERSION = 140000
 
 NOTHING = SchemaState()
+
+_watchdog = Watchdog()
 
 _RELATIONS = """
     SELECT c.relname FROM pg_class c
@@ -66,7 +71,8 @@ def opened(url: str) -> Iterator[AdminConnection]:
         psycopg.connect(conninfo, autocommit=True, application_name=ADMIN_NAME) as connection,
         stopping.interruptible(Cancel(connection)),
     ):
-        check_server(connection, place)
+        with _watchdog.watching(connection):
+            check_server(connection, place)
         yield connection
 
 
@@ -110,16 +116,19 @@ def check_server(connection: AdminConnection, place: str) -> None:
             f"The database {place} has the encoding {encoding}; names may have any character. "
             "Make one with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0."
         )
+    refuse_pooler(connection, place)
 
 
-def look(url: str) -> SchemaState:
+def look(url: str, *, to_write: bool = False) -> SchemaState:
     """What is in a database. An empty one holds nothing.
 
     Raises:
         DatabaseRefused: it is not ours.
-        StorageUnavailable: it cannot be reached.
+        StorageUnavailable: it cannot be reached; or, with `to_write`, it takes no writes.
     """
-    with opened(url) as connection:
+    with opened(url) as connection, _watchdog.watching(connection):
+        if to_write:
+            refuse_read_only(connection, place_of(url))
         return look_through(connection, place_of(url))
 
 
@@ -178,7 +187,7 @@ def explaining(place: str) -> Iterator[None]:
 def explained(place: str, error: Exception) -> RegistryError:
     """PostgreSQL's error about a database as ours, told by its SQLSTATE."""
     state = getattr(error, "sqlstate", None) or ""
-    said = " ".join(str(error).split())
+    said = told(error)
     if state == "25006":
         return DatabaseRefused(
             f"{place} can only be read, as a standby can. Name the primary, or all servers with a "

@@ -57,7 +57,7 @@ def prepare(url: str, *, notify: Notify = _ignore) -> None:
         Busy: others kept it locked for LOCK_TIMEOUT_S.
         StorageUnavailable: it cannot be reached, or the upgrade failed; the old schema is whole.
     """
-    found = look(url)
+    found = look(url, to_write=True)
     if is_usable(place_of(url), found) and not _has_old_views(found):
         return
     wait_until_alone(url, found, tables.HEAD_REVISION, notify)

@@ -157,7 +157,7 @@ _TOP_OWNERS = f"""
     SELECT o.namespace || '/' || o.component || '/' || o.endpoint || '/' || o.instance_id || '/'
         || CASE o.lora_slug WHEN '' THEN '_base' ELSE o.lora_slug END, top.refs, top.bytes
     FROM (
-        SELECT r.owner_id, COUNT(*) AS refs, SUM(e.size) AS bytes
+        SELECT r.owner_id, COUNT(*) AS refs, CAST(SUM(e.size) AS BIGINT) AS bytes
         FROM owner_refs r JOIN entries e ON e.id = r.entry_id
         GROUP BY r.owner_id ORDER BY bytes DESC, r.owner_id LIMIT {TOP_OWNERS}
     ) AS top JOIN owners o ON o.id = top.owner_id ORDER BY top.bytes DESC, top.owner_id

@@ -1,21 +1,36 @@
 """The read path's point read: from a key to an entry and one of its holders.
 
-Runs inline in the event loop on one held connection: a few microseconds. What was found is
-remembered only while the engine says that nobody has committed anything since, so that what was
-unregistered is gone for every process at once.
+Where the database is a file, it runs inline in the event loop on one held connection: a few
+microseconds. What was found is remembered only while the engine says that nobody has committed
+anything since, so that what was unregistered is gone for every process at once. Where the database
+is a server, look-ups wait for it, many in one query, and nothing is remembered.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import bindparam, exists, select
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    literal_column,
+    select,
+    true,
+    union_all,
+)
+from sqlalchemy.engine import Dialect
 
 from registry.core.memo import Memo
 from registry.core.records import ArtifactKey
 from registry.store.engine import Connection, Engine
-from registry.store.sql import Statement
+from registry.store.sql import Statement, json_rows
 from registry.store.tables import entries, owner_refs, owners
+
+T = TypeVar("T")
 
 REMEMBERED_BYTES = 16 << 20
 ABSENT_BYTES = 2 << 20
@@ -79,7 +94,7 @@ class Locator:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._reader = engine.point_reader()
+        self._reader = _required(engine.point_reader())
         self._token = -1
         self._found: Memo[tuple[str, ...], Location] = Memo(REMEMBERED_BYTES)
         # Apart: there is no end of keys that nobody holds, and they must not push the others out.
@@ -132,6 +147,88 @@ class Locator:
     def close(self) -> None:
         """Let go of the connection; the next read opens another."""
         self._reader.close()
+
+
+class GroupLocator:
+    """Look-ups of one event loop where the engine has to be waited for: as `Locator`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._reader = _required(engine.group_reader())
+        self._by_length = {
+            len(names): self._reader.prepare(_numbered(_group_of(names), engine.dialect))
+            for names in (_NAMES[-3:], _NAMES)
+        }
+
+    async def find(self, key: tuple[str, ...]) -> Location | None:
+        """Where the bytes of a key are, or None: nobody holds it. What was committed before the
+        call is seen.
+
+        Raises:
+            StorageUnavailable: the database cannot be read.
+        """
+        found = await self._reader.find(self._by_length[len(key)], key)
+        if found is None:
+            return None
+        entry_id, checksum, size, owner_id, path, identity, status = map(_text, found)
+        return Location(
+            int(entry_id or 0),
+            checksum or "",
+            int(size or 0),
+            int(owner_id or 0),
+            path,
+            identity,
+            status or "",
+        )
+
+    def close(self) -> None:
+        """Let go of the connection; the next read opens another."""
+        self._reader.close()
+
+
+def _group_of(names: Sequence[str]) -> Select[Any]:
+    """A holder of each of a list of keys, with the number of the key: one whose bytes were right
+    when they were looked at last, if there is one."""
+    keys = json_rows("rows", number=int, **dict.fromkeys(names, str))
+    one: ColumnElement[int] = literal_column("1")
+    refs = select(
+        *(owner_refs.c[name] for name in ("owner_id", "path", "file_identity", "status"))
+    ).where(owner_refs.c.entry_id == entries.c.id)
+    sound = refs.where(owner_refs.c.status == literal_column("'ok'"))
+    either = (each.limit(one).correlate(entries).subquery().select() for each in (sound, refs))
+    ref = union_all(*either).limit(one).subquery("ref").lateral()
+    of_key = and_(*(entries.c[name] == keys.c[name] for name in _NAMES[-3:]))
+    found = select(
+        *(keys.c.number, entries.c.id, entries.c.checksum, entries.c.size, *ref.c)
+    ).select_from(keys.join(entries, of_key).join(ref, true()))
+    if len(names) < len(_NAMES):
+        return found
+    held = exists().where(
+        *(owners.c[name] == keys.c[name] for name in _NAMES[:3]),
+        _other_refs.c.owner_id == owners.c.id,
+        _other_refs.c.entry_id == entries.c.id,
+    )
+    return found.where(held.correlate(keys, entries))
+
+
+def _numbered(clause: Select[Any], dialect: Dialect) -> str:
+    """The text of a query for a driver that numbers its parameters."""
+    numbering: Any = type(dialect)
+    return str(clause.compile(dialect=numbering(paramstyle="numeric_dollar")))
+
+
+def _required(reader: T | None) -> T:
+    """A reader that the engine must have here.
+
+    Raises:
+        TypeError: it has none of this kind.
+    """
+    if reader is None:
+        raise TypeError("This engine reads keys in another way.")
+    return reader
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
 
 
 def locations_of(conn: Connection, entry_id: int, checksum: str, limit: int) -> list[Location]:

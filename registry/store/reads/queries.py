@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     Select,
     bindparam,
+    cast,
     exists,
     func,
     select,
@@ -187,7 +189,7 @@ _MODELS_AFTER = Statement(
         entries.c.slug,
         entries.c.suffix,
         func.count().label("files"),
-        func.sum(entries.c.size).label("size"),
+        cast(func.sum(entries.c.size), BigInteger).label("size"),
         func.max(entries.c.base_slug).label("base_slug"),
     )
     .where(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from math import nan
 from typing import Generic, NamedTuple, TypeVar
 
-from sqlalchemy import and_, bindparam, case, func, select
+from sqlalchemy import BigInteger, and_, bindparam, case, cast, func, select
 
 from registry.core.records import OwnerState
 from registry.store.engine import Connection
@@ -32,7 +32,9 @@ _OWNERS = Statement(select(_state, func.count()).select_from(owners).group_by(_s
 _ENTRIES = Statement(select(func.count()).select_from(entries))
 _REFS = Statement(select(func.count()).select_from(owner_refs))
 _BLOBS = Statement(
-    select(func.count(), func.coalesce(func.sum(blobs.c.size), 0)).select_from(blobs)
+    select(func.count(), cast(func.coalesce(func.sum(blobs.c.size), 0), BigInteger)).select_from(
+        blobs
+    )
 )
 
 

@@ -27,16 +27,13 @@ from registry.errors import (
     RegistryError,
     StorageUnavailable,
 )
-from registry.store.query_result import QueryResult as QueryResult
+from registry.store.query_result import ANSWER_MAX_BYTES, QueryResult
 from registry.store.sql import Row
 from registry.store.sqlite.file_access import may_write
 from registry.store.sqlite.inspect import locate, opened
 
 MEMORY_MAX_BYTES = 512 << 20
 """As much memory SQLite may take for a statement, sorting included."""
-
-ANSWER_MAX_BYTES = 256 << 20
-"""As much a statement may answer, with some bytes for each value and bytes as hex digits."""
 
 _START_S = 60.0
 RAISED = {each.code: each for each in (Busy, DatabaseRefused, Invalid, Refused, StorageUnavailable)}

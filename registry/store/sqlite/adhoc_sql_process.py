@@ -20,9 +20,9 @@ import msgspec
 
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError, StorageUnavailable
 from registry.store.compatibility import no_registry
+from registry.store.query_result import ANSWER_MAX_BYTES
 from registry.store.sql import Row
 from registry.store.sqlite.adhoc_sql import (
-    ANSWER_MAX_BYTES,
     MEMORY_MAX_BYTES,
     RAISED,
     too_much_memory,

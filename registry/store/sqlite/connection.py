@@ -51,9 +51,11 @@ class SQLiteConnection:
         caller's to give. Ids are never reused, so cursors stay right."""
         return {table.name: table.seq for table in self.run(_LAST_IDS)}
 
-    def run_text(self, text: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> list[Row]:
-        """Run SQL text; every row it answers."""
-        rows: list[Row] = self._execute(text, parameters).fetchall()
+    def run_text(
+        self, text: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None
+    ) -> list[Row]:
+        """Run SQL text, in which `:name` is a parameter; every row it answers."""
+        rows: list[Row] = self._execute(text, parameters or ()).fetchall()
         return rows
 
     def log_bytes(self) -> int:

@@ -25,9 +25,10 @@ from sqlalchemy.engine import Dialect
 from registry.core.forks import Birthplace, hold_file, let_go
 from registry.errors import Busy, RegistryError, StorageUnavailable
 from registry.store.engine import DiskUse
+from registry.store.failure_log import FailureLog
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.connection import SQLiteConnection
-from registry.store.sqlite.errors import FailureLog, is_damage, translated
+from registry.store.sqlite.errors import is_damage, translated
 from registry.store.sqlite.file_access import (
     changed,
     is_immutable,
@@ -80,6 +81,9 @@ class Database:
     Raises:
         DatabaseRefused: the URL is not one of a SQLite file.
     """
+
+    reads_at_once = True
+    writes_content_beside = False
 
     def __init__(
         self,
@@ -177,7 +181,7 @@ class Database:
             StorageUnavailable: the database cannot be written, or what was written went to a file
                 that is not the database any more.
         """
-        with _watched(self._writing), translated(self.path), self._begun() as (dbapi, generation):
+        with self._writing.watching(), translated(self.path), self._begun() as (dbapi, generation):
             yield SQLiteConnection(dbapi, self.dialect, self.clock())
             dbapi.execute("COMMIT")
             if not self.guard.is_current(generation):
@@ -185,6 +189,8 @@ class Database:
                     f"The database {self.path} was replaced while it was written; the change may "
                     "not be in the one that is there now. Try again."
                 )
+
+    write_content = write
 
     @contextmanager
     def _begun(self) -> Iterator[tuple[sqlite3.Connection, int]]:
@@ -208,7 +214,7 @@ class Database:
         Raises:
             StorageUnavailable: the database cannot be read.
         """
-        with _watched(self.reading), translated(self.path), self._snapshot() as dbapi:
+        with self.reading.watching(), translated(self.path), self._snapshot() as dbapi:
             before = state_of(Path(self.path)) if self._is_immutable else None
             yield SQLiteConnection(dbapi, self.dialect, self.clock())
             if before is not None and state_of(Path(self.path)) != before:
@@ -245,6 +251,9 @@ class Database:
         return SQLitePointReader(
             self.path, self.guard, lambda generation: self.connect_to(generation, "ro")
         )
+
+    def group_reader(self) -> None:
+        """There is none: reads do not wait."""
 
     def ensure_current(self) -> None:
         """Raises StorageUnavailable unless what is open is the file that is there."""
@@ -309,17 +318,6 @@ class Database:
         if self._birthplace.is_here:
             self.guard.close()
             let_go(self)
-
-
-@contextmanager
-def _watched(trouble: FailureLog) -> Iterator[None]:
-    """Puts in the log what storage does to the block."""
-    try:
-        yield
-    except StorageUnavailable as error:
-        trouble.failed(error)
-        raise
-    trouble.worked()
 
 
 @contextmanager

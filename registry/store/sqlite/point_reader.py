@@ -13,8 +13,9 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from registry.errors import Busy, StorageUnavailable
+from registry.store.failure_log import FailureLog
 from registry.store.sql import Row
-from registry.store.sqlite.errors import FailureLog, translate
+from registry.store.sqlite.errors import translate
 from registry.store.sqlite.file_guard import FileGuard
 
 LOOK_EVERY_S = 0.5
