@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from registry import cli
 from registry.core.records import ArtifactKey, Owner
+from registry.server import tokens
+from registry.server.tokens import Role
 from tests.commands import run_here
 from tests.exchanges import running
 
@@ -82,6 +84,13 @@ def _new_token(world: World) -> list[object]:
     return ["--role", "read", "--token-file", world.new("tokens.toml")]
 
 
+def _token_file(world: World) -> Path:
+    """A token file with a token of the name `worker`."""
+    file = world.new("tokens.toml")
+    tokens.create(file, Role.READ, name="worker")
+    return file
+
+
 CASES: dict[str, Case] = {
     "serve": Case(
         # It would stay; here its port is taken.
@@ -115,6 +124,8 @@ CASES: dict[str, Case] = {
     "db history": Case(lambda world: []),
     "db check": opening(),
     "token new": Case(_new_token),
+    "token list": Case(lambda world: ["--token-file", _token_file(world)]),
+    "token revoke": Case(lambda world: ["worker", "--token-file", _token_file(world)]),
     "config show": Case(lambda world: []),
     "attach": Case(_attach, "register"),
     "detach": asking(f"{OURS}/backend/nobody/1/_base", kind="owner"),

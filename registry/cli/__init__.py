@@ -29,7 +29,7 @@ COMMANDS = {
     "serve": ("registry.cli.serve:serve", "Serve the registry over HTTP."),
     "demo": ("registry.cli.demo:demo", "Serve a small lively fleet, to look around in."),
     "db": ("registry.cli.db:app", "Look after the database: schema, backups."),
-    "token": ("registry.cli.token:app", "Make access tokens."),
+    "token": ("registry.cli.token:app", "Make access tokens, list them, take them back."),
     "config": ("registry.cli.config:app", "Show the settings and where they come from."),
     "attach": ("registry.cli.attach:attach", "Register a model directory's metadata files."),
     "detach": ("registry.cli.attach:detach", "Release all that an owner holds."),
