@@ -98,6 +98,8 @@ CALLS: dict[tuple[str, str], RequestSpec] = {
     ("GET", "/v1/models"): plain("/v1/models", "read"),
     ("GET", "/v1/events"): plain("/v1/events", "read"),
     ("GET", "/v1/audit"): plain("/v1/audit", "read"),
+    ("GET", "/v1/sweep"): plain("/v1/sweep", "read"),
+    ("POST", "/v1/sql"): plain("/v1/sql", "administer", json={"query": "SELECT 1"}),
     ("GET", "/metrics"): plain("/metrics", "read"),
     ("GET", "/openapi.json"): plain("/openapi.json", "read"),
     ("GET", "/docs"): plain("/docs", "read"),
@@ -388,6 +390,7 @@ CHANGES = [
     ("POST", of_held("/drain")),
     ("POST", "/v1/renewals"),
     ("DELETE", "/v1/artifacts/none/_base"),
+    ("POST", "/v1/sql"),
 ]
 
 

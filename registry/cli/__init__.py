@@ -42,7 +42,7 @@ COMMANDS = {
     "events": ("registry.cli.events:events", "Show what happened, and go on with --follow."),
     "sql": ("registry.cli.sql:sql", "Ask the database one question in SQL."),
     "audit": ("registry.cli.audit:audit", "Report leaks and faults of a database."),
-    "sweep": ("registry.cli.audit:sweep", "End lapsed owners now."),
+    "sweep": ("registry.cli.sweep:sweep", "End lapsed owners now."),
     "verify": ("registry.cli.audit:verify", "Check a database, its content and its journal."),
     "mirror": ("registry.cli.mirror:mirror", "Hold the files of a fleet that is not changed."),
     "explain": ("registry.cli.inspect:explain", "Show why a file is served, and whose bytes."),
