@@ -18,6 +18,7 @@ from registry.server import tokens
 from registry.server.tokens import Role
 from tests.commands import run_here
 from tests.exchanges import running
+from tests.support import Server
 
 OURS = "prod"
 HELD = Owner(OURS, "backend", "generate", 14594360683070792150)
@@ -37,10 +38,19 @@ class World:
     model: Path
     database: Path
     numbers: Iterator[int]
+    server: Server
 
     def new(self, name: str) -> Path:
         """A path that nothing is at."""
         return self.folder / f"{next(self.numbers)}-{name}"
+
+    def another_model(self) -> str:
+        """The slug of a model that is registered now and no command has to do with."""
+        slug = f"other-{next(self.numbers)}"
+        owner = Owner(OURS, "backend", slug, 1)
+        key = ArtifactKey(slug, "_base", KEY.filename)
+        assert self.server.register_copies(owner, {key: CONTENTS[KEY]}).status_code == 200
+        return slug
 
     def copy(self) -> str:
         """The URL of a database of one's own."""
@@ -131,6 +141,7 @@ CASES: dict[str, Case] = {
     "detach": asking(f"{OURS}/backend/nobody/1/_base", kind="owner"),
     "renew": asking(HELD, kind="owner"),
     "drain": asking(HELD, "--deadline-s", 86_400, kind="owner"),
+    "rm": Case(lambda world: [world.another_model(), "--yes", *world.to_service()], "administer"),
     "fetch": asking(KEY.slug),
     "mirror": Case(
         lambda world: [f"file:{world.new('kv')}", "--once", *world.to_service()], "read"
@@ -178,4 +189,4 @@ def a_world(folder: Path, **flags: Any) -> Iterator[World]:
         other = folder / "other.db"
         database = f"sqlite:///{server.database}"
         assert run_here("db", "backup", other, "--database-url", database).returncode == 0
-        yield World(folder, server.url, model, other, itertools.count())
+        yield World(folder, server.url, model, other, itertools.count(), server)

@@ -33,6 +33,7 @@ COMMANDS = {
     "config": ("registry.cli.config:app", "Show the settings and where they come from."),
     "attach": ("registry.cli.attach:attach", "Register a model directory's metadata files."),
     "detach": ("registry.cli.attach:detach", "Release all that an owner holds."),
+    "rm": ("registry.cli.remove:rm", "Drop a model's files, whoever holds them."),
     "renew": ("registry.cli.lease:renew", "Renew an owner's lease."),
     "drain": ("registry.cli.lease:drain", "Announce that an owner is going to detach."),
     "fetch": ("registry.cli.fetch:fetch", "Download a model's files, verified."),
