@@ -136,6 +136,7 @@ CASES: dict[str, Case] = {
     "token new": Case(_new_token),
     "token list": Case(lambda world: ["--token-file", _token_file(world)]),
     "token revoke": Case(lambda world: ["worker", "--token-file", _token_file(world)]),
+    "doctor": Case(lambda world: [*world.to_database(), "--port", 0, *world.to_service()]),
     "config show": Case(lambda world: []),
     "attach": Case(_attach, "register"),
     "detach": asking(f"{OURS}/backend/nobody/1/_base", kind="owner"),

@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": ("registry.cli.demo:demo", "Serve a small lively fleet, to look around in."),
     "db": ("registry.cli.db:app", "Look after the database: schema, backups."),
     "token": ("registry.cli.token:app", "Make access tokens, list them, take them back."),
+    "doctor": ("registry.cli.doctor:doctor", "Look at all that is easily got wrong."),
     "config": ("registry.cli.config:app", "Show the settings and where they come from."),
     "attach": ("registry.cli.attach:attach", "Register a model directory's metadata files."),
     "detach": ("registry.cli.attach:detach", "Release all that an owner holds."),

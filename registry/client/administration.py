@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import msgspec
@@ -12,7 +14,8 @@ from registry.client.protocol import Call, reader
 from registry.core.checks import check_slug, check_suffix
 from registry.core.records import Receipt
 from registry.wire.json_encoding import encode
-from registry.wire.reports import AuditResponse, SqlResponse, SweptResponse
+from registry.wire.listings import OwnersResponse
+from registry.wire.reports import AuditResponse, LiveResponse, SqlResponse, SweptResponse
 from registry.wire.requests import SqlRequest
 from registry.wire.responses import ReceiptResponse
 
@@ -51,10 +54,38 @@ def sql(query: str, timeout_s: float, max_rows: int) -> Call[SqlResponse]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """The version of a service, and its time in milliseconds, if it says so: whole seconds."""
+
+    version: str
+    at: int | None
+
+
+def greet() -> Call[Greeting]:
+    """Whether a registry answers at all. Needs no token."""
+    read = reader(LiveResponse, lambda answer: answer.version)
+    return Call("GET", "/live", lambda answer: Greeting(read(answer), _date_of(answer)))
+
+
+def list_nothing() -> Call[None]:
+    """A read that costs little: whether reads are allowed."""
+    read = reader(OwnersResponse, lambda answer: None)
+    return Call("GET", "/v1/owners", read, params={"limit": "1"})
+
+
+def _date_of(answer: Answer) -> int | None:
+    try:
+        moment = parsedate_to_datetime(answer.headers["date"])
+        return round(moment.timestamp() * 1000)
+    except (KeyError, ValueError, OverflowError):
+        return None
+
+
 def _even(answer: SqlResponse) -> SqlResponse:
     """Raise ValueError for rows that are none."""
     for row in answer.rows:
-        if len(row) != len(answer.columns) or any(isinstance(each, list | dict) for each in row):
+        if len(row) != len(answer.columns):
             raise ValueError("a row does not fit the columns")
     return answer
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from registry.core.findings import (
@@ -170,10 +168,13 @@ class HealthResponse(msgspec.Struct):
     warnings: dict[str, str] = {}
 
 
+SqlValue = bool | int | float | str | None
+
+
 class SqlResponse(msgspec.Struct):
     """What a statement answered. Bytes are hex digits, and `whole` is false if there are more rows
     than were wanted."""
 
     columns: list[str]
-    rows: list[list[Any]]
+    rows: list[list[SqlValue]]
     whole: bool
