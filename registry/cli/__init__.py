@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from registry import __version__
-from registry.cli import streams
+from registry.cli import examples, streams
 from registry.cli.environment import check_open_files, use_utf8, warn_of_strangers
 from registry.cli.exit_codes import COULD_NOT_RUN, INTERRUPTED, exit_code_of, report
 from registry.cli.streams import OutputFailed, ReaderGone
@@ -92,7 +92,15 @@ def _loaded(home: str) -> Any:
         app.command()(found)
     # Rich would cut long flags short to fit them into its boxes.
     app.rich_markup_mode = None
-    return typer.main.get_command(app)
+    command = typer.main.get_command(app)
+    _give_examples(command, next(each for each, (at, _) in COMMANDS.items() if at == home))
+    return command
+
+
+def _give_examples(command: Any, name: str) -> None:
+    command.epilog = examples.shown(name)
+    for each, inner in getattr(command, "commands", {}).items():
+        _give_examples(inner, f"{name} {each}")
 
 
 def program() -> TyperGroup:
@@ -105,6 +113,7 @@ def program() -> TyperGroup:
     )
     app.callback()(_program)
     group = cast(TyperGroup, typer.main.get_command(app))
+    group.epilog = examples.shown("", lambda line: _is_here(COMMANDS[line.split()[0]][0]))
     is_whole = _is_here(COMMANDS["serve"][0])
     for name, (home, help_line) in COMMANDS.items():
         command = LazyCommand(name, home, help_line)
