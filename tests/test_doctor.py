@@ -79,7 +79,9 @@ def test_beside_a_running_service_all_is_well(shared_server: Server, tmp_path: P
     assert set(found.states) >= set(ALL)
     is_file = shared_server.place.url.startswith("sqlite")
     expected = dict.fromkeys(ALL, "ok") | {"certificate": "skipped", "discovery": "note"}
-    expected |= {} if is_file else {"file_system": "skipped", "space": "skipped"}
+    if not is_file:  # The servers of the tests run without fsync, which services warn of.
+        expected |= {"file_system": "skipped", "space": "skipped", "service": "note"}
+        assert "fsync" in found.said["service"]
     assert found.states == expected
     table = run_here("doctor", *of(shared_server.place, "--url", shared_server.url))
     assert table.returncode == 0
@@ -160,7 +162,7 @@ def test_a_token_is_tried(
     found = look(*of(server.place, "--url", server.url, "--token-file", file), **variables)
     state = {"none": "note", "reader": "note", "writer": "ok"}.get(kind, "failed")
     assert found.states["token"] == state, found
-    assert found.states["service"] == "ok"
+    assert found.states["service"] in ("ok", "note")
     assert found.states["access"] == "note"
     assert "None has the role admin" in found.said["access"]
     for token in made.values():
@@ -174,7 +176,7 @@ def test_a_service_that_is_not_well_is_told_of(serve: Callable[..., Server]) -> 
         assert found.states["service"] == "failed"
         assert "disk: " in found.said["service"]
     else:
-        assert found.states["service"] == "ok"
+        assert found.states["service"] == "note"
 
 
 @on_sqlite
@@ -313,7 +315,7 @@ def test_room_for_a_copy_is_wished_for(tmp_path: Path) -> None:
 
 
 @on_sqlite
-@pytest.mark.parametrize(("limit", "state"), [(40, "failed"), (1000, "note"), (65_536, "ok")])
+@pytest.mark.parametrize(("limit", "state"), [(40, "failed"), (1000, "note"), (9_000, "ok")])
 def test_too_few_open_files_are_told_of(limit: int, state: str) -> None:
     program = (
         "import resource, sys\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,14 @@ def test_the_help_ends_with_examples_that_the_command_takes(
     for each in EXAMPLES[name]:
         assert each.startswith(name), "an example is of the command that it stands at"
         parse(shlex.split(each))
+
+
+def test_the_statements_of_the_examples_are_answered(tmp_path: Path) -> None:
+    to = ["--database-url", f"sqlite:///{tmp_path}/registry.db"]
+    assert run_here("db", "upgrade", *to).returncode == 0
+    for each in EXAMPLES["sql"]:
+        done = run_here(*shlex.split(each)[:2], *to)
+        assert done.returncode == 0, done
 
 
 def parse(words: list[str]) -> None:

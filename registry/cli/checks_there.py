@@ -42,10 +42,11 @@ def check_service(url: str, token: str | None, ca_file: str | None, *, is_given:
         try:
             greeting = client.send(greet())
         except ServiceUnreachable as error:
+            others = [skipped(each, "No service answers.") for each in ("service_clock", "token")]
             if is_given:
-                return [failed("service", error.detail)]
+                return [failed("service", error.detail), *others]
             todo = "Start it with `metadata-registry serve`, or name another with --url."
-            return [note("service", f"Nothing answers at {client.url}.", todo)]
+            return [note("service", f"Nothing answers at {client.url}.", todo), *others]
         after = time.time_ns() // 1_000_000
         lines = [check_health(client, greeting.version)]
         if greeting.at is not None:

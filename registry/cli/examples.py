@@ -76,7 +76,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "health": ("health --url http://127.0.0.1:8090",),
     "sql": (
         'sql "SELECT * FROM leaks"',
-        'sql "SELECT owner, refs FROM owner_footprint" --csv --url https://registry.example',
+        'sql "SELECT refs, bytes FROM owner_footprint" --csv --url https://registry.example',
     ),
     "audit": (
         "audit",

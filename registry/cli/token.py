@@ -27,6 +27,7 @@ TokenFile = Annotated[
         "--token-file",
         metavar="FILE",
         envvar="REGISTRY_TOKEN_FILE",
+        readable=False,  # It says why itself.
         help="The token file of the service.",
     ),
 ]

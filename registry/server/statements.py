@@ -17,8 +17,6 @@ from registry.wire.requests import SQL_MAX, SQL_ROWS_MAX, SQL_TIMEOUT_MAX_S
 TIMEOUT_S = SQL_TIMEOUT_MAX_S
 ROWS_MAX = SQL_ROWS_MAX
 ANSWER_MAX_BYTES = 16 << 20
-INT_MIN, INT_MAX = -(1 << 63), (1 << 64) - 1
-"""The whole numbers that our JSON has."""
 
 
 async def run_statement(
@@ -50,9 +48,5 @@ async def run_statement(
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON and CSV have it: bytes as hex digits, huge numbers as text."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, int) and not INT_MIN <= value <= INT_MAX:
-        return str(value)
-    return value
+    """A value as JSON and CSV have it: bytes as hex digits."""
+    return value.hex() if isinstance(value, bytes) else value

@@ -22,6 +22,8 @@ from registry.store.sql import Row
 
 VALUE_BYTES = 16
 """Added to each value for what holds it."""
+DIGITS_MAX = 18
+"""Of whole numbers, as far as JSON has them."""
 SYNTAX, FEATURE, PRIVILEGE = "42", "0A", "42501"
 
 _COMMENTS = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
@@ -104,9 +106,11 @@ def _explain(error: psycopg.Error, timeout_s: float) -> None:
 
 
 def _shown(value: Any) -> Any:
-    """A value as it can be printed and be JSON."""
+    """A value as it can be printed and be JSON; whole numbers that are larger are text."""
     if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
+        if not value.is_finite() or value != value.to_integral_value():
+            return float(value)
+        return int(value) if value.adjusted() < DIGITS_MAX else format(value, "f")
     if isinstance(value, datetime | date | time | timedelta):
         return str(value)
     if value is None or isinstance(value, bool | int | float | str | bytes):
