@@ -42,6 +42,7 @@ for home, _ in cli.COMMANDS.values():
 for name in (
     *("registry.client.attach", "registry.store.sqlite.restore", "registry.server.process"),
     *("rich.table", "rich.progress", "concurrent.futures.thread", "logging.config"),
+    *("registry.store.sqlite.copying", "registry.store.postgresql.copying", "encodings.ascii"),
     *("registry.mirror.loop", "registry.mirror.status_server", "registry.discovery.file"),
 ):
     import_module(name)

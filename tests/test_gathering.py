@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+
+import pytest
 from collections.abc import Sequence
 
 from registry.errors import Busy
@@ -40,8 +42,10 @@ def test_callers_of_one_round_of_the_event_loop_share_a_commit(database: Engine)
 
 
 def test_callers_who_come_one_after_the_other_round_by_round_share_one_as_well(
-    database: Engine,
+    database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("registry.store.group_commit.GATHERED_FOR_S", 60.0)  # However slow we are.
+
     async def run() -> list[int]:
         writer = Writer(database)
         writer.start()
