@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
+from registry.store import statement_process
 from registry.store.query_result import QueryResult
-from registry.store.sqlite import adhoc_sql, adhoc_sql_process
+from registry.store.sqlite import adhoc_sql_process
 from registry.store.sqlite.adhoc_sql import run_query
 from registry.store.sqlite.inspect import opened
 from registry.store.sqlite.migrate import prepare
@@ -288,7 +289,7 @@ def test_a_statement_takes_no_more_memory_and_time_than_it_may(
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     most = int(done.stdout)
     assert sorted(each.name for each in path.parent.iterdir()) == ["registry.db"]
-    assert most < adhoc_sql.MEMORY_MAX_BYTES + (200 << 20)
+    assert most < statement_process.MEMORY_MAX_BYTES + (200 << 20)
 
 
 def test_a_statement_that_needs_too_much_memory_is_told_so(path: Path) -> None:
