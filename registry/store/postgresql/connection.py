@@ -44,7 +44,8 @@ READ_IDS = ", ".join(
 # An entry may be gone in the very transaction that it came in; the journal still knows its id.
 _HIGHEST = {
     "owners": "(SELECT max(id) FROM owners)",
-    "entries": "(SELECT max(entry_id) FROM events WHERE id > %(events)s)",
+    # Not max(entry_id): the index of it would be walked from its end to the first new event.
+    "entries": "(SELECT max(entry_id + 0) FROM events WHERE id > %(events)s)",
     "events": "(SELECT max(id) FROM events)",
 }
 _LAST_IDS = "SELECT " + ", ".join(f"greatest(%({table})s, {_HIGHEST[table]})" for table in NUMBERED)
