@@ -35,7 +35,6 @@ from sqlalchemy.exc import OperationalError
 
 from registry.core.stopping import SAID_AFTER_S, Interruptible
 from registry.errors import DatabaseRefused
-from registry.store.postgresql import inspect as postgresql
 from registry.store.postgresql import views as postgresql_views
 from registry.store.postgresql.address import is_postgresql, place_of
 from registry.store.postgresql.locks import WRITE_LOCK
@@ -141,6 +140,8 @@ def guarded(work: Interruptible) -> AbstractContextManager[object]:
 
 
 def migrate_postgresql(url: str) -> None:
+    from registry.store.postgresql import inspect as postgresql  # It needs psycopg.
+
     with postgresql.admin_engine(url).connect() as connection:
         driver = postgresql.driver_of(connection)
         place = place_of(url)

@@ -49,7 +49,7 @@ class Settings:
     port: int = whole_setting(8090, "Port to listen on; 0 takes a free one.", 0, 65_535)
     workers: int = whole_setting(1, "Processes that serve.", 1, 256)
     database_url: str = text_setting(
-        "sqlite:///registry.db", "Where the registry is kept, as a SQLAlchemy URL."
+        "sqlite:///registry.db", "Where the registry is kept: sqlite:///PATH or postgresql://..."
     )
     allow_unsafe_storage: bool = switch_setting(
         "Use a database where SQLite cannot keep it safe: on a network file system, or mounted "

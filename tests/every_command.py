@@ -94,7 +94,7 @@ CASES: dict[str, Case] = {
         # It would stay; here its port is taken.
         lambda world: ["--port", world.url.rpartition(":")[2], "--directory", world.new("demo")],
         has_json=False,
-        code=1,
+        code=2,
     ),
     "db upgrade": Case(lambda world: ["--database-url", world.copy()], opens_database=True),
     "db downgrade": Case(

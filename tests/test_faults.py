@@ -113,7 +113,7 @@ class FaultyCursor(psycopg.Cursor[Any]):
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         run = super().execute
-        text = query if isinstance(query, str) else query.as_string()
+        text = query.decode() if isinstance(query, bytes) else str(query)
         return FaultyConnection.fault.run(text, lambda: run(query, params, **options))
 
 

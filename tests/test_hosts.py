@@ -153,8 +153,8 @@ WHOLE_URLS = [
     ("http://evil@localhost/{path}", "Host: localhost", 400),
     ("ftp://localhost/{path}", "Host: localhost", 400),
     ("http:///{path}", "Host: localhost", 400),
-    ("http://localhost:{port}", "Host: localhost", 404),
-    ("http://localhost:{port}?x=1", "Host: localhost", 404),
+    ("http://localhost:{port}", "Host: localhost", 200),
+    ("http://localhost:{port}?x=1", "Host: localhost", 422),
     ("http://localhost:{port}/{path}?x=1", "Host: localhost", 422),
 ]
 

@@ -709,7 +709,7 @@ def test_what_fails_is_logged_once_and_again_when_it_works(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("registry.store.sqlite.errors.CALM_S", 0.0)
+    monkeypatch.setattr("registry.store.failure_log.CALM_S", 0.0)
     write(watched, "before")
     away = database_path.with_name("away")
     database_path.rename(away)

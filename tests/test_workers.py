@@ -16,7 +16,7 @@ import pytest
 from registry.server import tokens
 from registry.server.tokens import Role
 from registry.server.workers import PAUSE_MAX_S, STARTS_MAX
-from tests.support import Server, wait_for, workers_of
+from tests.support import Server, serving_workers_of, wait_for, workers_of
 from tests.test_metrics import Scraped
 
 PATIENT = ["-c", "import registry.server.workers as workers; workers.PAUSE_MIN_S = 0.01;"]
@@ -103,7 +103,7 @@ def test_one_that_cannot_start_any_more_takes_nobody_with_it(
     file = tmp_path / "tokens.toml"
     tokens.create(file, Role.ADMIN)
     server = serve(workers=2, token_file=file, program=PATIENT)
-    wait_for(lambda: len(workers_of(server)) == 2)
+    wait_for(lambda: len(serving_workers_of(server)) == 2)  # Or both could not start any more.
     whole = file.read_text()
     file.write_text(whole + "broken")
     os.kill(workers_of(server)[0], signal.SIGKILL)

@@ -111,4 +111,4 @@ def _address(process: subprocess.Popen[str], output: IO[str]) -> str:
         if line.startswith("listening on "):
             threading.Thread(target=output.read, daemon=True).start()
             return line.split()[-1]
-    raise Refused(f"The service did not start (code {process.wait()}); see above why.")
+    raise SettingsError(f"The service did not start (code {process.wait()}); see above why.")

@@ -66,8 +66,7 @@ class Health:
         Raises:
             StorageUnavailable: the database cannot be read.
         """
-        variables = await self._run(self._read_variables)
-        now = self._database.clock()
+        variables, now = await self._run(self._read_variables)
         overdue_ms = 3 * policy_of(variables).sweep_interval_ms + SWEEP_TOLERANCE_MS
         last = int(variables.get("last_sweep_at", self._started_at))
         check = OK
@@ -115,9 +114,10 @@ class Health:
             "(min_free_bytes). Free some space: when the disk is full, nothing can be registered"
         )
 
-    def _read_variables(self) -> dict[str, str]:
+    def _read_variables(self) -> tuple[dict[str, str], int]:
+        """The settings in the table, and the time as those who sweep have it."""
         with self._database.read() as conn:
-            return read_variables(conn)
+            return read_variables(conn), conn.now
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()

@@ -10,6 +10,7 @@ from registry.core.progress import OnProgress
 from registry.store.copying import Copied, copy
 from registry.store.engine import Engine
 from registry.store.postgresql.address import is_postgresql as is_postgresql
+from registry.store.postgresql.address import require_driver
 from registry.store.query_result import ANSWER_MAX_BYTES, QueryResult
 from registry.store.sqlite.address import sqlite_path
 from registry.store.sqlite.compatibility import acceptor, check_there
@@ -43,7 +44,7 @@ def open_database(
     Raises:
         DatabaseRefused: there is no engine for the URL.
     """
-    if is_postgresql(url):
+    if _needs_postgresql(url):
         from registry.store.postgresql import compatibility as of_postgresql
         from registry.store.postgresql.engine import PostgreSQLDatabase
 
@@ -59,7 +60,7 @@ def open_for_command(url: str, *, to_write: bool) -> Engine:
     Raises:
         DatabaseRefused: there is none.
     """
-    if is_postgresql(url):
+    if _needs_postgresql(url):
         from registry.store.postgresql import compatibility as of_postgresql
 
         of_postgresql.check_there(url)
@@ -84,7 +85,7 @@ def run_query(
         Invalid: it is no statement, or more than one.
         RegistryError: the database cannot be read.
     """
-    if is_postgresql(url):
+    if _needs_postgresql(url):
         from registry.store.postgresql import adhoc_sql as of_postgresql
 
         run = of_postgresql.run_query
@@ -97,7 +98,7 @@ def run_query(
 
 def migrations_of(url: str) -> Migrations:
     """What makes, changes and compares the schema of the database at a URL."""
-    if is_postgresql(url):
+    if _needs_postgresql(url):
         from registry.store.postgresql import migrate as of_postgresql
 
         return of_postgresql
@@ -119,7 +120,7 @@ def copy_database(source: str, target: str, on_progress: OnProgress | None = Non
 
 def _copying_of(url: str) -> Any:
     """What reads and writes whole registries."""
-    if is_postgresql(url):
+    if _needs_postgresql(url):
         from registry.store.postgresql import copying as of_postgresql
 
         return of_postgresql
@@ -130,7 +131,7 @@ def _copying_of(url: str) -> Any:
 
 def find_problem(url: str) -> str | None:
     """Why a running service cannot work with the database as it is now, or None if it can."""
-    if is_postgresql(url):
+    if _needs_postgresql(url):
         from registry.store.postgresql import compatibility as of_postgresql
 
         return of_postgresql.find_problem(url)
@@ -146,3 +147,15 @@ def place_of(url: str) -> str:
 
         return address.place_of(url)
     return os.path.abspath(sqlite_path(url))
+
+
+def _needs_postgresql(url: str) -> bool:
+    """Whether a URL is one of PostgreSQL, whose modules can be imported then.
+
+    Raises:
+        DatabaseRefused: its driver is not installed.
+    """
+    if not is_postgresql(url):
+        return False
+    require_driver()
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from registry.store.sql import Row
@@ -17,3 +18,15 @@ class QueryResult:
     columns: tuple[str, ...]
     rows: list[Row]
     is_whole: bool
+
+
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of columns; one that repeats gets a number: `id`, `id_2`."""
+    found: list[str] = []
+    for name in names:
+        number, distinct = 1, name
+        while distinct in found:
+            number += 1
+            distinct = f"{name}_{number}"
+        found.append(distinct)
+    return tuple(found)

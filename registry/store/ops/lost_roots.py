@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Text, bindparam, func, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Text,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from registry.core.records import RefStatus
 from registry.store.engine import Connection
@@ -52,11 +62,12 @@ class _RefRow(NamedTuple):
 
 
 _STILL_OK = Statement(
-    select(owner_refs.c.owner_id, owner_refs.c.entry_id).where(
-        _wanted.in_(select(_refs.c.owner_id, _refs.c.entry_id)),
-        owner_refs.c.path.is_not(None),
-        owner_refs.c.status != RefStatus.MISSING.value,
-    ),
+    select(owner_refs.c.owner_id, owner_refs.c.entry_id)
+    .join(
+        _refs,
+        (owner_refs.c.owner_id == _refs.c.owner_id) & (owner_refs.c.entry_id == _refs.c.entry_id),
+    )
+    .where(owner_refs.c.path.is_not(None), owner_refs.c.status != literal_column("'missing'")),
     _RefRow,
 )
 _LOSE = Statement(
@@ -77,7 +88,7 @@ def keep_roots(conn: Connection, _now: int, items: Sequence[Roots]) -> list[None
 
 def lose(conn: Connection, now: int, items: Sequence[Loss]) -> list[None]:
     """Note the files as missing, whose journal says that it is for their root."""
-    refs = [list(ref) for item in items for ref in item.refs]
+    refs = sorted({tuple(ref) for item in items for ref in item.refs})
     lost = conn.run(_STILL_OK, refs=as_rows(refs))
     if lost:
         conn.run(_LOSE, now=now, refs=as_rows([[row.owner_id, row.entry_id] for row in lost]))

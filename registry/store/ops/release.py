@@ -18,8 +18,8 @@ from typing import NamedTuple
 from sqlalchemy import (
     CTE,
     BigInteger,
+    ColumnElement,
     Select,
-    Text,
     bindparam,
     cast,
     delete,
@@ -29,8 +29,8 @@ from sqlalchemy import (
     literal,
     literal_column,
     null,
-    or_,
     select,
+    true,
     union_all,
     update,
 )
@@ -89,17 +89,24 @@ FIND_OWNERS = Statement(
 )
 
 
-# What is let go of. With a slug and a suffix, it is only what is held of that model.
+# What is let go of: everything, or what is held of a model, which are statements of their own. One
+# for both, with an OR, has no plan that is good for both.
 
 _leaving = json_rows(
     "rows", position=int, owner_id=int, state=str, reason=str, actor=str, request_id=str
 )
-_slug, _suffix = bindparam("of_slug", type_=Text), bindparam("of_suffix", type_=Text)
-_of_model = select(entries.c.id).where(entries.c.slug == _slug, entries.c.suffix == _suffix)
-_goes = or_(_slug.is_(None), owner_refs.c.entry_id.in_(_of_model))
+_of_model = select(entries.c.id).where(
+    entries.c.slug == bindparam("of_slug"), entries.c.suffix == bindparam("of_suffix")
+)
 
 
-def _lines(leaving: CTE, *, with_removals: bool) -> Select[tuple[int, str, int, int]]:
+def _goes(*, of_model: bool) -> ColumnElement[bool]:
+    return owner_refs.c.entry_id.in_(_of_model) if of_model else true()
+
+
+def _lines(
+    leaving: CTE, *, with_removals: bool, of_model: bool
+) -> Select[tuple[int, str, int, int]]:
     """The lines of the journal in their order, each with its number: of every owner that it lets
     go of its refs, that it ends, and which entries go with their last ref."""
     said = (leaving.c.reason, leaving.c.actor, leaving.c.request_id)
@@ -110,7 +117,7 @@ def _lines(leaving: CTE, *, with_removals: bool) -> Select[tuple[int, str, int, 
         leaving.c.owner_id,
         owner_refs.c.entry_id,
         *said,
-    ).where(owner_refs.c.owner_id == leaving.c.owner_id, _goes)
+    ).where(owner_refs.c.owner_id == leaving.c.owner_id, _goes(of_model=of_model))
     ended = select(
         leaving.c.position,
         literal_column("1"),
@@ -128,7 +135,7 @@ def _lines(leaving: CTE, *, with_removals: bool) -> Select[tuple[int, str, int, 
                 leaving.c.position,
                 (owner_refs.c.entry_id + literal_column("0")).label("entry_id"),
             )
-            .where(owner_refs.c.owner_id == leaving.c.owner_id, _goes)
+            .where(owner_refs.c.owner_id == leaving.c.owner_id, _goes(of_model=of_model))
             .subquery("going")
         )
         last = (
@@ -158,9 +165,9 @@ def _lines(leaving: CTE, *, with_removals: bool) -> Select[tuple[int, str, int, 
     return select(number.label("number"), *(steps.c[name] for name in names))
 
 
-def _journal(*, with_removals: bool) -> Statement[Row]:
+def _journal(*, with_removals: bool = True, of_model: bool = False) -> Statement[Row]:
     leaving = select(_leaving).cte("leaving").prefix_with("MATERIALIZED")
-    lines = _lines(leaving, with_removals=with_removals).subquery("lines")
+    lines = _lines(leaving, with_removals=with_removals, of_model=of_model).subquery("lines")
     what = ("slug", "suffix", "filename", "checksum")
     why = ("reason", "actor", "request_id")
     return Statement(
@@ -182,7 +189,8 @@ def _journal(*, with_removals: bool) -> Statement[Row]:
     )
 
 
-_JOURNAL = _journal(with_removals=True)
+_JOURNAL = _journal()
+_JOURNAL_OF_MODEL = _journal(of_model=True)
 _JOURNAL_BUT_REMOVALS = _journal(with_removals=False)
 
 
@@ -192,12 +200,17 @@ class DroppedRef(NamedTuple):
     blob_checksum: str | None
 
 
-_DELETE_REFS = Statement(
-    delete(owner_refs)
-    .where(owner_refs.c.owner_id.in_(select(_ids.c.id)), _goes)
-    .returning(owner_refs.c.blob_checksum),
-    DroppedRef,
-)
+def _delete_refs(*, of_model: bool) -> Statement[DroppedRef]:
+    return Statement(
+        delete(owner_refs)
+        .where(owner_refs.c.owner_id.in_(select(_ids.c.id)), _goes(of_model=of_model))
+        .returning(owner_refs.c.blob_checksum),
+        DroppedRef,
+    )
+
+
+_DELETE_REFS = _delete_refs(of_model=False)
+_DELETE_REFS_OF_MODEL = _delete_refs(of_model=True)
 _ends = json_rows("rows", owner_id=int, state=str, reason=str)
 _END_OWNERS = Statement(
     update(owners)
@@ -250,7 +263,11 @@ def release(
 
     Rows come out as if the releases ran one at a time in their order.
     """
-    freed = _let_go(conn, now, releases, _JOURNAL, model)
+    if model is None:
+        freed = _let_go(conn, now, releases, _JOURNAL, _DELETE_REFS)
+    else:
+        of = {"of_slug": model[0], "of_suffix": model[1]}
+        freed = _let_go(conn, now, releases, _JOURNAL_OF_MODEL, _DELETE_REFS_OF_MODEL, **of)
     if freed.refs:
         conn.run(_DELETE_ENTRIES, last_event_id=freed.last_event_id)
         collect_blobs(conn, now, freed.contents)
@@ -259,7 +276,7 @@ def release(
 
 def let_go(conn: Connection, now: int, releases: Sequence[Release]) -> Freed:
     """As `release`, but what the refs leave behind is still there, until `collect`."""
-    return _let_go(conn, now, releases, _JOURNAL_BUT_REMOVALS, None)
+    return _let_go(conn, now, releases, _JOURNAL_BUT_REMOVALS, _DELETE_REFS)
 
 
 def collect(conn: Connection, now: int, freed: Freed) -> None:
@@ -275,19 +292,18 @@ def _let_go(
     now: int,
     releases: Sequence[Release],
     journal: Statement[Row],
-    model: tuple[str, str] | None,
+    delete_refs: Statement[DroppedRef],
+    **of: str,
 ) -> Freed:
     if not releases:
         return Freed()
     last_event_id = conn.last_ids().get("events", 0)
-    slug, suffix = model or (None, None)
-    of = {"of_slug": slug, "of_suffix": suffix}
     leaving = [
         (index, each.owner_id, each.ended, each.reason, each.actor, each.request_id)
         for index, each in enumerate(releases)
     ]
     conn.run(journal, now=now, last_event_id=last_event_id, rows=as_rows(leaving), **of)
-    gone = conn.run(_DELETE_REFS, rows=as_rows([[each.owner_id] for each in releases]), **of)
+    gone = conn.run(delete_refs, rows=as_rows([[each.owner_id] for each in releases]), **of)
     ends = [(each.owner_id, each.ended, each.reason) for each in releases if each.ended]
     if ends:
         conn.run(_END_OWNERS, now=now, rows=as_rows(ends))

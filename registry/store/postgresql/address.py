@@ -80,7 +80,7 @@ def place_of(url: str) -> str:
 
 def _parts_of(url: str) -> dict[str, str]:
     """The options of libpq that a URL gives."""
-    _require_driver()
+    require_driver()
     from psycopg.conninfo import conninfo_to_dict
 
     scheme, separator, rest = url.partition("://")
@@ -162,7 +162,7 @@ def _shown(url: str) -> str:
     return re.sub(rf"([?&](?:{names})=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
 
 
-def _require_driver() -> None:
+def require_driver() -> None:
     """Raise DatabaseRefused where PostgreSQL's driver is not installed."""
     try:
         import psycopg  # noqa: F401

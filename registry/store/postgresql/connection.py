@@ -8,6 +8,7 @@ that waited is raised there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import psycopg
@@ -44,7 +45,8 @@ READ_IDS = ", ".join(
 # An entry may be gone in the very transaction that it came in; the journal still knows its id.
 _HIGHEST = {
     "owners": "(SELECT max(id) FROM owners)",
-    # Not max(entry_id): the index of it would be walked from its end to the first new event.
+    # Not max(entry_id): the server would walk the index of that from its end, past all events of
+    # higher entries, to find the few new ones.
     "entries": "(SELECT max(entry_id + 0) FROM events WHERE id > %(events)s)",
     "events": "(SELECT max(id) FROM events)",
 }
@@ -56,6 +58,11 @@ _SET_IDS = (
     )
     + f" FROM ({_LAST_IDS}) AS last ({', '.join(NUMBERED)})"
 )
+
+
+@lru_cache(maxsize=256)
+def _statement_of(text: str) -> Statement[Row]:
+    return Statement(sql_text(text))
 
 
 class PostgreSQLConnection:
@@ -108,7 +115,7 @@ class PostgreSQLConnection:
 
     def run_text(self, text: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
         """Run SQL text, in which `:name` is a parameter; every row it answers."""
-        query, _ = Statement(sql_text(text)).compiled(self._dialect)
+        query, _ = _statement_of(text).compiled(self._dialect)
         return self._ask(query, parameters or {})
 
     def last_ids(self) -> dict[str, int]:

@@ -44,6 +44,8 @@ class PostgreSQLGroupReader:
         self._texts: list[bytes] = []
         self._coming: list[deque[_Waiting]] = []
         """Who waits to be asked for, by query."""
+        self._query = 0
+        """The query that is asked for, or was asked for last."""
         self._asked: list[_Waiting] = []
         """Who is asked for now."""
         self._session: Session | None = None
@@ -87,7 +89,10 @@ class PostgreSQLGroupReader:
         if self._session is None:
             self._opening = loop.create_task(self._open())
             return
-        query = next(number for number, coming in enumerate(self._coming) if coming)
+        # In turn: of one kind there may always be some who wait.
+        kinds = len(self._coming)
+        turns = ((self._query + step) % kinds for step in range(1, kinds + 1))
+        query = next(number for number in turns if self._coming[number])
         coming = self._coming[query]
         self._asked = [coming.popleft() for _ in range(min(len(coming), GROUP_MAX))]
         self._query = query

@@ -6,29 +6,28 @@ is asked one by one. Nothing is put on the disk, and what is answered is bounded
 
 from __future__ import annotations
 
-import json
 import resource
 import sqlite3
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError, StorageUnavailable
+from registry.errors import DatabaseRefused, Invalid, Refused, RegistryError
 from registry.store.compatibility import no_registry
-from registry.store.query_result import ANSWER_MAX_BYTES
+from registry.store.query_result import ANSWER_MAX_BYTES, distinct_names
 from registry.store.sql import Row
-from registry.store.sqlite.adhoc_sql import (
-    MEMORY_MAX_BYTES,
-    RAISED,
-    too_much_memory,
-)
 from registry.store.sqlite.errors import primary_code, translate
 from registry.store.sqlite.inspect import locate, look_through, reading
+from registry.store.statement_process import (
+    MEMORY_MAX_BYTES,
+    asked,
+    limit,
+    say,
+    say_failed,
+    too_much_memory,
+)
 
 LENGTH_MAX_BYTES = 256 << 20
 """Longest value that a statement may make. A copied file that is larger cannot be read whole."""
@@ -61,33 +60,20 @@ PRAGMAS_WITH_ARGUMENT = frozenset(
 
 def main() -> None:
     """Answer the question on standard input."""
-    out = sys.stdout.buffer
-
-    def say(kind: str, content: object) -> None:
-        message = msgspec.msgpack.encode((kind, content))
-        out.write(len(message).to_bytes(4) + message)
-
-    url, query, timeout_s, max_rows, max_bytes = json.load(sys.stdin)
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_AS, _PROCESS_MAX_BYTES)
+    url, query, timeout_s, max_rows, max_bytes = asked()
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_AS, _PROCESS_MAX_BYTES)
     try:
         with _connection(locate(url)) as connection:
             # If nobody is left to end it.
-            _limit(resource.RLIMIT_CPU, int(timeout_s) + _CPU_SPARE_S)
+            limit(resource.RLIMIT_CPU, int(timeout_s) + _CPU_SPARE_S)
             say("ready", None)
-            out.flush()
             is_whole = answer(connection, query, max_rows, say, max_bytes)
         say("end", is_whole)
     except RegistryError as error:
-        say(error.code if error.code in RAISED else StorageUnavailable.code, error.detail)
+        say_failed(error)
     except MemoryError:
-        say(Refused.code, too_much_memory().detail)
-    out.flush()
-
-
-def _limit(what: int, most: int) -> None:
-    _, hard = resource.getrlimit(what)
-    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        say_failed(too_much_memory())
 
 
 def answer(
@@ -170,7 +156,7 @@ def _run(
     cursor = connection.execute(query)
     if cursor.description is None:
         raise Invalid("This is no statement that answers anything. Write a SELECT.")
-    say("columns", _distinct([str(column[0]) for column in cursor.description]))
+    say("columns", distinct_names([str(column[0]) for column in cursor.description]))
     said = size = 0
     rows: list[Row] = []
     for number, row in enumerate(cursor):
@@ -194,18 +180,6 @@ def _size(value: object) -> int:
     if isinstance(value, bytes):
         return _VALUE_BYTES + 2 * len(value)
     return _VALUE_BYTES + (len(value) if isinstance(value, str) else 0)
-
-
-def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of columns; one that repeats gets a number: `id`, `id_2`."""
-    found: list[str] = []
-    for name in names:
-        number, distinct = 1, name
-        while distinct in found:
-            number += 1
-            distinct = f"{name}_{number}"
-        found.append(distinct)
-    return tuple(found)
 
 
 def _explained(error: Any) -> RegistryError:
