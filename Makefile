@@ -7,7 +7,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test interop packages fuzz attack lint format wheel bench bench-peers screenshots lock clean
+.PHONY: help run test interop packages fuzz attack lint format wheel bench bench-postgres bench-peers screenshots lock clean
 .NOTPARALLEL:
 
 ARGS =
@@ -33,7 +33,7 @@ ifneq ($(shell test -x $(BIN)/python && cat $(RUNS) 2>/dev/null),$(CURDIR))
 endif
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(RUNS)  ## serve on 127.0.0.1:8090 from registry.db (ARGS: options of `serve`)
 	@$(BIN)/metadata-registry serve $(ARGS)
@@ -71,6 +71,9 @@ wheel: dist  ## build dist/*.whl: the whole, and its client for machines that on
 bench: $(READY)  ## measure how fast it is, in at most 15 minutes (ONLY=B1,B3: only these)
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install --quiet --group bench || true
 	@$(BIN)/python -m benchmarks $(ONLY)
+
+bench-postgres: $(READY)  ## the same in PostgreSQL, in at most 15 minutes (ONLY=P1,P3: only these)
+	@$(BIN)/python -m benchmarks.fleet $(ONLY)
 
 bench-peers: $(READY)  ## measure the same registrations against etcd and MLflow
 	@$(BIN)/python -m benchmarks.peers

@@ -7,6 +7,7 @@ by its Content-Length. That costs about 15 us a request, a tenth of what it cost
 
 from __future__ import annotations
 
+import itertools
 import re
 import select
 import socket
@@ -21,6 +22,7 @@ from benchmarks.machine import LOAD_CORE
 
 ANSWER_S = 30.0
 
+_requests = re.compile(r"(\d+) requests in ")
 _rate = re.compile(r"Requests/sec:\s+([\d.]+)")
 _p99 = re.compile(r"99%\s+([\d.]+)(us|ms|s)")
 _UNIT_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
@@ -30,6 +32,7 @@ _UNIT_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 class Gets:
     """What a run of `wrk` found."""
 
+    requests: int
     per_s: float
     p99_ms: float
 
@@ -65,10 +68,11 @@ def wrk_result(process: subprocess.Popen[str]) -> Gets:
     finally:
         process.kill()
         process.wait()
-    rate, p99 = _rate.search(report), _p99.search(report)
-    if rate is None or p99 is None or "Non-2xx" in report or "Socket errors" in report:
+    requests, rate, p99 = (each.search(report) for each in (_requests, _rate, _p99))
+    wrong = "Non-2xx" in report or "Socket errors" in report
+    if requests is None or rate is None or p99 is None or wrong:
         raise RuntimeError(f"wrk failed:\n{report}")
-    return Gets(float(rate[1]), float(p99[1]) * _UNIT_MS[p99[2]])
+    return Gets(int(requests[1]), float(rate[1]), float(p99[1]) * _UNIT_MS[p99[2]])
 
 
 @dataclass(slots=True)
@@ -143,20 +147,24 @@ Check = Callable[[bytes], bool]
 
 
 def call_in_turn(
-    address: tuple[str, int],
+    addresses: Sequence[tuple[str, int]],
     requests: Sequence[Iterator[bytes]],
     check: Check,
     *,
     seconds: float,
 ) -> Load:
     """Callers at once, one for each stream of requests; each sends its next when it is answered.
+    Several servers get as many callers each.
 
     Raises:
         RuntimeError: an answer did not pass the check.
     """
     load = Load(0.0, [], [])
     with ExitStack() as stack, select.epoll() as poll:
-        callers = [stack.enter_context(Caller(address)) for _ in requests]
+        callers = [
+            stack.enter_context(Caller(address))
+            for _, address in zip(requests, itertools.cycle(addresses), strict=False)
+        ]
         waiting = {each.socket.fileno(): i for i, each in enumerate(callers)}
         for number in waiting:
             poll.register(number, select.EPOLLIN)

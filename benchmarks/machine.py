@@ -7,6 +7,8 @@ import platform
 import shutil
 import sqlite3
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +20,7 @@ WORK = ROOT / "build" / "bench"
 _cores = sorted(os.sched_getaffinity(0))
 SERVER_CORE = _cores[0]
 LOAD_CORE = _cores[-1]
+ALL_CORES = ",".join(map(str, _cores))
 
 TOOLS = {"wrk": "wrk", "nginx": "nginx-light"}
 """Programs that are needed beside Python, with the Debian package of each."""
@@ -46,6 +49,17 @@ def pin_load() -> None:
     os.sched_setaffinity(0, {LOAD_CORE})
 
 
+@contextmanager
+def on_all_cores() -> Iterator[None]:
+    """What is started in the block may run on every core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, _cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def describe() -> dict[str, str]:
     """Date, processor, versions and settings, as they stand in the results."""
     packages = ("uvicorn", "uvloop", "httptools", "starlette", "msgspec", "blake3", "sqlalchemy")
@@ -67,6 +81,12 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def cpu_s(pid: int) -> float:
+    """The time that a process has spent on a core, in its own code and in the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def forget_peak(pid: int) -> None:

@@ -174,11 +174,11 @@ def main() -> int:
         def register() -> float:
             run = next(runs)
             streams = [databases.new_artifacts(n, 1, run) for n in range(CALLERS)]
-            return load.call_in_turn(ours.address, streams, created, seconds=SECONDS).per_s
+            return load.call_in_turn([ours.address], streams, created, seconds=SECONDS).per_s
 
         def of(program: Program, streams: Callable[[Program], Streams]) -> Callable[[], float]:
             return lambda: (
-                load.call_in_turn(program.address, streams(program), _ok, seconds=SECONDS).per_s
+                load.call_in_turn([program.address], streams(program), _ok, seconds=SECONDS).per_s
             )
 
         for name, peer, start, streams, goal in (

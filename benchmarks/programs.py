@@ -43,17 +43,19 @@ class Program:
 
 
 @contextmanager
-def registry(database: Path, **flags: object) -> Iterator[Program]:
-    """The service as users start it; it answers /health."""
-    with started(_serve(database, flags)) as (process, output):
+def registry(
+    database: Path | str, core: int | str = SERVER_CORE, **flags: object
+) -> Iterator[Program]:
+    """The service as users start it, on a file of SQLite or at a URL; it answers /health."""
+    with started(_serve(database, flags), core) as (process, output):
         program = _listening(process, output)
         wait_for_health(program)
         yield program
 
 
-def _serve(database: Path, flags: dict[str, object]) -> list[str]:
-    command = [sys.executable, "-m", "registry", "serve", "--port", "0"]
-    command += ["--database-url", f"sqlite:///{database}"]
+def _serve(database: Path | str, flags: dict[str, object]) -> list[str]:
+    url = database if isinstance(database, str) else f"sqlite:///{database}"
+    command = [sys.executable, "-m", "registry", "serve", "--port", "0", "--database-url", url]
     for name, value in flags.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     return command
@@ -116,9 +118,9 @@ http {{
 
 @contextmanager
 def started(
-    command: Sequence[str], core: int = SERVER_CORE, **environment: str
+    command: Sequence[str], core: int | str = SERVER_CORE, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    """A process on one core that ends with the block, or with us."""
+    """A process on one core, or on those listed, that ends with the block, or with us."""
     prefix = ["taskset", "-c", str(core)] if shutil.which("taskset") else []
     if shutil.which("setpriv"):
         prefix += ["setpriv", "--pdeathsig", "KILL", "--"]

@@ -53,19 +53,21 @@ def _serving(size: int, files: int) -> Iterator[tuple[Program, Path]]:
         with load.Caller(program.address) as caller:
             for number in range(files):
                 content = (folder / f"{number}.json").read_bytes()
-                _put(caller, content)
-                _register(caller, number, f'"checksum":"{checksum_of(content)}"')
-                _register(caller, number + files, f'"path":"{folder}/{number}.json"')
+                put(caller, content)
+                register(caller, number, f'"checksum":"{checksum_of(content)}"')
+                register(caller, number + files, f'"path":"{folder}/{number}.json"')
         yield program, folder
 
 
-def _put(caller: load.Caller, content: bytes) -> None:
+def put(caller: load.Caller, content: bytes) -> None:
+    """Upload a content."""
     request = databases.http("PUT", f"/v1/blobs/{checksum_of(content)}", content)
     answer, _ = caller.call(request.replace(b"application/json", b"application/octet-stream"))
     assert answer.startswith(b"HTTP/1.1 20"), answer[:300]
 
 
-def _register(caller: load.Caller, number: int, source: str) -> None:
+def register(caller: load.Caller, number: int, source: str) -> None:
+    """Register one file, for good, of which `source` says in JSON where its bytes are."""
     body = (
         '{"owner":{"namespace":"bench","component":"backend","endpoint":"generate",'
         f'"instance_id":"{number}"}},"lease_ttl_s":null,"artifacts":[{{"slug":"file-{number}",'
@@ -75,7 +77,8 @@ def _register(caller: load.Caller, number: int, source: str) -> None:
     assert answer.startswith(b"HTTP/1.1 200"), answer[:300]
 
 
-def _path(number: int) -> str:
+def path_of(number: int) -> str:
+    """Where such a file is served."""
     return f"/v1/metadata/file-{number}/_base/config.json"
 
 
@@ -106,8 +109,8 @@ def small_files(tools: Tools, rounds: int, tell: Tell) -> list[Figure]:
         found = in_turn(
             gets(bare, "/"),
             {
-                "copied": gets(service, _path(0)),
-                "in place": gets(service, _path(1)),
+                "copied": gets(service, path_of(0)),
+                "in place": gets(service, path_of(1)),
                 "starlette": gets(starlette, "/x"),
                 "keys": all_keys,
             },
@@ -162,7 +165,7 @@ def _large_speed(tools: Tools, rounds: int, tell: Tell) -> list[Figure]:
         def gets(program: Program, path: str) -> Callable[[], float]:
             return lambda: load.wrk(wrk, program.url(path)).per_s
 
-        ours = {"copied": gets(service, _path(0)), "in place": gets(service, _path(1))}
+        ours = {"copied": gets(service, path_of(0)), "in place": gets(service, path_of(1))}
         if tools.nginx is not None:
             nginx = stack.enter_context(programs.nginx(tools.nginx, folder))
             ours["nginx"] = gets(nginx, "/0.json")
@@ -227,7 +230,7 @@ def _peak_with_slow_readers(program: Program, files: int) -> float:
         for number in range(SLOW_READERS):
             connection = stack.enter_context(closing(_slow_connection(program)))
             source = number % files + (files if number % 2 else 0)
-            connection.sendall(databases.http("GET", _path(source)))
+            connection.sendall(databases.http("GET", path_of(source)))
             readers.append(connection)
         until = time.monotonic() + 8
         while time.monotonic() < until:
@@ -283,7 +286,7 @@ def beside_writing(tools: Tools, rounds: int, tell: Tell) -> list[Figure]:
 
         figures = []
         for name, kind, number in (("B6a", "copied", 0), ("B6b", "in place", 1)):
-            found = in_turn(idle(_path(number)), {"busy": busy(_path(number))}, rounds, tell)
+            found = in_turn(idle(path_of(number)), {"busy": busy(path_of(number))}, rounds, tell)
             work = f"p99 of GET a 1 KiB file, {kind}, beside 500 registrations/s"
             goal = Goal("compared", 2, at_most=True)
             figures.append(found.figure("busy", name, work, "ms", "itself idle", goal=goal))
@@ -298,4 +301,4 @@ def created(answer: bytes) -> bool:
 def _prepare_contents(program: Program) -> None:
     """Upload the content that the registrations name."""
     with load.Caller(program.address) as caller:
-        _put(caller, databases.content(0))
+        put(caller, databases.content(0))

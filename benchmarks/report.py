@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.measuring import Figure, Goal, Spread
 
 RESULTS = Path(__file__).resolve().parent / "results"
+LATEST = "latest"
 HEAD = ("figure", "work", "ours", "reference", "compared", "goal", "met")
 
 Row = tuple[str, str, str, str, str, str, str]
@@ -66,14 +67,16 @@ def print_table(rows: Sequence[Row]) -> None:
         )
 
 
-def keep(figures: Sequence[Figure], machine: dict[str, str]) -> list[Path]:
-    """Write the results down; what was written."""
+def keep(figures: Sequence[Figure], machine: dict[str, str], name: str = LATEST) -> list[Path]:
+    """Write the results down; what was written. There are plots only of the usual figures."""
     RESULTS.mkdir(exist_ok=True)
-    as_json = RESULTS / "latest.json"
+    as_json = RESULTS / f"{name}.json"
     found = {"machine": machine, "figures": [figure.to_json() for figure in figures]}
     as_json.write_text(json.dumps(found, indent=1) + "\n")
-    as_text = RESULTS / "latest.md"
+    as_text = RESULTS / f"{name}.md"
     as_text.write_text(_markdown(figures, machine))
+    if name != LATEST:
+        return [as_json, as_text]
     try:
         from benchmarks.plots import draw
     except ImportError:

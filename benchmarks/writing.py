@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 import random
-import sqlite3
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from benchmarks import databases, load, programs
 from benchmarks.machine import SERVER_CORE
 from benchmarks.measuring import Figure, Goal, InTurn, Spread, in_turn
 from benchmarks.programs import Program
 from benchmarks.reading import Tell, Tools, created
+from registry.store.engine import Engine
+from registry.store.opening import open_database
 
 CALLERS = 64
 MANIFEST = 200
@@ -24,36 +26,33 @@ SECONDS = 2.0
 SIZES = (1_000, 100_000, 1_000_000)
 UNREGISTERED = 100
 LAPSED_OWNERS = 10_000
+SWEEPING: dict[str, Any] = {"brake_fraction": 1, "lease_grace_s": 6, "sweep_interval_s": 0.1}
 SWEEP_WITHIN_S = 30.0
 
 
-def _raw(database: Path, artifacts: int) -> tuple[float, float]:
-    """Commits a second and the median time of one in ms, of the raw loop."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.raw",
-        str(database),
-        str(artifacts),
-        f"{SECONDS:g}",
-    ]
+def raw(database: Path | str, artifacts: int) -> tuple[float, float]:
+    """Commits a second and the median time of one in ms, of the raw loop of the engine."""
+    module = "benchmarks.raw" if isinstance(database, Path) else "benchmarks.raw_postgresql"
+    command = [sys.executable, "-m", module, str(database), str(artifacts), f"{SECONDS:g}"]
     with programs.started(command, SERVER_CORE) as (_, output):
         rate, median_ms = output.read().split()
     return float(rate), float(median_ms)
 
 
-class _Registering:
-    """Rounds of registrations of new keys against a service."""
+_runs = itertools.count()
 
-    def __init__(self, program: Program, artifacts: int) -> None:
-        self._program = program
+
+class Registering:
+    """Rounds of registrations of new keys against a service, or several replicas of one."""
+
+    def __init__(self, artifacts: int, *programs: Program) -> None:
+        self._addresses = [each.address for each in programs]
         self._artifacts = artifacts
-        self._runs = itertools.count()
 
     def run(self, callers: int, seconds: float = SECONDS) -> load.Load:
-        run = next(self._runs)
+        run = next(_runs)
         streams = [databases.new_artifacts(n, self._artifacts, run) for n in range(callers)]
-        return load.call_in_turn(self._program.address, streams, self._check, seconds=seconds)
+        return load.call_in_turn(self._addresses, streams, self._check, seconds=seconds)
 
     def _check(self, answer: bytes) -> bool:
         ok = answer.startswith(b"HTTP/1.1 200")
@@ -63,12 +62,12 @@ class _Registering:
 def one_artifact(_: Tools, rounds: int, tell: Tell) -> list[Figure]:
     """B3: register one new artifact per request, durably, with 64 callers and with one."""
     with programs.registry(databases.fresh("b3")) as program:
-        raw = databases.fresh("b3-raw")
-        registering = _Registering(program, 1)
+        beside = databases.fresh("b3-raw")
+        registering = Registering(1, program)
         commits: list[float] = []
 
         def reference() -> float:
-            rate, median_ms = _raw(raw, 1)
+            rate, median_ms = raw(beside, 1)
             commits.append(median_ms)
             return rate
 
@@ -107,10 +106,10 @@ def one_artifact(_: Tools, rounds: int, tell: Tell) -> list[Figure]:
 def manifests(_: Tools, rounds: int, tell: Tell) -> list[Figure]:
     """B4: register a manifest of 200 artifacts per request."""
     with programs.registry(databases.fresh("b4")) as program:
-        raw = databases.fresh("b4-raw")
-        registering = _Registering(program, MANIFEST)
+        beside = databases.fresh("b4-raw")
+        registering = Registering(MANIFEST, program)
         found = in_turn(
-            lambda: _raw(raw, MANIFEST)[0] * MANIFEST,
+            lambda: raw(beside, MANIFEST)[0] * MANIFEST,
             {"ours": lambda: registering.run(8).per_s * MANIFEST},
             rounds,
             tell,
@@ -140,7 +139,7 @@ def unregistering(_: Tools, rounds: int, tell: Tell) -> list[Figure]:
         randoms = random.Random(5)
 
         def measure(size: int) -> Callable[[], float]:
-            return lambda: _median_unregister_ms(running[size], size, randoms)
+            return lambda: median_unregister_ms(running[size], size, randoms)
 
         found = in_turn(measure(SIZES[0]), {str(s): measure(s) for s in SIZES[1:]}, rounds, tell)
     return [
@@ -156,7 +155,7 @@ def unregistering(_: Tools, rounds: int, tell: Tell) -> list[Figure]:
     ]
 
 
-def _median_unregister_ms(program: Program, entries: int, randoms: random.Random) -> float:
+def median_unregister_ms(program: Program, entries: int, randoms: random.Random) -> float:
     """Owners anywhere in the database leave, and come back so that it stays as it was."""
     times = []
     with load.Caller(program.address) as caller:
@@ -199,20 +198,14 @@ def _sweep(database: Path) -> tuple[float, float]:
     The service ends nobody before one lease and the grace have passed since its start, so all
     are due at once, 6 s (grace) and 1 s (lease) later.
     """
-    flags = {"brake_fraction": 1, "lease_grace_s": 6, "sweep_interval_s": 0.1}
-    with programs.registry(database, **flags) as program:
+    url = f"sqlite:///{database}"
+    with programs.registry(database, **SWEEPING) as program:
         # The last to be swept is read: owners go in the order of their ids.
         last = databases.manifest(LAPSED_OWNERS - 1, LAPSED_OWNERS * databases.REFS)[0].key
         get = itertools.repeat(databases.http("GET", f"/v1/metadata/{last}"))
         reads = load.call_at_rate(program.address, get, _found_or_gone, per_s=200, seconds=14)
-        _wait_until_swept(database)
-    with sqlite3.connect(database) as connection:
-        batches = connection.execute(
-            "SELECT at, COUNT(*) FROM events WHERE kind = 'released' GROUP BY at ORDER BY at"
-        ).fetchall()
-    connection.close()
-    began, ended = batches[0][0], batches[-1][0]
-    rate = sum(count for _, count in batches[:-1]) / ((ended - began) / 1000)
+        wait_until_swept(url)
+    began, ended, rate = swept(url)
     offset_s = time.time() - time.perf_counter()
     meanwhile = [
         latency_s
@@ -227,12 +220,31 @@ def _found_or_gone(answer: bytes) -> bool:
     return answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 404"))
 
 
-def _wait_until_swept(database: Path) -> None:
+def wait_until_swept(url: str) -> None:
+    """Until no owner is live any more."""
     deadline = time.monotonic() + SWEEP_WITHIN_S
-    connection = sqlite3.connect(database)
     live = "SELECT COUNT(*) FROM owners WHERE state = 'active'"
-    while connection.execute(live).fetchone()[0]:
+    database = open_database(url)
+    while ask(database, live)[0][0]:
         if time.monotonic() > deadline:
             raise RuntimeError("the sweep does not come to its end")
         time.sleep(0.1)
-    connection.close()
+    database.close()
+
+
+def swept(url: str) -> tuple[int, int, float]:
+    """When the first sweeping transaction began and when the last, and refs a second between."""
+    database = open_database(url)
+    batches = ask(
+        database,
+        "SELECT at, COUNT(*) FROM events WHERE kind = 'released' GROUP BY at ORDER BY at",
+    )
+    database.close()
+    began, ended = batches[0][0], batches[-1][0]
+    return began, ended, sum(count for _, count in batches[:-1]) / ((ended - began) / 1000)
+
+
+def ask(database: Engine, query: str) -> Sequence[Any]:
+    """The rows of a query, whatever the engine."""
+    with database.read() as conn:
+        return conn.run_text(query)

@@ -16,7 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
@@ -63,14 +63,20 @@ SETTINGS: dict[str, object] = {
 class Cluster:
     """A PostgreSQL server with data of its own, which has one database that is migrated.
 
-    `settings` are PostgreSQL's: `fsync="on"`. With `follows` it is a standby of another.
+    `settings` are PostgreSQL's: `fsync="on"`. With `follows` it is a standby of another. Its folder
+    is made in the first of `parents` where that can be; the default is for temporary files.
     """
 
     def __init__(
-        self, version: int = NEWEST, *, follows: Cluster | None = None, **settings: object
+        self,
+        version: int = NEWEST,
+        *,
+        follows: Cluster | None = None,
+        parents: Sequence[Path] = (),
+        **settings: object,
     ) -> None:
         self.version = version
-        self.folder = _new_folder()
+        self.folder = _new_folder(parents)
         self.data = self.folder / "data"
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -239,7 +245,7 @@ class Cluster:
 
     def standby(self, *, synchronous: bool = False) -> Cluster:
         """A new server that follows this one. `synchronous`: no COMMIT without it."""
-        standby = Cluster(self.version, follows=self)
+        standby = Cluster(self.version, follows=self, parents=[self.folder.parent])
         if synchronous:
             self.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
             self.execute("SELECT pg_reload_conf()")
@@ -350,9 +356,9 @@ def _can_run(install: Path) -> bool:
     return done.returncode == 0
 
 
-def _new_folder() -> Path:
+def _new_folder(parents: Sequence[Path]) -> Path:
     """A folder that the servers' user can come to, with a short path: sockets are in it."""
-    for parent in (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")):
+    for parent in (*parents, Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")):
         is_open = os.geteuid() != 0 or all(
             each.stat().st_mode & stat.S_IXOTH for each in (parent, *parent.parents)
         )

@@ -19,6 +19,7 @@ from registry import __version__
 from registry.cli import examples, streams
 from registry.cli.environment import check_open_files, use_utf8, warn_of_strangers
 from registry.cli.exit_codes import COULD_NOT_RUN, INTERRUPTED, exit_code_of, report
+from registry.cli.plain_values import read_plainly
 from registry.cli.streams import OutputFailed, ReaderGone
 from registry.errors import Refused, RegistryError, Usage
 
@@ -92,7 +93,7 @@ def _loaded(home: str) -> Any:
         app.command()(found)
     # Rich would cut long flags short to fit them into its boxes.
     app.rich_markup_mode = None
-    command = typer.main.get_command(app)
+    command = read_plainly(typer.main.get_command(app))
     _give_examples(command, next(each for each, (at, _) in COMMANDS.items() if at == home))
     return command
 
@@ -112,7 +113,7 @@ def program() -> TyperGroup:
         context_settings={"help_option_names": sorted(HELP)},
     )
     app.callback()(_program)
-    group = cast(TyperGroup, typer.main.get_command(app))
+    group = cast(TyperGroup, read_plainly(typer.main.get_command(app)))
     group.epilog = examples.shown("", lambda line: _is_here(COMMANDS[line.split()[0]][0]))
     is_whole = _is_here(COMMANDS["serve"][0])
     for name, (home, help_line) in COMMANDS.items():
