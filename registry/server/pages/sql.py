@@ -39,15 +39,15 @@ async def ask_in_sql(request: Request) -> Response:
     if kind not in FORMATS:
         raise Invalid(f"format is {shown(kind)}; it must be {', '.join(FORMATS)}.")
     if not query.strip():
-        return _page(request, query)
+        return await _page(request, query)
     if kind == "html":
         try:
             result = await _answer(request, query, TABLE_ROWS_MAX)
         except RegistryError as error:
             if not wants_html(request.scope):
                 raise
-            return _page(request, query, error=error)
-        return _page(request, query, result=result)
+            return await _page(request, query, error=error)
+        return await _page(request, query, result=result)
     result = await _answer(request, query, DATA_ROWS_MAX)
     if not result.is_whole:
         raise Invalid(f"There are more than {DATA_ROWS_MAX} rows. Ask for less, with LIMIT.")
@@ -78,14 +78,14 @@ async def _answer(request: Request, query: str, max_rows: int) -> QueryResult:
         raise Invalid(error.detail) from error
 
 
-def _page(
+async def _page(
     request: Request,
     query: str,
     *,
     result: QueryResult | None = None,
     error: RegistryError | None = None,
 ) -> Response:
-    return rendering.page(
+    return await rendering.page(
         request,
         "sql.html",
         200 if error is None else STATUS[type(error)],
