@@ -18,7 +18,7 @@ import pytest
 from registry.store.postgresql.address import conninfo_of
 from tests.exchanges import Line, key_of, new_slug, problem_of, request, traceback_of, worker
 from tests.places import on_postgresql
-from tests.support import Server, wait_for
+from tests.support import Server, checksum, wait_for
 
 pytestmark = on_postgresql
 
@@ -113,6 +113,21 @@ def test_what_is_asked_behind_a_look_up_is_answered_behind_it_and_in_order(
         assert answer.content == CONTENT[:4]
         assert line.read_answer().content == LARGE
         assert line.read_answer().content == b"two"
+
+
+def test_a_body_that_comes_behind_a_look_up_is_that_of_its_own_request(
+    shared_server: Server,
+) -> None:
+    [large] = registered(shared_server, LARGE)
+    body = new_slug().encode()
+    head = request(f"/v1/blobs/{checksum(body)}", f"Content-Length: {len(body)}", method="PUT")
+    with look_ups_wait(shared_server) as go_on, Line(shared_server) as line:
+        line.send(request(large) + head + body[:3])
+        wait_until_asked(shared_server)
+        go_on()
+        assert line.read_answer().content == LARGE
+        line.send(body[3:])
+        assert line.read_answer().status_code == 201
 
 
 def test_who_pipelines_without_waiting_gets_every_answer_in_order(shared_server: Server) -> None:

@@ -30,6 +30,11 @@ class Connection(Protocol):
         """Run a statement; every row it answers."""
         ...
 
+    def ask(self, statement: Statement[R], **parameters: Any) -> Callable[[], list[R]]:
+        """As `run`, but what comes back gives the rows. Who asks for several things before taking
+        the rows of any waits for the engine once."""
+        ...
+
     def run_text(self, text: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
         """Run SQL text, in which `:name` is a parameter; every row it answers."""
         ...
