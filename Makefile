@@ -7,7 +7,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test interop packages fuzz attack lint format wheel bench bench-postgres bench-peers screenshots lock clean
+.PHONY: help run test interop packages fuzz attack fleet lint format wheel bench bench-postgres bench-peers screenshots lock clean
 .NOTPARALLEL:
 
 ARGS =
@@ -54,6 +54,11 @@ packages: $(READY) $(MODEL)  ## install both wheels, and run the steps of the im
 fuzz: $(READY)  ## make up many requests to the service, as every role (EXAMPLES=200 of each call)
 	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/test_openapi.py $(ARGS)
 
+fleet: $(READY)  ## three replicas on PostgreSQL, 200 owners, replicas killed 20 times, primaries killed 10 times and hung 3 times
+	@FLEET_OWNERS=200 FLEET_KILLS=20 $(BIN)/pytest -n 0 -s tests/test_replicas.py $(ARGS)
+	@for round in 1 2 3 4 5 6 7 8 9 10; do $(BIN)/pytest -n 0 -s tests/test_failover.py -k "promoted and kill" || exit; done
+	@for round in 1 2 3; do $(BIN)/pytest -n 0 -s tests/test_failover.py -k "promoted and freeze" || exit; done
+
 attack: $(READY)  ## attack a service and its clients, for half an hour (ONLY=memory,tls: only these)
 	@$(BIN)/python -m attacks $(ONLY)
 
@@ -68,7 +73,7 @@ format: $(READY)  ## rewrite the sources in the style that lint checks
 
 wheel: dist  ## build dist/*.whl: the whole, and its client for machines that only use a service
 
-bench: $(READY)  ## measure how fast it is, in at most 15 minutes (ONLY=B1,B3: only these)
+bench: $(READY)  ## measure how fast it is, in at most half an hour (ONLY=B1,B3: only these)
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install --quiet --group bench || true
 	@$(BIN)/python -m benchmarks $(ONLY)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import compileall
 import time
 
 from benchmarks import databases, programs
-from benchmarks.machine import memory_mib
+from benchmarks.machine import ROOT, memory_mib
 from benchmarks.measuring import Figure, Goal, Spread
 from benchmarks.reading import Tell, Tools
 from registry.store.reads.audit import audit
@@ -13,12 +14,13 @@ from registry.store.sqlite.engine import Database
 
 ENTRIES = 1_000_000
 IDLE_S = 2.0
-AUDIT_GOALS_S = {100_000: 0.6, 1_000_000: 4.0}
+AUDIT_GOALS_S = {100_000: 0.2, 1_000_000: 2.0}
 
 
 def starting(_: Tools, rounds: int, tell: Tell) -> list[Figure]:
     """B7: start until /health is 200 with 10^6 entries, and the memory of the idle service."""
     path = databases.with_entries(ENTRIES, tell)
+    compileall.compile_dir(ROOT / "registry", quiet=1)  # As pip does where it installs it.
     times, memory = [], []
     for number in range(1, rounds + 1):
         tell(f"round {number} of {rounds}")
@@ -33,14 +35,14 @@ def starting(_: Tools, rounds: int, tell: Tell) -> list[Figure]:
             f"start until /health is 200, {among}",
             "s",
             Spread.of(times),
-            goal=Goal("ours", 0.8, at_most=True),
+            goal=Goal("ours", 0.6, at_most=True),
         ),
         Figure(
             "B7b",
             f"memory of the idle service, {among}",
             "MiB",
             Spread.of(memory),
-            goal=Goal("ours", 80, at_most=True),
+            goal=Goal("ours", 75, at_most=True),
         ),
     ]
 

@@ -14,8 +14,11 @@ from typer.core import TyperGroup
 
 from registry import cli
 from registry.core.records import ArtifactKey, Owner
+from registry.server import tokens
+from registry.server.tokens import Role
 from tests.commands import run_here
 from tests.exchanges import running
+from tests.support import Server
 
 OURS = "prod"
 HELD = Owner(OURS, "backend", "generate", 14594360683070792150)
@@ -35,10 +38,19 @@ class World:
     model: Path
     database: Path
     numbers: Iterator[int]
+    server: Server
 
     def new(self, name: str) -> Path:
         """A path that nothing is at."""
         return self.folder / f"{next(self.numbers)}-{name}"
+
+    def another_model(self) -> str:
+        """The slug of a model that is registered now and no command has to do with."""
+        slug = f"other-{next(self.numbers)}"
+        owner = Owner(OURS, "backend", slug, 1)
+        key = ArtifactKey(slug, "_base", KEY.filename)
+        assert self.server.register_copies(owner, {key: CONTENTS[KEY]}).status_code == 200
+        return slug
 
     def copy(self) -> str:
         """The URL of a database of one's own."""
@@ -82,6 +94,13 @@ def _new_token(world: World) -> list[object]:
     return ["--role", "read", "--token-file", world.new("tokens.toml")]
 
 
+def _token_file(world: World) -> Path:
+    """A token file with a token of the name `worker`."""
+    file = world.new("tokens.toml")
+    tokens.create(file, Role.READ, name="worker")
+    return file
+
+
 CASES: dict[str, Case] = {
     "serve": Case(
         # It would stay; here its port is taken.
@@ -115,11 +134,15 @@ CASES: dict[str, Case] = {
     "db history": Case(lambda world: []),
     "db check": opening(),
     "token new": Case(_new_token),
+    "token list": Case(lambda world: ["--token-file", _token_file(world)]),
+    "token revoke": Case(lambda world: ["worker", "--token-file", _token_file(world)]),
+    "doctor": Case(lambda world: [*world.to_database(), "--port", 0, *world.to_service()]),
     "config show": Case(lambda world: []),
     "attach": Case(_attach, "register"),
     "detach": asking(f"{OURS}/backend/nobody/1/_base", kind="owner"),
     "renew": asking(HELD, kind="owner"),
     "drain": asking(HELD, "--deadline-s", 86_400, kind="owner"),
+    "rm": Case(lambda world: [world.another_model(), "--yes", *world.to_service()], "administer"),
     "fetch": asking(KEY.slug),
     "mirror": Case(
         lambda world: [f"file:{world.new('kv')}", "--once", *world.to_service()], "read"
@@ -167,4 +190,4 @@ def a_world(folder: Path, **flags: Any) -> Iterator[World]:
         other = folder / "other.db"
         database = f"sqlite:///{server.database}"
         assert run_here("db", "backup", other, "--database-url", database).returncode == 0
-        yield World(folder, server.url, model, other, itertools.count())
+        yield World(folder, server.url, model, other, itertools.count(), server)

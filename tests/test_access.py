@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -29,6 +30,7 @@ from registry.server.pages.urls import OWNER as OWNER_PAGE
 from registry.server.routes.owners import PATH as OWNER
 from registry.server.routes.table import ROUTES
 from registry.server.tokens import Role
+from tests.commands import run_here
 from tests.exchanges import problem_of, running
 from tests.places import on_both
 from tests.support import ROOT, Server, bearer, checksum, copied, owner_body, wait_for
@@ -96,6 +98,8 @@ CALLS: dict[tuple[str, str], RequestSpec] = {
     ("GET", "/v1/models"): plain("/v1/models", "read"),
     ("GET", "/v1/events"): plain("/v1/events", "read"),
     ("GET", "/v1/audit"): plain("/v1/audit", "read"),
+    ("GET", "/v1/sweep"): plain("/v1/sweep", "read"),
+    ("POST", "/v1/sql"): plain("/v1/sql", "administer", json={"query": "SELECT 1"}),
     ("GET", "/metrics"): plain("/metrics", "read"),
     ("GET", "/openapi.json"): plain("/openapi.json", "read"),
     ("GET", "/docs"): plain("/docs", "read"),
@@ -386,6 +390,7 @@ CHANGES = [
     ("POST", of_held("/drain")),
     ("POST", "/v1/renewals"),
     ("DELETE", "/v1/artifacts/none/_base"),
+    ("POST", "/v1/sql"),
 ]
 
 
@@ -536,6 +541,93 @@ def test_tokens_that_are_made_at_the_same_time_are_all_kept(tmp_path: Path) -> N
     found = tokens.load(file)
     assert len(made) == 16
     assert all(found.find(token) is not None for token in made)
+
+
+def listed(file: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(
+        run_here("token", "list", "--token-file", file, "--json").stdout
+    )["tokens"]
+    return found
+
+
+def test_tokens_are_listed_with_what_they_may_do_and_never_shown(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    made = make_tokens(file)
+    done = run_here("token", "list", "--token-file", file)
+    assert done.returncode == 0
+    assert done.stdout.split()[:4] == ["NAME", "ROLE", "NAMESPACES", "SLUGS"]
+    assert "narrow  write  prod        gemma-*, qwen" in done.stdout
+    narrow = {"role": "write", "namespaces": [OURS], "slugs": ["gemma-*", "qwen"]}
+    assert listed(file)[3] == {"name": "narrow", **narrow}
+    text = file.read_text()
+    assert not any(token in done.stdout for token in made.values())
+    assert not re.search("[0-9a-f]{64}", done.stdout)
+    assert re.search("[0-9a-f]{64}", text)
+
+
+@pytest.mark.parametrize("name", ["reader", "narrow", "admin"])
+def test_a_token_that_is_taken_back_leaves_the_rest_of_the_file_as_it_is(
+    tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "tokens.toml"
+    made = make_tokens(file)
+    comments = file.read_text().replace("[[tokens]]", "# whose\n  [[ tokens ]] # this one")
+    file.write_text(f"# ours\n{comments}# the end\n")
+    file.chmod(0o640)
+    before = file.read_text()
+    done = run_here("token", "revoke", name, "--token-file", file)
+    assert done.returncode == 0, done
+    assert f"{name} is not in {file} any more." in done.stdout
+    assert ("no token of the file has the role admin" in done.stderr) == (name == "admin")
+    after = file.read_text()
+    assert [each["name"] for each in listed(file)] == [
+        each for each in ("reader", "writer", "other", "narrow", "admin") if each != name
+    ]
+    gone = [line for line in before.splitlines() if line and line not in after.splitlines()]
+    assert {line.split(" = ")[0] for line in gone} >= {"name", "hash"}
+    assert all(name in line or line.split(" = ")[0] in GRANT_FIELDS for line in gone)
+    assert after.count("# whose") == before.count("# whose")
+    assert after.startswith("# ours\n")
+    assert after.endswith("# the end\n")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    caller = "narrow_writer" if name == "narrow" else name
+    found = tokens.load(file)
+    assert {each for each, token in made.items() if found.find(token) is None} == {caller}
+
+
+GRANT_FIELDS = ("name", "role", "hash", "namespaces", "slugs")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "has the name 'a'"),
+        (f"tokens = [{{name = 'a', role = 'read', hash = 'sha256:{'0' * 64}'}}]", "an editor"),
+        ("[[tokens]]\nname = 'a'", "role"),
+    ],
+)
+def test_what_cannot_be_taken_back_changes_nothing(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text(text)
+    file.chmod(0o600)
+    done = run_here("token", "revoke", "a", "--token-file", file)
+    assert done.returncode == (1 if not text else 2)
+    assert says in done.stderr
+    assert file.read_text() == text
+    assert os.listdir(tmp_path) == ["tokens.toml"]
+
+
+def test_a_token_that_was_taken_back_is_refused_from_sighup_on(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens.toml"
+    made = make_tokens(file)
+    server = serve(token_file=file, token=made["writer"])
+    assert server.client.delete(of_held()).status_code == 200
+    assert run_here("token", "revoke", "writer", "--token-file", file).returncode == 0
+    assert server.client.delete(of_held()).status_code == 200
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: server.client.delete(of_held()).status_code == 401)
 
 
 @pytest.mark.parametrize(

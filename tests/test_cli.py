@@ -218,6 +218,50 @@ def test_going_back_is_asked_for_and_needs_a_yes(run: Run, tmp_path: Path, forks
     }
 
 
+def test_dropping_a_model_is_asked_for_and_shows_what_goes(run: Run, server: Server) -> None:
+    """Whoever holds them, the files go; the owners stay."""
+    base, lora = Owner("a", "b", "c", 1), Owner("a", "b", "c", 2, "tuned")
+    keys = {suffix: ArtifactKey("tiny", suffix, "c.json") for suffix in ("_base", "tuned")}
+    kept = ArtifactKey("other", "_base", "c.json")
+    server.register_copies(base, {keys["_base"]: b"{}", kept: b"{}"})
+    server.register_copies(lora, {keys["_base"]: b"{}", keys["tuned"]: b"[1]"})
+    to = ("--url", server.url)
+
+    def held() -> set[str]:
+        artifacts = server.client.get("/v1/artifacts").json()["artifacts"]
+        return {f"{each['slug']}/{each['suffix']}" for each in artifacts}
+
+    everything = {"tiny/_base", "tiny/tuned", "other/_base"}
+    shown = run("rm", "tiny", "--dry-run", *to)
+    assert rows_of(shown.stdout) == [
+        ["MODEL", "FILES", "SIZE", "HOLDERS"],
+        ["tiny/_base", "1", "2 B", "2"],
+        ["tiny/tuned", "1", "3 B", "1"],
+    ]
+    would = json.loads(run("rm", "tiny/tuned", "--dry-run", "--json", *to).stdout)
+    assert [each["suffix"] for each in would["artifacts"]] == ["tuned"]
+    unasked = run("rm", "tiny", *to)
+    assert unasked.returncode == 2
+    assert "say --yes" in unasked.stderr
+    assert run("rm", "tiny", "--json", *to).returncode == 2
+    assert held() == everything
+
+    dropped = json.loads(run("rm", "tiny/tuned", "--yes", "--json", *to).stdout)
+    assert [(each["owner"], each["released"]) for each in dropped] == [(None, 1)]
+    assert held() == everything - {"tiny/tuned"}
+    done = run("rm", "tiny", "--yes", *to)
+    assert done.stdout == "Dropped 1 file of tiny, 2 refs released.\n"
+    assert held() == {"other/_base"}
+    owners = server.client.get("/v1/owners").json()["owners"]
+    assert [(each["state"], each["refs"]) for each in owners] == [("active", 1), ("active", 0)]
+
+    again = run("rm", "tiny", "--yes", *to)
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "Nothing is registered under tiny." in again.stderr
+    for wrong in ("Tiny", "tiny/", "tiny/_other", "tiny/_base/c.json", ""):
+        assert run("rm", wrong, "--yes", *to).returncode == 2
+
+
 # A model's life
 
 

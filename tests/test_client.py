@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import ANY
 
 import httpx2
@@ -237,6 +239,14 @@ def test_every_call_works_with_a_service(server: Server) -> None:
         assert explanation.entry is not None
         assert [holder.owner for holder in explanation.holders] == [OWNER]
 
+        assert client.audit().counts == {}
+        assert client.audit("orphan_entry").findings == []
+        assert client.rehearse_sweep().owners == 0
+        answer = client.sql("SELECT 1 AS one, 'two' AS two", max_rows=1)
+        assert (answer.columns, answer.rows, answer.whole) == (["one", "two"], [[1, "two"]], True)
+        with pytest.raises(errors.Refused):
+            client.sql("DELETE FROM owners")
+        assert client.remove("tiny", "nobody").removed == ()
         receipt = client.unregister_for_owner(OWNER)
         assert (receipt.owner, receipt.removed) == (OWNER, (KEY,))
         gone = client.explain(KEY)
@@ -244,6 +254,14 @@ def test_every_call_works_with_a_service(server: Server) -> None:
         assert [event.kind for event in gone.events][:2] == ["removed", "released"]
         with pytest.raises(errors.UnknownOwner):
             client.owner(Owner("no", "such", "owner", 0))
+
+
+@pytest.mark.parametrize("rows", [[[1, 2]], [[]], [[[1]]], [[{}]], 1, [1]], ids=str)
+def test_rows_that_do_not_fit_their_columns_are_no_answer(rows: Any) -> None:
+    content = json.dumps({"columns": ["a"], "rows": rows, "whole": True}).encode()
+    script = Script(httpx2.Response(200, content=content))
+    with pytest.raises(errors.ServiceUnreachable):
+        script.client().sql("SELECT 1")
 
 
 def test_lists_go_on_over_their_pages(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +380,11 @@ def test_every_call_of_the_asyncio_client_works_with_a_service(
                 await client.download(other, large, file.stat().st_size, into)
                 with pytest.raises(errors.NotRegistered):
                     await client.download(ArtifactKey("no", "_base", "f"), large, 1, into)
-            assert len((await client.unregister_for_owner(OWNER)).removed) == 2
+            assert (await client.audit()).counts == {}
+            assert (await client.rehearse_sweep()).owners == 0
+            assert (await client.sql("SELECT 1 AS one")).rows == [[1]]
+            assert (await client.remove("tiny", "_base")).removed == (KEY, other)
+            assert len((await client.unregister_for_owner(OWNER)).removed) == 0
 
     asyncio.run(use())
 

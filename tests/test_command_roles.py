@@ -50,6 +50,33 @@ def test_every_command_that_asks_a_service_takes_a_token(guarded: Guarded, forks
         assert "--token" in done.stdout, name
 
 
+BY_URL = {
+    ("audit",): "read",
+    ("audit", "--class", "orphan_entry"): "read",
+    ("sweep", "--dry-run"): "read",
+    ("sql", "SELECT 1"): "administer",
+}
+"""What opens a database unless it is told to ask a service, with what it asks of a token then."""
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("words", BY_URL, ids=" ".join)
+def test_what_asks_a_service_instead_of_a_database_needs_the_same_rights(
+    guarded: Guarded, forks: Forks, words: tuple[str, ...], caller: str
+) -> None:
+    kind = BY_URL[words]
+    expected = ALLOWED["read with a token" if kind == "read" else kind][CALLERS.index(caller)]
+    token = guarded.tokens.get(caller)
+    variables = {} if token is None else {"REGISTRY_TOKEN": token}
+    line = [*words, "--json", *guarded.world.to_service()]
+    done = forks.run(*line, surroundings=Surroundings(variables), directory=guarded.world.folder)
+    if expected == OK:
+        assert done.returncode == 0, done
+    else:
+        assert (done.returncode, done.stdout) == (1, "")
+        assert json.loads(done.stderr)["code"] == CODES[int(expected)]
+
+
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_is_carried_out_for_those_who_may_give_it_and_nobody_else(

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from registry.discovery.kubernetes.api import SLICES, WORKERS
-from registry.server import tokens
+from registry.server import token_file
 from registry.server.process import GONE_S
 from tests.kustomizations import Object, build
 from tests.support import ROOT
@@ -137,7 +137,7 @@ def test_token_files_are_mounted_as_the_service_takes_them(folder: Path, tmp_pat
     for _, pod in pods(build(folder)):
         for volume in pod["volumes"]:
             if "secret" in volume:
-                tokens._check_mode(tmp_path, stat.S_IFREG | volume["secret"]["defaultMode"])
+                token_file.check_mode(tmp_path, stat.S_IFREG | volume["secret"]["defaultMode"])
                 assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
 
 

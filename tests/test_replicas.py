@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections import defaultdict
@@ -20,10 +21,10 @@ from tests.replicas import CONTENT, Callers, assert_sound_at, set_fixed, start
 from tests.support import Server, copied, owner_body
 
 REPLICAS = 3
-OWNERS = 60
-MODELS = 15
+OWNERS = int(os.environ.get("FLEET_OWNERS", "60"))
+MODELS = OWNERS // 4
 SECONDS = 8.0
-KILLS = 3
+KILLS = int(os.environ.get("FLEET_KILLS", "3"))
 DOOMED_TTL_S = 1.0
 DOOMED_EVERY = 10
 """One attachment in so many is of a worker that dies at once."""

@@ -379,6 +379,7 @@ def test_the_command_ends_whoever_is_due_and_then_there_is_nothing_to_do(due: Wo
         "released": 0,
         "waiting": 0,
         "paused": None,
+        "owners": 0,
         "removed": nothing,
     }
     assert due.sql("SELECT COUNT(*) FROM events") == before

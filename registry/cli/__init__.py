@@ -16,9 +16,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from registry import __version__
-from registry.cli import streams
+from registry.cli import examples, streams
 from registry.cli.environment import check_open_files, use_utf8, warn_of_strangers
 from registry.cli.exit_codes import COULD_NOT_RUN, INTERRUPTED, exit_code_of, report
+from registry.cli.plain_values import read_plainly
 from registry.cli.streams import OutputFailed, ReaderGone
 from registry.errors import Refused, RegistryError, Usage
 
@@ -29,10 +30,12 @@ COMMANDS = {
     "serve": ("registry.cli.serve:serve", "Serve the registry over HTTP."),
     "demo": ("registry.cli.demo:demo", "Serve a small lively fleet, to look around in."),
     "db": ("registry.cli.db:app", "Look after the database: schema, backups."),
-    "token": ("registry.cli.token:app", "Make access tokens."),
+    "token": ("registry.cli.token:app", "Make access tokens, list them, take them back."),
+    "doctor": ("registry.cli.doctor:doctor", "Look at all that is easily got wrong."),
     "config": ("registry.cli.config:app", "Show the settings and where they come from."),
     "attach": ("registry.cli.attach:attach", "Register a model directory's metadata files."),
     "detach": ("registry.cli.attach:detach", "Release all that an owner holds."),
+    "rm": ("registry.cli.remove:rm", "Drop a model's files, whoever holds them."),
     "renew": ("registry.cli.lease:renew", "Renew an owner's lease."),
     "drain": ("registry.cli.lease:drain", "Announce that an owner is going to detach."),
     "fetch": ("registry.cli.fetch:fetch", "Download a model's files, verified."),
@@ -42,7 +45,7 @@ COMMANDS = {
     "events": ("registry.cli.events:events", "Show what happened, and go on with --follow."),
     "sql": ("registry.cli.sql:sql", "Ask the database one question in SQL."),
     "audit": ("registry.cli.audit:audit", "Report leaks and faults of a database."),
-    "sweep": ("registry.cli.audit:sweep", "End lapsed owners now."),
+    "sweep": ("registry.cli.sweep:sweep", "End lapsed owners now."),
     "verify": ("registry.cli.audit:verify", "Check a database, its content and its journal."),
     "mirror": ("registry.cli.mirror:mirror", "Hold the files of a fleet that is not changed."),
     "explain": ("registry.cli.inspect:explain", "Show why a file is served, and whose bytes."),
@@ -90,7 +93,15 @@ def _loaded(home: str) -> Any:
         app.command()(found)
     # Rich would cut long flags short to fit them into its boxes.
     app.rich_markup_mode = None
-    return typer.main.get_command(app)
+    command = read_plainly(typer.main.get_command(app))
+    _give_examples(command, next(each for each, (at, _) in COMMANDS.items() if at == home))
+    return command
+
+
+def _give_examples(command: Any, name: str) -> None:
+    command.epilog = examples.shown(name)
+    for each, inner in getattr(command, "commands", {}).items():
+        _give_examples(inner, f"{name} {each}")
 
 
 def program() -> TyperGroup:
@@ -102,7 +113,8 @@ def program() -> TyperGroup:
         context_settings={"help_option_names": sorted(HELP)},
     )
     app.callback()(_program)
-    group = cast(TyperGroup, typer.main.get_command(app))
+    group = cast(TyperGroup, read_plainly(typer.main.get_command(app)))
+    group.epilog = examples.shown("", lambda line: _is_here(COMMANDS[line.split()[0]][0]))
     is_whole = _is_here(COMMANDS["serve"][0])
     for name, (home, help_line) in COMMANDS.items():
         command = LazyCommand(name, home, help_line)

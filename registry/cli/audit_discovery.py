@@ -129,11 +129,3 @@ def _compare(
             f"{ceil(suspicions.wait_s)} s."
         )
         time.sleep(suspicions.wait_s)
-
-
-def compared_with(report: DiscoveryReport) -> str:
-    """What was compared, in a line."""
-    unreadable = (
-        f", {counted(report.unreadable, 'card')} of them unreadable" if report.unreadable else ""
-    )
-    return f"Compared with {counted(report.cards, 'live card')}{unreadable}."

@@ -36,6 +36,12 @@ CaFile = Annotated[
         help="Authorities whose certificates are believed, in PEM form; else the system's.",
     ),
 ]
+ServiceUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--url", metavar="URL", help="Ask the service there, instead of opening a database here."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Wide = Annotated[
     bool, typer.Option("--wide", help="Show every column whole, whatever the terminal's width.")

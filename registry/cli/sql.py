@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.db import DEFAULT_URL, DatabaseUrl
-from registry.cli.options import AsJson
+from registry.cli.options import AsJson, CaFile, ServiceUrl, Token
 from registry.cli.output import print_json
+from registry.cli.subjects import asked
 from registry.cli.tables import Column, print_table
 from registry.core.text import printable
 from registry.errors import Refused, TooLarge
@@ -25,6 +26,7 @@ TABLE_MAX_CHARACTERS = 256 << 20
 
 
 def sql(
+    context: typer.Context,
     query: Annotated[str, typer.Argument(metavar="QUERY", help="One statement that reads.")],
     timeout_s: Annotated[
         float, typer.Option(metavar="S", min=0.01, max=3600, help="End it after so many seconds.")
@@ -32,6 +34,9 @@ def sql(
     max_rows: Annotated[
         int, typer.Option(metavar="N", min=1, max=10_000_000, help="Print at most so many rows.")
     ] = MAX_ROWS,
+    url: ServiceUrl = None,
+    token: Token = None,
+    ca_file: CaFile = None,
     database_url: DatabaseUrl = DEFAULT_URL,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with a header.")] = False,
     as_json: AsJson = False,
@@ -41,13 +46,22 @@ def sql(
     The views are made for this: leaks, holders, owner_footprint. What would write, attach or change
     settings is refused (exit code 1), and so is what runs too long. If there are more rows than
     --max-rows, the first are printed and the exit code is 1. Binary values are printed as hex
-    digits; with --json the rows are objects.
+    digits; with --json the rows are objects. A service, which --url asks, answers administrators
+    only, and in at most 10 s, 10,000 rows and 16 MiB.
     """
     if as_csv and as_json:
         raise typer.BadParameter("Choose one of --csv and --json.")
-    from registry.store.opening import run_query
+    if url is None:
+        from registry.store.opening import run_query
 
-    result = run_query(database_url, query, timeout_s=timeout_s, max_rows=max_rows)
+        result = run_query(database_url, query, timeout_s=timeout_s, max_rows=max_rows)
+    else:
+        from registry.store.query_result import QueryResult
+
+        with asked(context, url, token, ca_file) as client:
+            answer = client.sql(query, timeout_s=timeout_s, max_rows=max_rows)
+        rows = [tuple(row) for row in answer.rows]
+        result = QueryResult(tuple(answer.columns), rows, answer.whole)
     if as_json:
         print_json([_object(result, row) for row in result.rows])
     elif as_csv:

@@ -19,7 +19,7 @@ from typing import BinaryIO, Self, TypeVar
 
 import httpx2
 
-from registry.client import protocol
+from registry.client import administration, protocol
 from registry.client.answers import Answer, error_of
 from registry.client.download import Receiver
 from registry.client.endpoint import Endpoint
@@ -49,8 +49,13 @@ from registry.core.model_revisions import OnConflict
 from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, Registered, Renewed
 from registry.errors import RegistryError
 from registry.network.transports import AsyncTransport
-from registry.wire.reports import HealthResponse
-from registry.wire.requests import DRAIN_DEFAULT_S, RENEWALS_MAX
+from registry.wire.reports import AuditResponse, HealthResponse, SqlResponse, SweptResponse
+from registry.wire.requests import (
+    DRAIN_DEFAULT_S,
+    RENEWALS_MAX,
+    SQL_ROWS_DEFAULT,
+    SQL_TIMEOUT_MAX_S,
+)
 
 T = TypeVar("T")
 
@@ -201,6 +206,32 @@ class AsyncRegistryClient:
     async def health(self) -> HealthResponse:
         """As `RegistryClient.health`."""
         return await self._send(protocol.health())
+
+    async def remove(self, slug: str, suffix: str) -> Receipt:
+        """As `RegistryClient.remove`."""
+        return await self._send(administration.remove(slug, suffix))
+
+    async def audit(self, finding: str | None = None, *, discovery: bool = False) -> AuditResponse:
+        """As `RegistryClient.audit`."""
+        return await self._send(administration.audit(finding, discovery))
+
+    async def rehearse_sweep(self, *, release_brake: bool = False) -> SweptResponse:
+        """As `RegistryClient.rehearse_sweep`."""
+        return await self._send(administration.rehearse_sweep(release_brake))
+
+    async def sql(
+        self,
+        query: str,
+        *,
+        timeout_s: float = SQL_TIMEOUT_MAX_S,
+        max_rows: int = SQL_ROWS_DEFAULT,
+    ) -> SqlResponse:
+        """As `RegistryClient.sql`."""
+        return await self._send(administration.sql(query, timeout_s, max_rows))
+
+    async def send(self, call: Call[T]) -> T:
+        """As `RegistryClient.send`."""
+        return await self._send(call)
 
     async def explain(self, key: ArtifactKey | str) -> Explanation:
         """As `RegistryClient.explain`."""

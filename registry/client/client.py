@@ -11,7 +11,7 @@ from typing import BinaryIO, Self, TypeVar
 
 import httpx2
 
-from registry.client import protocol
+from registry.client import administration, protocol
 from registry.client.answers import Answer, error_of
 from registry.client.download import Receiver
 from registry.client.endpoint import Endpoint
@@ -41,8 +41,13 @@ from registry.core.records import ArtifactKey, Drained, Offer, Owner, Receipt, R
 from registry.errors import RegistryError
 from registry.network.deadline import at_most
 from registry.network.transports import Transport
-from registry.wire.reports import HealthResponse
-from registry.wire.requests import DRAIN_DEFAULT_S, RENEWALS_MAX
+from registry.wire.reports import AuditResponse, HealthResponse, SqlResponse, SweptResponse
+from registry.wire.requests import (
+    DRAIN_DEFAULT_S,
+    RENEWALS_MAX,
+    SQL_ROWS_DEFAULT,
+    SQL_TIMEOUT_MAX_S,
+)
 
 T = TypeVar("T")
 
@@ -238,6 +243,46 @@ class RegistryClient:
     def health(self) -> HealthResponse:
         """Whether the service can do its work: its checks, and what to look at all the same."""
         return self._send(protocol.health())
+
+    def remove(self, slug: str, suffix: str) -> Receipt:
+        """Drop a model's files, whoever holds them; the owners stay. For administrators.
+
+        A worker that is attached registers again what it lost, when it renews its lease.
+        """
+        return self._send(administration.remove(slug, suffix))
+
+    def audit(self, finding: str | None = None, *, discovery: bool = False) -> AuditResponse:
+        """What is wrong, of one class of findings or of all. With `discovery` also what the service
+        found when it compared itself with the discovery store that it was started with.
+
+        Raises:
+            Invalid: there is no such class, or the service is compared with no discovery.
+        """
+        return self._send(administration.audit(finding, discovery))
+
+    def rehearse_sweep(self, *, release_brake: bool = False) -> SweptResponse:
+        """Whom a sweep would end now, and what they hold. Changes nothing."""
+        return self._send(administration.rehearse_sweep(release_brake))
+
+    def sql(
+        self,
+        query: str,
+        *,
+        timeout_s: float = SQL_TIMEOUT_MAX_S,
+        max_rows: int = SQL_ROWS_DEFAULT,
+    ) -> SqlResponse:
+        """What one statement answers that reads: for administrators, at most 10 s, 10,000 rows and
+        16 MiB.
+
+        Raises:
+            Refused: it would change something, took too long or answers too much.
+            Invalid: it is no statement.
+        """
+        return self._send(administration.sql(query, timeout_s, max_rows))
+
+    def send(self, call: Call[T]) -> T:
+        """What a call of `protocol` or `administration` answers."""
+        return self._send(call)
 
     def explain(self, key: ArtifactKey | str) -> Explanation:
         """Content, holders and last events of a key; `entry` is None when nobody holds it."""

@@ -110,7 +110,7 @@ def register(
     return Call(
         "POST",
         "/v1/registrations",
-        _reader(RegisteredResponse, RegisteredResponse.record),
+        reader(RegisteredResponse, RegisteredResponse.record),
         headers={"content-type": "application/json"},
         body=encode(body),
     )
@@ -133,13 +133,13 @@ def has_blob(checksum: str) -> Call[bool]:
 
 def unregister_for_owner(owner: Owner | str) -> Call[Receipt]:
     """End an owner and release all that it holds."""
-    read = _reader(ReceiptResponse, ReceiptResponse.record)
+    read = reader(ReceiptResponse, ReceiptResponse.record)
     return Call("DELETE", f"/v1/owners/{Owner.of(owner)}", read)
 
 
 def renew(owner: Owner | str) -> Call[Renewed]:
     """Renew an owner's lease."""
-    read = _reader(RenewedResponse, RenewedResponse.record)
+    read = reader(RenewedResponse, RenewedResponse.record)
     return Call("POST", f"/v1/owners/{Owner.of(owner)}/renew", read)
 
 
@@ -154,7 +154,7 @@ def renew_many(owners: Sequence[Owner]) -> Call[list[Renewed | errors.RegistryEr
     return Call(
         "POST",
         "/v1/renewals",
-        _reader(RenewalsResponse, record),
+        reader(RenewalsResponse, record),
         headers={"content-type": "application/json"},
         body=encode(RenewalsRequest([OwnerIdentity.of(owner) for owner in owners])),
     )
@@ -166,7 +166,7 @@ def drain(owner: Owner | str, deadline_s: float) -> Call[Drained]:
     return Call(
         "POST",
         f"/v1/owners/{Owner.of(owner)}/drain",
-        _reader(DrainedResponse, DrainedResponse.record),
+        reader(DrainedResponse, DrainedResponse.record),
         headers={"content-type": "application/json"},
         body=encode(DrainRequest(deadline_s)),
     )
@@ -174,7 +174,7 @@ def drain(owner: Owner | str, deadline_s: float) -> Call[Drained]:
 
 def owner(owner: Owner | str) -> Call[OwnerDetails]:
     """An owner and what it holds."""
-    return Call("GET", f"/v1/owners/{Owner.of(owner)}", _reader(OwnerResponse, _owner_details))
+    return Call("GET", f"/v1/owners/{Owner.of(owner)}", reader(OwnerResponse, _owner_details))
 
 
 def owners_page(after: str | None) -> Call[Page[OwnerRecord]]:
@@ -182,7 +182,7 @@ def owners_page(after: str | None) -> Call[Page[OwnerRecord]]:
     return Call(
         "GET",
         "/v1/owners",
-        _reader(OwnersResponse, _owners_page),
+        reader(OwnersResponse, _owners_page),
         params=_page_params(after),
     )
 
@@ -199,7 +199,7 @@ def artifacts_page(filters: Mapping[str, str | None], after: str | None) -> Call
     return Call(
         "GET",
         "/v1/artifacts",
-        _reader(ArtifactsResponse, _artifacts_page),
+        reader(ArtifactsResponse, _artifacts_page),
         params=given | _page_params(after),
     )
 
@@ -209,7 +209,7 @@ def models_page(after: str | None) -> Call[Page[Model]]:
     return Call(
         "GET",
         "/v1/models",
-        _reader(ModelsResponse, _models_page),
+        reader(ModelsResponse, _models_page),
         params=_page_params(after),
     )
 
@@ -222,7 +222,7 @@ def events_page(
     owner = None if wanted.owner is None else Owner.of(wanted.owner)
     given = {"owner": owner, "slug": wanted.slug, "kind": wanted.kind, "after": after}
     params |= {name: str(value) for name, value in given.items() if value is not None}
-    read = _reader(EventsResponse, EventsResponse.record)
+    read = reader(EventsResponse, EventsResponse.record)
     return Call(
         "GET", "/v1/events", lambda answer: _advanced(read(answer), order, after), params=params
     )
@@ -303,7 +303,7 @@ def _key_path(key: ArtifactKey) -> str:
     return f"{key.slug}/{key.suffix}/{quote(key.filename, safe='')}"
 
 
-def _reader(answer_type: type[S], record: Callable[[S], T]) -> Callable[[Answer], T]:
+def reader(answer_type: type[S], record: Callable[[S], T]) -> Callable[[Answer], T]:
     """A reader of answers whose body is `answer_type`."""
     decoder = msgspec.json.Decoder(answer_type)
 
@@ -354,7 +354,7 @@ def _read_explanation(answer: Answer) -> Explanation:
     return _read_explained(answer)
 
 
-_read_explained = _reader(ExplainResponse, ExplainResponse.record)
+_read_explained = reader(ExplainResponse, ExplainResponse.record)
 
 
 def _events_in(body: bytes) -> tuple[Event, ...]:

@@ -51,8 +51,9 @@ WRITES = frozenset(
 )
 """What the role `write` may do. Every other change is an administrator's."""
 
-ADMINISTRATION = "/ui/sql"
-"""What is read by administrators only."""
+ADMINISTRATION = frozenset({"/ui/sql", "/v1/sql"})
+"""What shows everything: for administrators only, and never for others on a service without tokens
+that they can reach."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 
@@ -65,7 +66,7 @@ def role_needed(method: str, path: str) -> Role | None:
         return None
     if (method, path) in WRITES:
         return Role.WRITE
-    if path == ADMINISTRATION:
+    if path in ADMINISTRATION:
         return Role.ADMIN
     return Role.READ if method in SAFE_METHODS else Role.ADMIN
 
@@ -153,6 +154,16 @@ class Access:
             )
         return _sufficient(grant, needed)
 
+    def admit_administrator(self, scope: Scope, needed: Role | None) -> Grant:
+        """As `admit`. Without a token file it is for those on this machine only.
+
+        Raises:
+            Unauthenticated, Forbidden: as `admit`; or others can reach a service without tokens.
+        """
+        if self._tokens is None and not self._only_here:
+            raise _open_to_others()
+        return self.admit(scope, needed)
+
     def admit_visitor(self, scope: Scope, needed: Role | None) -> Grant:
         """As `admit`, of who looks at a page: with all that their token allows, if there is one.
         Without a token file everything is for those on this machine only.
@@ -165,10 +176,7 @@ class Access:
             if self._only_here:
                 return EVERYTHING
             if needed is Role.ADMIN:
-                raise Forbidden(
-                    "This page is for administrators, and this service, which others can reach, "
-                    "has no token file to know them by. Give it one with --token-file."
-                )
+                raise _open_to_others()
             return Grant(None, Role.READ)
         sent = _headers(scope, b"authorization")
         grants = [self._tokens.find(each) for each in _tokens_in(sent[0])] if len(sent) == 1 else []
@@ -228,6 +236,13 @@ class Access:
                     self.hosts.check(value)
 
 
+def _open_to_others() -> Forbidden:
+    return Forbidden(
+        "This is for administrators, and this service, which others can reach, has no token file "
+        "to know them by. Give it one with --token-file."
+    )
+
+
 def _sufficient(grant: Grant, needed: Role | None) -> Grant:
     """The grant, if its role is enough."""
     if needed is not None and not grant.role.includes(needed):
@@ -283,7 +298,11 @@ class Guard:
         self._app = app
         self._access = access
         self._path = path
-        self._admit = access.admit_visitor if is_page(path) else access.admit
+        self._admit = access.admit
+        if is_page(path):
+            self._admit = access.admit_visitor
+        elif path in ADMINISTRATION:
+            self._admit = access.admit_administrator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]

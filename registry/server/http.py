@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 STATUS: dict[type[errors.RegistryError], int] = {
     errors.Invalid: 422,
+    errors.Refused: 422,
     errors.ChecksumMismatch: 422,
     errors.FileUnreadable: 422,
     errors.PathNotAllowed: 403,

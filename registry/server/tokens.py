@@ -13,16 +13,13 @@ can write to the file has every right.
 
 from __future__ import annotations
 
-import fcntl
 import hmac
 import os
 import re
 import secrets
-import stat
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -31,19 +28,19 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.checks import NAME_PATTERN
-from registry.core.settings_files import read_toml_text
 from registry.core.text import shown
-from registry.errors import Forbidden, SettingsError
+from registry.errors import Forbidden, Refused, SettingsError
+from registry.server import token_file
 
 TOKEN_PREFIX = "mreg_"
 TOKEN_MAX_LENGTH = 256
-FILE_MODE = 0o600
 
 _FIELDS = ("name", "role", "hash", "namespaces", "slugs")
 _ENTRY = "[[tokens]]"
 _is_name = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 _is_namespace = re.compile(NAME_PATTERN).fullmatch
 _is_pattern = re.compile(r"[a-z0-9_*?\[\]!-]{1,255}").fullmatch
+_is_head = re.compile(r"\s*\[\[\s*tokens\s*\]\]").match
 _is_hash = re.compile(r"sha256:[0-9a-f]{64}").fullmatch
 
 
@@ -134,9 +131,20 @@ def load(path: Path) -> Tokens:
         SettingsError: it cannot be read, others may write to it, or it is not as it should be.
             The message names the file, the place and what is allowed.
     """
-    text, mode = _read(path)
-    _check_mode(path, mode)
+    text, mode = token_file.read(path)
+    token_file.check_mode(path, mode)
     return Tokens(_parsed(path, text))
+
+
+def grants(path: Path) -> list[Grant]:
+    """What the tokens of a file grant, in its order.
+
+    Raises:
+        SettingsError: as `load`.
+    """
+    text, mode = token_file.read(path)
+    token_file.check_mode(path, mode)
+    return [token.grant for token in _parsed(path, text)]
 
 
 def create(
@@ -170,14 +178,70 @@ def create(
     entry |= {"slugs": list(slugs)} if slugs else {}
     created = _entry("the new token", entry)
     path = Path(os.path.realpath(path))
-    with _locked(path.parent):
+    with token_file.locked(path.parent):
         before = ""
         if os.path.lexists(path):
-            before, mode = _read(path)
-            _check_mode(path, mode)
+            before, mode = token_file.read(path)
+            token_file.check_mode(path, mode)
         _check_distinct(path, [*_parsed(path, before), created])
-        _replace(path, before + ("" if before[-1:] in ("", "\n") else "\n") + _written(entry))
+        token_file.replace(
+            path, before + ("" if before[-1:] in ("", "\n") else "\n") + _written(entry)
+        )
     return created.grant, token
+
+
+def revoke(path: Path, name: str) -> Grant:
+    """Take the entry of a token out of a file, in one step. The rest stays letter by letter.
+
+    Returns:
+        What the token granted.
+
+    Raises:
+        Refused: no token in the file has this name.
+        SettingsError: the file is not as it should be, or the entry is written in another way than
+            below a line [[tokens]] of its own.
+        OSError: the file cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    with token_file.locked(path.parent):
+        text, mode = token_file.read(path)
+        token_file.check_mode(path, mode)
+        tokens = _parsed(path, text)
+        number = next((n for n, each in enumerate(tokens) if each.grant.name == name), None)
+        if number is None:
+            raise Refused(
+                f"No token in {path} has the name {shown(name)}. `metadata-registry token list` "
+                "shows those that there are."
+            )
+        left = _without(text, number)
+        if not _says(path, left, tokens[:number] + tokens[number + 1 :]):
+            raise SettingsError(
+                f"The token {name} in {path} does not stand below a line {_ENTRY} of its own. Take "
+                "its entry out with an editor."
+            )
+        token_file.replace(path, left)
+    return tokens[number].grant
+
+
+def _without(text: str, number: int) -> str:
+    """A file without one of its entries. Comments above entries stay."""
+    lines = text.splitlines(keepends=True)
+    heads = [place for place, line in enumerate(lines) if _is_head(line)]
+    if number >= len(heads):
+        return text
+    end = heads[number + 1] if number + 1 < len(heads) else len(lines)
+    while end > heads[number] + 1 and lines[end - 1].lstrip().startswith(("#", "\n", "\r")):
+        end -= 1
+    while end < len(lines) and not lines[end].strip():
+        end += 1
+    return "".join(lines[: heads[number]] + lines[end:])
+
+
+def _says(path: Path, text: str, tokens: Sequence[Token]) -> bool:
+    try:
+        return _parsed(path, text) == list(tokens)
+    except SettingsError:
+        return False
 
 
 def _written(entry: dict[str, Any]) -> str:
@@ -187,57 +251,6 @@ def _written(entry: dict[str, Any]) -> str:
         texts = ", ".join(f'"{each}"' for each in value)
         lines.append(f"{field} = [{texts}]" if isinstance(value, list) else f'{field} = "{value}"')
     return "\n".join(lines) + "\n\n"
-
-
-# The file
-
-
-def _read(path: Path) -> tuple[str, int]:
-    """The text of the file and its mode."""
-    hint = f"Make one with `metadata-registry token new --role admin --token-file {path}`."
-    text, status = read_toml_text(path, "token file", hint=hint)
-    return text, status.st_mode
-
-
-def _check_mode(path: Path, mode: int) -> None:
-    """A group may read the file, as it must where it is mounted for a service's user."""
-    if mode & (stat.S_IWGRP | stat.S_IRWXO):
-        raise SettingsError(
-            f"The token file {path} has the mode {stat.S_IMODE(mode):04o}; it must be 0600, or "
-            f"0640 if its group has to read it. Do: chmod 600 {path}"
-        )
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One at a time may replace files in the directory."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Replace the file in one step. Its mode, owner and group stay."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            if path.exists():
-                status = path.stat()
-                if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-                    os.fchown(descriptor, status.st_uid, status.st_gid)
-                os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
 
 
 # What is in it

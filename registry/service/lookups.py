@@ -9,9 +9,11 @@ from registry.core.events import EventFilter, EventOrder, EventPage
 from registry.core.findings import AuditReport, Explanation
 from registry.core.listings import Entry, Model, OwnerRecord
 from registry.core.records import ArtifactKey, Owner
+from registry.core.sweeping import Swept
 from registry.errors import UnknownOwner
 from registry.service.lanes import Lane
 from registry.store.engine import Connection, Engine
+from registry.store.ops.expire import rehearse
 from registry.store.reads import events, queries
 from registry.store.reads.audit import audit, check_classes
 
@@ -98,6 +100,10 @@ class Lookups:
         explained = await self._run(queries.explain, key)
         paths = {holder.path for holder in explained.holders if holder.path is not None}
         return queries.with_ways(explained, await self._find_ways(paths))
+
+    async def rehearse_sweep(self, *, release_brake: bool = False) -> Swept:
+        """Whom a sweep would end now. Nothing is changed."""
+        return await self._run(rehearse, release_brake)
 
     async def look(self, query: Callable[..., T], *arguments: Any) -> T:
         """What a query of store/reads answers."""

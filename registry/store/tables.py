@@ -22,11 +22,14 @@ double; `lora_slug` is '' for the base model because NULL would break uniqueness
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     DDL,
     BigInteger,
     CheckConstraint,
     Column,
+    Connection,
     ForeignKey,
     Identity,
     Index,
@@ -50,6 +53,13 @@ MIN_PROGRAM_REVISION = "0003"
 
 _text: TypeEngine[str] = Text().with_variant(Text(collation="C"), "postgresql")
 _integer: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _partial(where: str) -> dict[str, Any]:
+    """The options of an index of some rows only. With those of PostgreSQL SQLAlchemy would load its
+    dialect, also where nothing but SQLite is used: they follow when a table is made there."""
+    return {"sqlite_where": text(where), "info": {"where": where}}
+
 
 metadata = MetaData(
     naming_convention={
@@ -101,8 +111,7 @@ owners = Table(
         "endpoint",
         "worker_name",
         "state",
-        sqlite_where=text("worker_name IS NOT NULL"),
-        postgresql_where=text("worker_name IS NOT NULL"),
+        **_partial("worker_name IS NOT NULL"),
     ),
     Index(
         "ix_owners_superseded",
@@ -110,8 +119,7 @@ owners = Table(
         "component",
         "endpoint",
         "instance_id",
-        sqlite_where=text("state = 'superseded'"),
-        postgresql_where=text("state = 'superseded'"),
+        **_partial("state = 'superseded'"),
     ),
     sqlite_strict=True,
     sqlite_autoincrement=True,
@@ -138,8 +146,7 @@ entries = Table(
     Index(
         "ix_entries_base_slug",
         *("base_slug", "suffix", "filename"),
-        sqlite_where=text("base_slug IS NOT NULL"),
-        postgresql_where=text("base_slug IS NOT NULL"),
+        **_partial("base_slug IS NOT NULL"),
     ),
     sqlite_strict=True,
     sqlite_autoincrement=True,
@@ -158,6 +165,15 @@ blobs = Table(
     CheckConstraint("size = length(content)", name="size"),
     sqlite_strict=True,
 )
+
+
+@event.listens_for(metadata, "before_create")
+def _say_where(_: MetaData, connection: Connection, **__: Any) -> None:
+    if connection.dialect.name == "postgresql":
+        for index in (index for table in metadata.tables.values() for index in table.indexes):
+            if "where" in index.info:
+                index.dialect_options["postgresql"]["where"] = text(index.info["where"])
+
 
 # Not compressed: a part of it can be read without the rest.
 event.listen(
@@ -188,14 +204,12 @@ owner_refs = Table(
     Index(
         "ix_owner_refs_blob_checksum",
         "blob_checksum",
-        sqlite_where=text("blob_checksum IS NOT NULL"),
-        postgresql_where=text("blob_checksum IS NOT NULL"),
+        **_partial("blob_checksum IS NOT NULL"),
     ),
     Index(
         "ix_owner_refs_verified_at",
         "verified_at",
-        sqlite_where=text("path IS NOT NULL"),
-        postgresql_where=text("path IS NOT NULL"),
+        **_partial("path IS NOT NULL"),
     ),
     sqlite_strict=True,
     sqlite_with_rowid=False,
@@ -244,20 +258,17 @@ events = Table(
     Index(
         "ix_events_owner",
         *("namespace", "component", "endpoint", "instance_id", "lora_slug"),
-        sqlite_where=text(ABOUT_OWNERS),
-        postgresql_where=text(ABOUT_OWNERS),
+        **_partial(ABOUT_OWNERS),
     ),
     Index(
         "ix_events_removed",
         *("slug", "suffix", "filename"),
-        sqlite_where=text("kind = 'removed'"),
-        postgresql_where=text("kind = 'removed'"),
+        **_partial("kind = 'removed'"),
     ),
     Index(
         "ix_events_refused",
         "at",
-        sqlite_where=text("kind = 'refused'"),
-        postgresql_where=text("kind = 'refused'"),
+        **_partial("kind = 'refused'"),
     ),
     sqlite_strict=True,
     sqlite_autoincrement=True,

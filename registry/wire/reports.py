@@ -12,6 +12,7 @@ from registry.core.findings import (
     Severity,
 )
 from registry.core.records import OwnerState
+from registry.core.sweeping import Swept
 from registry.core.times import format_time, time_or_none
 from registry.wire.listings import RemovedResponse
 from registry.wire.requests import OwnerIdentity
@@ -111,13 +112,29 @@ class AuditResponse(msgspec.Struct):
 
 
 class SweptResponse(msgspec.Struct):
-    """What a sweep did, or would do. `paused` says why owners that lapsed were left alone."""
+    """What a sweep did, or would do. `paused` says why owners that lapsed were left alone.
+
+    `owners` counts those that were ended, of which `ended` names 1000 where a service answers.
+    `removed` is null where nothing was done.
+    """
 
     ended: list[EndedResponse]
     released: int
     waiting: int
     paused: str | None
     removed: RemovedResponse | None
+    owners: int = 0
+
+    @classmethod
+    def of(
+        cls, swept: Swept, removed: RemovedResponse | None, *, at_most: int | None = None
+    ) -> SweptResponse:
+        ended = [
+            EndedResponse(OwnerIdentity.of(each.owner), each.state, each.reason)
+            for each in swept.ended[:at_most]
+        ]
+        counts = (swept.released, swept.waiting)
+        return cls(ended, *counts, swept.paused, removed, len(swept.ended))
 
 
 class EndedResponse(msgspec.Struct):
@@ -149,3 +166,15 @@ class HealthResponse(msgspec.Struct):
     status: str
     checks: dict[str, str]
     warnings: dict[str, str] = {}
+
+
+SqlValue = bool | int | float | str | None
+
+
+class SqlResponse(msgspec.Struct):
+    """What a statement answered. Bytes are hex digits, and `whole` is false if there are more rows
+    than were wanted."""
+
+    columns: list[str]
+    rows: list[list[SqlValue]]
+    whole: bool

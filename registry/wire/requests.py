@@ -19,6 +19,12 @@ DRAIN_DEFAULT_S = 300
 RENEWALS_MAX = 1000
 """How many owners are renewed by one call at most."""
 
+SQL_MAX = 10_000
+"""Characters of a statement of SQL."""
+SQL_TIMEOUT_MAX_S = 10.0
+SQL_ROWS_DEFAULT = 1000
+SQL_ROWS_MAX = 10_000
+
 T = TypeVar("T")
 
 
@@ -117,10 +123,17 @@ class DrainRequest(msgspec.Struct, forbid_unknown_fields=True):
         return milliseconds_of(self.deadline_s)
 
 
+class SqlRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """One statement that reads; how long it may take, and how many rows are wanted at most."""
+
+    query: Annotated[str, msgspec.Meta(max_length=SQL_MAX)]
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=SQL_TIMEOUT_MAX_S)] = SQL_TIMEOUT_MAX_S
+    max_rows: Annotated[int, msgspec.Meta(ge=1, le=SQL_ROWS_MAX)] = SQL_ROWS_DEFAULT
+
+
 _drain_decoder = msgspec.json.Decoder(DrainRequest)
 _renewals_decoder = msgspec.json.Decoder(RenewalsRequest)
-
-
+_sql_decoder = msgspec.json.Decoder(SqlRequest)
 _register_decoder = msgspec.json.Decoder(RegisterRequest)
 
 
@@ -136,6 +149,11 @@ def decode_register(body: bytes) -> RegisterRequest:
 def decode_renewals(body: bytes) -> RenewalsRequest:
     """Raises: Invalid."""
     return _decoded(_renewals_decoder, body)
+
+
+def decode_sql(body: bytes) -> SqlRequest:
+    """Raises: Invalid."""
+    return _decoded(_sql_decoder, body)
 
 
 def decode_drain(body: bytes) -> DrainRequest:

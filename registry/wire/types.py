@@ -139,3 +139,7 @@ ModelText = Annotated[
         extra_json_schema={"pattern": f"^{SLUG_PATTERN}/({BASE_SUFFIX}|{SLUG_PATTERN})$"},
     ),
 ]
+
+Flag = Annotated[
+    str, Meta(description="Yes or no.", extra_json_schema={"enum": ["", "true", "false"]})
+]

@@ -33,7 +33,7 @@ async def show_findings(request: Request) -> Response:
     check_classes([] if name is None else [name])
     figures = await pages_of(request).figures.get()
     found = [each for each in found_now(request, figures) if name in (None, each.kind)]
-    return rendering.page(
+    return await rendering.page(
         request,
         "audit.html",
         title="Audit",

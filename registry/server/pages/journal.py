@@ -33,7 +33,7 @@ async def show_journal(request: Request) -> Response:
     if after is None and until is not None:
         after = await lookups.look(first_event_at, until)
     page = await lookups.look(list_events, wanted, EventOrder.NEWEST, after, PAGE)
-    return rendering.page(
+    return await rendering.page(
         request,
         "events.html",
         title="Events",

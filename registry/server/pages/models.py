@@ -49,7 +49,7 @@ async def show_models(request: Request) -> Response:
         return RedirectResponse(model_url(key[1], key[2]), 303)
     prefix = wanted if not wanted or _is_slug(wanted) else slugify(wanted)
     models, following = await lookups.look(models_page, _after(request), prefix, PAGE)
-    return rendering.page(
+    return await rendering.page(
         request,
         "models.html",
         title="Models",
@@ -81,7 +81,7 @@ async def show_model(request: Request) -> Response:
     model = await lookups.look(find_model, slug, suffix)
     files = await lookups.look(files_of_model, slug, suffix, after, PAGE)
     holders = await lookups.look(holders_of_model, slug, suffix, holders_from, PAGE)
-    return rendering.page(
+    return await rendering.page(
         request,
         "model.html",
         200 if model is not None else 404,
@@ -120,7 +120,7 @@ async def show_artifact(request: Request) -> Response:
     if rendering.may_see_paths(request):
         paths = {holder.path for holder in found.holders if holder.path is not None}
         found = with_ways(found, await lookups.find_ways(paths))
-    return rendering.page(
+    return await rendering.page(
         request,
         "artifact.html",
         200 if found.entry is not None else 404,

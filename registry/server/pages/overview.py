@@ -41,7 +41,7 @@ async def _page(request: Request) -> Response:
     removed = await lookups.look(
         list_events, EventFilter(kind=EventKind.REMOVED), EventOrder.NEWEST, None, REMOVED
     )
-    return rendering.page(
+    return await rendering.page(
         request,
         "overview.html",
         title="Overview",

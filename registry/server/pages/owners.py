@@ -42,7 +42,7 @@ async def show_owners(request: Request) -> Response:
     if len(parts) == 1 and after is None:
         workers = await lookups.look(find_workers, wanted, PAGE)
         found = [*workers, *(each for each in found if each not in workers)]
-    return rendering.page(
+    return await rendering.page(
         request,
         "owners.html",
         title="Owners",
@@ -66,7 +66,7 @@ async def show_owner_page(request: Request) -> Response:
     files = await lookups.look(files_of_owner, found.id, after, PAGE)
     siblings = await lookups.look(owners_of_instance, owner)
     dark = await lookups.look(going_dark, [each.id for each in siblings])
-    return rendering.page(
+    return await rendering.page(
         request,
         "owner.html",
         title=str(owner),

@@ -9,6 +9,7 @@ import base64
 import functools
 import re
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from registry.core.text import printable
 from registry.server.auth import grant_of
 from registry.server.http import registry_of
 from registry.server.pages import texts, urls
+from registry.server.pages.running import pages_of
 from registry.server.tokens import Role
 
 if TYPE_CHECKING:
@@ -47,15 +49,19 @@ class PagesMissing(Exception):
     """jinja2 is not installed."""
 
 
-def page(request: Request, template: str, status: int = 200, **context: Any) -> Response:
-    """A page for whoever asks. `title` and `here`, the place in the navigation, are in context."""
+async def page(request: Request, template: str, status: int = 200, **context: Any) -> Response:
+    """A page for whoever asks. `title` and `here`, the place in the navigation, are in context.
+
+    It is made in a thread, one page at a time: the first one loads jinja2 and the templates, and
+    a long table takes a while. Files are served meanwhile.
+    """
     grant = grant_of(request)
     context |= {
         "now": registry_of(request).database.clock(),
         "viewer": grant.name,
         "may_see_paths": may_see_paths(request),
     }
-    return html(template, status, **context)
+    return await pages_of(request).render(partial(html, template, status, **context))
 
 
 def html(template: str, status: int = 200, **context: Any) -> Response:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import cast
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from registry.server.pages.figures import KeptFigures
 from registry.service.lanes import Lane
@@ -26,8 +29,15 @@ class PagesState:
             "sql", threads=SQL_AT_ONCE, waiting_max=SQL_WAITING_MAX, patience_s=SQL_PATIENCE_S
         )
 
+        self._renderer = ThreadPoolExecutor(1, thread_name_prefix="registry-pages")
+
+    async def render(self, make: Callable[[], Response]) -> Response:
+        """Have a page made by the thread for it, after those that were asked for before."""
+        return await asyncio.get_running_loop().run_in_executor(self._renderer, make)
+
     def close(self) -> None:
         """Wait for what was begun."""
+        self._renderer.shutdown(wait=True)
         self.figures.close()
         self.sql.close()
 

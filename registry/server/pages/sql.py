@@ -6,7 +6,6 @@ import csv
 import functools
 import io
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from registry.core.text import shown
-from registry.errors import DatabaseRefused, Forbidden, Invalid, Refused, RegistryError
-from registry.server.http import STATUS, registry_of
+from registry.errors import Forbidden, Invalid, Refused, RegistryError
+from registry.server.http import STATUS
 from registry.server.pages import rendering
 from registry.server.pages.accept import wants_html
-from registry.server.pages.running import pages_of
-from registry.store.opening import run_query
+from registry.server.statements import ROWS_MAX, TIMEOUT_S, plain, run_statement
 from registry.store.query_result import QueryResult
 from registry.wire.json_encoding import encode
 
 PATH = "/ui/sql"
-TIMEOUT_S = 10.0
 TABLE_ROWS_MAX = 1000
 """Shown in a page; it says if there are more."""
-DATA_ROWS_MAX = 10_000
+DATA_ROWS_MAX = ROWS_MAX
 """As CSV or JSON, of which a part could be taken for the whole: more are refused."""
-ANSWER_MAX_BYTES = 16 << 20
 CELL_MAX = 1000
 """Characters of a value in a page."""
-QUERY_MAX = 10_000
 FORMATS = ("html", "csv", "json")
 
 
@@ -43,18 +38,16 @@ async def ask_in_sql(request: Request) -> Response:
     query, kind = given.get("q", ""), given.get("format", "html")
     if kind not in FORMATS:
         raise Invalid(f"format is {shown(kind)}; it must be {', '.join(FORMATS)}.")
-    if len(query) > QUERY_MAX:
-        raise Invalid(f"The statement has more than {QUERY_MAX} characters.")
     if not query.strip():
-        return _page(request, query)
+        return await _page(request, query)
     if kind == "html":
         try:
             result = await _answer(request, query, TABLE_ROWS_MAX)
         except RegistryError as error:
             if not wants_html(request.scope):
                 raise
-            return _page(request, query, error=error)
-        return _page(request, query, result=result)
+            return await _page(request, query, error=error)
+        return await _page(request, query, result=result)
     result = await _answer(request, query, DATA_ROWS_MAX)
     if not result.is_whole:
         raise Invalid(f"There are more than {DATA_ROWS_MAX} rows. Ask for less, with LIMIT.")
@@ -79,28 +72,20 @@ async def _answer(request: Request, query: str, max_rows: int) -> QueryResult:
         Invalid: it is none, or it is refused.
         Busy: others ask at the same time.
     """
-    ask = partial(
-        run_query,
-        registry_of(request).settings.database_url,
-        query,
-        timeout_s=TIMEOUT_S,
-        max_rows=max_rows,
-        max_bytes=ANSWER_MAX_BYTES,
-    )
     try:
-        return await pages_of(request).sql.run(ask)
-    except (Refused, DatabaseRefused) as error:
+        return await run_statement(request, query, max_rows)
+    except Refused as error:
         raise Invalid(error.detail) from error
 
 
-def _page(
+async def _page(
     request: Request,
     query: str,
     *,
     result: QueryResult | None = None,
     error: RegistryError | None = None,
 ) -> Response:
-    return rendering.page(
+    return await rendering.page(
         request,
         "sql.html",
         200 if error is None else STATUS[type(error)],
@@ -138,19 +123,15 @@ def _as_csv(result: QueryResult) -> Response:
     writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow(result.columns)
     for row in result.rows:
-        writer.writerow(["" if value is None else _plain(value) for value in row])
+        writer.writerow(["" if value is None else plain(value) for value in row])
     headers = rendering.HEADERS | {"Content-Disposition": 'attachment; filename="answer.csv"'}
     content = out.getvalue().encode("utf-8", "replace")
     return Response(content, headers=headers, media_type="text/csv")
 
 
 def _as_json(result: QueryResult) -> Response:
-    rows = [dict(zip(result.columns, map(_plain, row), strict=True)) for row in result.rows]
+    rows = [dict(zip(result.columns, map(plain, row), strict=True)) for row in result.rows]
     return Response(encode(rows), headers=rendering.HEADERS, media_type="application/json")
-
-
-def _plain(value: Any) -> Any:
-    return value.hex() if isinstance(value, bytes) else value
 
 
 @functools.cache

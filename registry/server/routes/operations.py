@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from registry import __version__
-from registry.core.text import shown
 from registry.errors import Invalid, RegistryError
 from registry.server.http import answer, registry_of, while_there
 from registry.server.metrics import CONTENT_TYPE
+from registry.server.routes.administration import is_set
 from registry.service import health as health_checks
 from registry.store.reads.audit import OF_DISCOVERY, joined
 from registry.wire.reports import (
@@ -86,10 +86,7 @@ def _comparison_asked_for(request: Request, *, implied: bool) -> DiscoveryWatch 
     Raises:
         Invalid: this service makes none, or what is asked is neither yes nor no.
     """
-    text = request.query_params.get("discovery", "false")
-    if text not in ("", "true", "false"):
-        raise Invalid(f"discovery is {shown(text)}; it must be true, false, or without a value.")
-    if text == "false" and not implied:
+    if not is_set(request, "discovery") and not implied:
         return None
     watch = cast("DiscoveryWatch | None", request.state.discovery)
     if watch is None:

@@ -24,29 +24,32 @@ from registry.errors import (
     LeaseGone,
     NotRegistered,
     PathNotAllowed,
-    PreconditionFailed,
-    RangeNotSatisfiable,
     Superseded,
     TooLarge,
     UnknownOwner,
-    Unserveable,
     UnsupportedMediaType,
     UploadsPending,
 )
-from registry.server.file_keys import MEDIA_TYPES, OCTET_STREAM
 from registry.server.http import PAGE_DEFAULT, check_query
 from registry.server.openapi.spec import (
     STORAGE,
     BodySpec,
     Handler,
     Parameter,
-    Problems,
     RequestSpec,
     ResponseSpec,
     ok,
 )
 from registry.server.pages.table import PAGES
-from registry.server.routes import artifacts, models, operations, owners, registrations
+from registry.server.routes import (
+    administration,
+    artifacts,
+    files,
+    models,
+    operations,
+    owners,
+    registrations,
+)
 from registry.server.routes.description import Description
 from registry.store.reads.audit import CLASSES
 from registry.wire import types
@@ -74,8 +77,6 @@ DESCRIPTION = Description(lambda: CALLS)
 READING, WRITING, LOOKING, RUNNING = "Reading", "Registering", "Looking", "Running"
 
 CLASS = Annotated[str, Meta(extra_json_schema={"enum": list(CLASSES)})]
-YES_OR_NO = Annotated[str, Meta(extra_json_schema={"enum": ["", "true", "false"]})]
-FILE_TYPES = (*sorted({*MEDIA_TYPES.values()}), OCTET_STREAM)
 
 LIMIT = Parameter("limit", types.PageLimit, "At most so many.", PAGE_DEFAULT)
 AFTER_ID = Parameter("after", types.Cursor, "Begin behind this id: `next` of the page before.")
@@ -85,67 +86,9 @@ AFTER_OWNER = Parameter(
 AFTER_MODEL = Parameter(
     "after", types.ModelText, "Begin behind this model: `next` of the page before."
 )
-CONDITIONS = (
-    Parameter("If-None-Match", str, "Answer 304 if the ETag is one of these.", place="header"),
-    Parameter("If-Match", str, "Answer 412 unless the ETag is one of these.", place="header"),
-)
-RANGES = (
-    Parameter("Range", str, "One range of bytes, or up to 16.", place="header"),
-    Parameter("If-Range", str, "Heed Range only if this is the ETag.", place="header"),
-)
-FILE_HEADERS = ("ETag", "Accept-Ranges", "Cache-Control")
-FILE = {
-    200: ResponseSpec("The bytes.", media_types=FILE_TYPES, headers=FILE_HEADERS),
-    304: ResponseSpec("They are what If-None-Match names.", headers=("ETag", "Cache-Control")),
-}
-FILE_PARTS = {
-    206: ResponseSpec(
-        "The ranges asked for.",
-        media_types=(*FILE_TYPES, "multipart/byteranges"),
-        headers=FILE_HEADERS,
-    )
-}
-FILE_PROBLEMS: Problems = (NotRegistered, PreconditionFailed, Unserveable, *STORAGE)
-
-
-def _file_calls(path: str, title: str, says: str) -> tuple[RequestSpec, RequestSpec]:
-    return (
-        RequestSpec(
-            "GET",
-            path,
-            None,
-            title,
-            READING,
-            FILE | FILE_PARTS,
-            (*FILE_PROBLEMS, RangeNotSatisfiable),
-            says,
-            (*CONDITIONS, *RANGES),
-        ),
-        RequestSpec(
-            "HEAD",
-            path,
-            None,
-            f"{title}: only the headers",
-            READING,
-            FILE,
-            FILE_PROBLEMS,
-            parameters=CONDITIONS,
-        ),
-    )
-
 
 CALLS: tuple[RequestSpec, ...] = (
-    *_file_calls(
-        "/v1/metadata/{slug}/{suffix}/{filename}",
-        "Read a file",
-        "The bytes always hash to the checksum in the ETag. If the holder that is tried first does "
-        "not have them any more, another one's are sent; if none has, the answer is 503.",
-    ),
-    *_file_calls(
-        "/v1/metadata/{namespace}/{component}/{endpoint}/{slug}/{suffix}/{filename}",
-        "Read a file that an endpoint holds",
-        "As without the endpoint, if an owner of that endpoint holds the file.",
-    ),
+    *files.calls(READING),
     RequestSpec(
         "POST",
         "/v1/registrations",
@@ -327,9 +270,10 @@ CALLS: tuple[RequestSpec, ...] = (
         "With `discovery`, compared with the discovery store that the service was started with.",
         parameters=(
             Parameter("class", CLASS, "Only this class of findings."),
-            Parameter("discovery", YES_OR_NO, "Say how discovery compares as well.", "false"),
+            Parameter("discovery", types.Flag, "Say how discovery compares as well.", "false"),
         ),
     ),
+    *administration.calls(LOOKING),
     RequestSpec(
         "GET",
         "/live",

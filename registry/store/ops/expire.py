@@ -40,7 +40,9 @@ from sqlalchemy import (
 
 from registry.core.checks import LEASE_MAX_MS
 from registry.core.policy import Policy
-from registry.core.records import Owner, OwnerState
+from registry.core.records import OwnerState
+from registry.core.sweeping import Ending as Ending
+from registry.core.sweeping import Swept as Swept
 from registry.store.engine import Connection
 from registry.store.ops.brake import Brake
 from registry.store.ops.release import Release, release
@@ -57,15 +59,6 @@ ALL = 2**62
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """An owner that is to be ended, and why."""
-
-    owner: Owner
-    state: OwnerState
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Sweep:
     """What to do: `force` sweeps even if another process just did; `release_brake` lets go of
     the brake; `dry_run` changes nothing and says of everybody who would be ended."""
@@ -74,19 +67,6 @@ class Sweep:
     release_brake: bool = False
     dry_run: bool = False
     repeated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """What a sweep did. `waiting` counts the owners that it left alone although their lease and
-    the grace are over, and `paused` says why."""
-
-    skipped: bool = False
-    ended: tuple[Ending, ...] = ()
-    released: int = 0
-    more: bool = False
-    paused: str | None = None
-    waiting: int = 0
 
 
 def _least(first: ColumnElement[int], second: ColumnElement[int]) -> ColumnElement[int]:
@@ -189,6 +169,13 @@ def sweep(conn: Connection, now: int, items: Sequence[Sweep]) -> list[Swept]:
     A dry run writes nothing and names everybody; it may be given a connection that only reads.
     """
     return [_sweep(conn, now, item) for item in items]
+
+
+def rehearse(conn: Connection, release_brake: bool = False) -> Swept:
+    """Whom a sweep would end now, without the brake if it is let go of. Takes no lock and writes
+    nothing."""
+    item = Sweep(force=True, release_brake=release_brake, dry_run=True)
+    return _sweep(conn, conn.now, item)
 
 
 def _sweep(conn: Connection, now: int, item: Sweep) -> Swept:
