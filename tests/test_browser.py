@@ -92,11 +92,14 @@ PAGES = (
     "/ui/events",
     "/ui/events?slug=hostile&kind=registered&owner=&until=2999-01-01T00%3A00",
     "/ui/audit",
+    "/ui/words",
+    "/ui/owners?state=all",
     "/ui/sql",
     f"/ui/sql?{urlencode({'q': 'SELECT * FROM holders LIMIT 9'})}",
 )
 REFUSED = (
     "/ui/artifacts/model-07/_base/config.json",
+    f"/ui/owners/{NAMESPACE}/backend/generate/4711/_base",
     "/ui/sql?q=nonsense",
     "/ui/owners?q=a/b/c/x/y",
 )

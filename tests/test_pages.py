@@ -25,9 +25,10 @@ from registry.server.pages.charts import bar_chart, line_chart
 from registry.server.pages.findings import NAME_PATHS
 from registry.server.pages.markup import broken, coded, linked
 from registry.server.pages.sql import questions
+from registry.server.pages.words import WORDS
 from registry.server.tokens import Role
 from registry.store.opening import open_for_command
-from registry.store.reads import deaths
+from registry.store.reads import deaths, owner_lines
 from registry.store.reads.audit import CLASSES
 from registry.store.reads.deaths import what_would_go_dark
 from registry.store.reads.owner_lines import owners_of_instance
@@ -157,14 +158,14 @@ def test_every_link_of_the_pages_leads_to_a_page(server: Server) -> None:
         if url in seen or not re.match(r"/$|/ui/", url):
             continue
         # Those about what is gone say so, with what is left of it.
-        may_be_gone = url.startswith(("/ui/models/", "/ui/artifacts/"))
+        may_be_gone = url.startswith(("/ui/models/", "/ui/artifacts/", "/ui/owners/"))
         answer = server.client.get(url, headers=BROWSER)
         seen[url] = answer.status_code
         assert answer.status_code == 200 or (may_be_gone and answer.status_code == 404), url
         links = checked(answer).links
         found += [link for link in links if not link.startswith(("#", "/ui/sql?"))]
     assert {urlsplit(url).path.split("/")[2] for url in seen if url != "/"} == {
-        *("models", "owners", "artifacts", "events", "audit", "sql")
+        *("models", "owners", "artifacts", "events", "audit", "sql", "words")
     }
     assert 404 in seen.values()
 
@@ -520,6 +521,135 @@ def test_names_in_a_text_lead_to_their_pages_and_nothing_else_does() -> None:
     assert broken("<x>/" + "y" * 50) == (f'&lt;x&gt;/<wbr><span class="long">{"y" * 50}</span>')
 
 
+def test_an_owner_that_never_registered_has_a_page_with_its_events(server: Server) -> None:
+    slug = new_slug()
+    key = ArtifactKey(slug, "_base", "config.json")
+    hold(server, slug, "config.json")
+    stranger = worker(slug, 987654)
+    assert server.register_copies(stranger, {key: b"other"}).status_code == 409
+    page = look(server, f"/ui/owners/{stranger}", 404)
+    assert "was refused: others hold the key with other content" in page.text
+    assert f"/ui/owners/{worker(slug)}" in page.links
+    assert f"/ui/events?owner={quote(str(stranger), safe='')}" in page.links
+    assert f"/ui/owners/{stranger}" in look(server, "/ui/owners?q=987654").links
+    # What is found wrong is shown where it is: on the pages of the file, the model, the owner.
+    wait_for(lambda: f"/ui/owners/{stranger}" in look(server, "/ui/audit").links)
+    for url, status in (
+        (f"/ui/artifacts/{key}", 200),
+        (f"/ui/models/{slug}/_base", 200),
+        (f"/ui/owners/{stranger}", 404),
+    ):
+        page = look(server, url, status)
+        wrong = page.text.partition("What is wrong here")[2]
+        assert "unresolved_conflict" in wrong
+        assert "--on-conflict revision" in wrong
+        assert f"/ui/owners/{stranger}" in page.links
+    assert "What is wrong here" not in look(server, "/ui/models/hostile/_base").text
+
+
+def test_a_removed_model_is_found_by_its_beginning(server: Server) -> None:
+    slug = f"{new_slug()}-removed"
+    server.unregister(hold(server, slug, "config.json"))
+    page = look(server, f"/ui/models?q={slug[:-3]}")
+    assert f"/ui/events?slug={slug}&kind=removed" in page.links
+    assert "knows none" in look(server, f"/ui/models?q={slug}-x").text
+
+
+def test_what_was_removed_together_is_one_line_that_says_whether_it_came_back(
+    server: Server,
+) -> None:
+    slug = new_slug()
+
+    def removed() -> str:
+        text = look(server, "/").text.partition("Removed last")[2]
+        return text.partition(f"{slug}/_base: ")[2].partition("the file is gone")[0].strip()
+
+    server.unregister(hold(server, slug, "a", "b", "c"))
+    assert removed() == "3 files"
+    hold(server, slug, "a")
+    assert removed() == "3 files 1 of them registered again since"
+    hold(server, slug, "b", "c")
+    assert removed() == "3 files registered again since"
+
+
+def test_an_owner_that_ended_says_what_it_held(server: Server) -> None:
+    slug = new_slug()
+    server.unregister(hold(server, slug, "early"))
+    owner = hold(server, slug, "config.json")
+    server.unregister(owner)
+    page = look(server, f"/ui/owners/{owner}")
+    assert "When it ended it let go of these" in page.text
+    assert f"/ui/artifacts/{slug}/_base/config.json" in page.links
+    assert f"/ui/artifacts/{slug}/_base/early" not in page.links
+
+
+def test_who_took_the_place_of_an_owner_is_a_link(server: Server) -> None:
+    slug = new_slug()
+    old, new = worker(slug, 1), worker(slug, 2)
+    for each in (old, new):
+        contents = {ArtifactKey(slug, "_base", "a"): b"1"}
+        assert server.register_copies(each, contents, worker_name="gpu").is_success
+    for url in (f"/ui/owners/{old}", f"/ui/events?owner={quote(str(old))}"):
+        page = look(server, url)
+        assert f"superseded by {new}" in page.text
+        assert f"/ui/owners/{new}" in page.links
+
+
+def test_owners_are_listed_by_state(server: Server) -> None:
+    slug = new_slug()
+    ended, live = hold(server, slug, "a", instance_id=1), hold(server, slug, "a", instance_id=2)
+    server.unregister(ended)
+
+    def listed(query: str) -> set[str]:
+        ours = f"/ui/owners/{slug}/"
+        return set(all_of(server, f"/ui/owners{query}", lambda link: link.startswith(ours)))
+
+    gone, there = f"/ui/owners/{ended}", f"/ui/owners/{live}"
+    assert listed("") == listed("?state=active") == {there}
+    assert listed("?state=detached") == {gone}
+    assert listed("?state=all") == listed(f"?q={slug}") == {gone, there}
+    assert listed("?state=suspect") == set()
+    look(server, "/ui/owners?state=none", 422)
+    wait_for(lambda: "/ui/owners?state=detached" in look(server, "/").links)
+
+
+def test_owners_are_listed_by_state_a_part_at_a_time(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slug = new_slug()
+    owners = [hold(server, slug, "a", instance_id=number) for number in range(1, 4)]
+    server.unregister(owners[0])
+    monkeypatch.setattr(owner_lines, "STATES_LOOKED_AT", 2)
+    engine = open_for_command(server.place.url, to_write=False)
+    after: Owner | None = worker(slug, 0)
+    found = list[Owner]()
+    with closing(engine), engine.read() as conn:
+        for _ in range(2):
+            lines, after = owner_lines.owners_in_states(conn, after, {"active", "suspect"}, 50)
+            found += [line.record.owner for line in lines if line.record.owner.namespace == slug]
+    assert found == owners[1:]
+
+
+def test_the_last_look_at_a_file_says_when_it_was(server: Server, drifted: Drifted) -> None:
+    page = look(server, f"/ui/artifacts/{drifted.key}")
+    assert re.search(r"drifted (less than 1 s|\d+ (s|min)( \d+ s)?) ago", page.text)
+    assert "gpu-1" in page.text
+
+
+def test_times_are_spelled_in_one_way(server: Server, drifted: Drifted) -> None:
+    owner = f"/ui/owners/{drifted.holders[0]}"
+    for url in ("/", "/ui/audit", "/ui/events", owner, f"/ui/artifacts/{drifted.key}"):
+        text = look(server, url).text
+        assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", text)
+        assert re.search(r"\d\dT\d\d:\d\d:\d\d", text) is None
+
+
+def test_every_word_is_explained(server: Server) -> None:
+    page = look(server, "/ui/words")
+    assert all(f"{word}{meaning}" in page.text for word, meaning in WORDS.items())
+    assert "/ui/words" in look(server, "/").links
+
+
 def test_a_file_that_is_gone_says_why_and_when(server: Server) -> None:
     slug = new_slug()
     owner = hold(server, slug, "config.json")
@@ -551,11 +681,12 @@ def test_what_is_wrong_is_shown_with_what_to_do(server: Server) -> None:
         worker(slug, 2), {ArtifactKey(slug, "_base", "config.json"): b"other"}
     )
     assert refused.status_code == 409
-    wait_for(lambda: "unresolved_conflict" in look(server, "/").text)
+    refused_owner = f"/ui/owners/{worker(slug, 2)}"
+    wait_for(lambda: refused_owner in look(server, "/ui/audit").links)
     for url in ("/", "/ui/audit", "/ui/audit?class=unresolved_conflict"):
         assert "--on-conflict revision" in look(server, url).text
     page = look(server, "/ui/audit?class=unresolved_conflict")
-    assert f"/ui/owners/{worker(slug, 2)}" in page.links
+    assert refused_owner in page.links
     assert f"/ui/artifacts/{slug}/_base/config.json" in page.links
     assert "immortal_owner" not in page.text
 

@@ -32,6 +32,9 @@ CAUSES = frozenset({"drifted_ref", "missing_file", "root_missing", "missing_blob
 
 _ORDER = {kind: place for place, kind in enumerate(CLASSES)}
 
+FINDINGS_SHOWN = 5
+"""Of a class, on the page of what they are about."""
+
 HIDDEN = "The path is shown to administrators."
 
 
@@ -74,6 +77,28 @@ def found_now(request: Request, figures: RegistryFigures | None) -> list[FoundCl
     if not rendering.may_see_paths(request):
         found = list(map(_without_paths, found))
     return sorted(found, key=lambda each: (-each.severity.rank, _ORDER[each.kind]))
+
+
+def found_about(
+    request: Request,
+    figures: RegistryFigures | None,
+    *,
+    owner: str | None = None,
+    below: str | None = None,
+) -> list[FoundClass]:
+    """The listed findings that name an owner, or an entry at or below a name; none where nothing
+    was counted yet."""
+    about = []
+    for each in found_now(request, figures):
+        named = tuple(
+            finding
+            for finding in each.findings
+            if (owner is not None and finding.owner == owner)
+            or (below is not None and f"{finding.entry}/".startswith(f"{below}/"))
+        )
+        if named:
+            about.append(replace(each, findings=named[:FINDINGS_SHOWN], count=len(named)))
+    return about
 
 
 def unserveable_models(found: Sequence[FoundClass]) -> tuple[list[tuple[str, str]], bool]:

@@ -15,6 +15,9 @@ from registry.core.text import shown
 from registry.errors import Invalid
 from registry.server.http import registry_of
 from registry.server.pages import rendering
+from registry.server.pages.advice import ADVICE
+from registry.server.pages.findings import found_about, owners_named
+from registry.server.pages.running import pages_of
 from registry.server.pages.texts import owners_of
 from registry.server.pages.urls import at, file_url, model_url
 from registry.server.routes.artifacts import cursor
@@ -25,6 +28,7 @@ from registry.store.reads.model_lines import (
     holders_after,
     holders_of_model,
     models_page,
+    removed_models,
 )
 from registry.store.reads.owner_lines import worker_names
 from registry.store.reads.queries import explain, with_ways
@@ -51,6 +55,7 @@ async def show_models(request: Request) -> Response:
         return RedirectResponse(model_url(key[1], key[2]), 303)
     prefix = wanted if not wanted or _is_slug(wanted) else slugify(wanted)
     models, following = await lookups.look(models_page, _after(request), prefix, PAGE)
+    gone = [] if models or not prefix else await lookups.look(removed_models, prefix, PAGE)
     return await rendering.page(
         request,
         "models.html",
@@ -58,6 +63,7 @@ async def show_models(request: Request) -> Response:
         here="/ui/models",
         wanted=prefix,
         models=models,
+        gone=gone,
         is_first="after" not in request.query_params,
         following=following and at("/ui/models", q=prefix, after="/".join(following)),
     )
@@ -83,6 +89,7 @@ async def show_model(request: Request) -> Response:
     model = await lookups.look(find_model, slug, suffix)
     files = await lookups.look(files_of_model, slug, suffix, after, PAGE)
     holders = await lookups.look(holders_of_model, slug, suffix, holders_from, PAGE)
+    found = found_about(request, await pages_of(request).figures.get(), below=f"{slug}/{suffix}")
     return await rendering.page(
         request,
         "model.html",
@@ -92,6 +99,9 @@ async def show_model(request: Request) -> Response:
         slug=slug,
         suffix=suffix,
         model=model,
+        found=found,
+        advice=ADVICE,
+        workers=await lookups.look(worker_names, owners_named(found)),
         files=files,
         holders=holders,
         files_with_holders=FILES_WITH_HOLDERS,
@@ -111,18 +121,21 @@ async def show_artifact(request: Request) -> Response:
     lookups = registry_of(request).lookups
     found = await lookups.look(explain, key)
     holders_from = cursor(request, "holders_after")
-    following = None
+    following, looked = None, {}
     if found.entry is not None:
         rows = await lookups.look(holders_after, found.entry.id, holders_from, PAGE)
         found = Explanation(
-            found.entry, tuple(holder for _, holder in rows), found.events, found.revisions
+            found.entry, tuple(holder for _, _, holder in rows), found.events, found.revisions
         )
+        looked = {holder.owner: at for _, at, holder in rows}
         if len(rows) == PAGE:
             following = file_url(key.slug, key.suffix, key.filename, holders_after=rows[-1][0])
     if rendering.may_see_paths(request):
         paths = {holder.path for holder in found.holders if holder.path is not None}
         found = with_ways(found, await lookups.find_ways(paths))
-    owners = [*(holder.owner for holder in found.holders), *owners_of(found.events)]
+    wrong = found_about(request, await pages_of(request).figures.get(), below=str(key))
+    holders = [holder.owner for holder in found.holders]
+    owners = [*owners_named(wrong), *holders, *owners_of(found.events)]
     return await rendering.page(
         request,
         "artifact.html",
@@ -135,6 +148,9 @@ async def show_artifact(request: Request) -> Response:
         events=found.events,
         revisions=found.revisions,
         workers=await lookups.look(worker_names, owners),
+        looked=looked,
+        found=wrong,
+        advice=ADVICE,
         following=following,
         content_url=metadata_path(key),
     )

@@ -13,16 +13,19 @@ from registry.server.pages.accept import wants_html
 from registry.server.pages.advice import ADVICE
 from registry.server.pages.charts import Chart, bar_chart, line_chart
 from registry.server.pages.findings import causes, found_now, unserveable_models
+from registry.server.pages.removals import grouped, keys_of
 from registry.server.pages.running import pages_of
 from registry.server.pages.texts import clock_time, number, owners_of
 from registry.store.reads.events import list_events
-from registry.store.reads.model_lines import find_models, models_page
+from registry.store.reads.model_lines import find_models, held_of, models_page
 from registry.store.reads.overview import JournalHour
 from registry.store.reads.owner_lines import worker_names
 from registry.wire.reports import ServiceResponse
 
 MODELS = 10
-REMOVED = 5
+REMOVED = 100
+"""Events that are looked at to say what was removed last."""
+REMOVALS = 5
 
 
 async def show_overview(request: Request) -> Response:
@@ -47,6 +50,7 @@ async def _page(request: Request) -> Response:
     removed = await lookups.look(
         list_events, EventFilter(kind=EventKind.REMOVED), EventOrder.NEWEST, None, REMOVED
     )
+    held = await lookups.look(held_of, keys_of(removed.events))
     return await rendering.page(
         request,
         "overview.html",
@@ -61,7 +65,7 @@ async def _page(request: Request) -> Response:
         is_all_dark=are_all_dark and len(names) <= MODELS,
         models=models[:MODELS],
         more_models=following is not None or len(models) > MODELS,
-        removed=removed.events,
+        removed=grouped(removed.events, held)[:REMOVALS],
         workers=await lookups.look(worker_names, owners_of(removed.events)),
     )
 

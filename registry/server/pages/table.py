@@ -14,10 +14,12 @@ from registry.server.pages.journal import PATH as EVENTS
 from registry.server.pages.journal import show_journal
 from registry.server.pages.models import show_artifact, show_model, show_models
 from registry.server.pages.overview import show_overview
-from registry.server.pages.owners import show_owner_page, show_owners
+from registry.server.pages.owners import STATES, show_owner_page, show_owners
 from registry.server.pages.sql import FORMATS, ask_in_sql
 from registry.server.pages.sql import PATH as SQL
 from registry.server.pages.urls import OWNER
+from registry.server.pages.words import PATH as WORDS
+from registry.server.pages.words import show_words
 from registry.store.reads.audit import CLASSES
 from registry.wire import types
 from registry.wire.reports import ServiceResponse
@@ -32,6 +34,7 @@ GONE = {404: ResponseSpec("A page that says so, and what is left of it.", media_
 
 KIND = Annotated[str, Meta(extra_json_schema={"enum": ["", *EventKind]})]
 CLASS = Annotated[str, Meta(extra_json_schema={"enum": ["", *CLASSES]})]
+STATE = Annotated[str, Meta(extra_json_schema={"enum": list(STATES)})]
 FORMAT = Annotated[str, Meta(extra_json_schema={"enum": list(FORMATS)})]
 HOLDERS_AFTER = Parameter("holders_after", types.Cursor, "Begin the holders behind this one.")
 AFTER = Parameter("after", types.Cursor, "Begin behind this id.")
@@ -96,6 +99,7 @@ PAGES: tuple[RequestSpec, ...] = (
         (Invalid, *STORAGE),
         parameters=(
             Parameter("q", str, "The beginning of an owner, an instance, or a worker's name."),
+            Parameter("state", STATE, "Only owners in this state; left out: who has not ended."),
             Parameter("after", types.OwnerText, "Begin behind this owner."),
         ),
     ),
@@ -134,6 +138,15 @@ PAGES: tuple[RequestSpec, ...] = (
         PAGE,
         (Invalid, *STORAGE),
         parameters=(Parameter("class", CLASS, "Only this class of findings."),),
+    ),
+    RequestSpec(
+        "GET",
+        WORDS,
+        show_words,
+        "See what the words mean",
+        GROUP,
+        PAGE,
+        STORAGE,
     ),
     RequestSpec(
         "GET",

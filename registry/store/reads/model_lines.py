@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, bindparam, cast, func, select, tuple_
+from sqlalchemy import BigInteger, and_, bindparam, cast, func, literal_column, select, tuple_
 
-from registry.core.records import Holder
+from registry.core.records import ArtifactKey, Holder
 from registry.store.engine import Connection
 from registry.store.reads.bounded import (
     FILE,
@@ -22,8 +22,8 @@ from registry.store.reads.bounded import (
 )
 from registry.store.reads.owner_lines import OwnerLine, owners_by_id
 from registry.store.reads.queries import HOLDER_FACTS, HolderRow, holder_record
-from registry.store.sql import Statement
-from registry.store.tables import entries, owner_refs, owners
+from registry.store.sql import Statement, as_rows, json_rows
+from registry.store.tables import entries, events, owner_refs, owners
 
 FILES_COUNTED = 1000
 """Of a model."""
@@ -50,6 +50,12 @@ class ModelLine:
 class _Named(NamedTuple):
     slug: str
     suffix: str
+
+
+class _Key(NamedTuple):
+    slug: str
+    suffix: str
+    filename: str
 
 
 class _ModelSize(NamedTuple):
@@ -79,6 +85,7 @@ class _NumberedHolder(NamedTuple):
     path: str | None
     status: str
     created_at: int
+    verified_at: int
     owner_id: int
 
 
@@ -92,6 +99,24 @@ _NEXT_MODEL = Statement(
     .order_by(entries.c.slug, entries.c.suffix)
     .limit(1),
     _Named,
+)
+_removed = tuple_(events.c.slug, events.c.suffix)
+_NEXT_REMOVED = Statement(
+    select(events.c.slug, events.c.suffix)
+    .where(
+        events.c.kind == literal_column("'removed'"),
+        _removed > tuple_(bindparam("after_slug"), bindparam("after_suffix")),
+    )
+    .order_by(events.c.slug, events.c.suffix)
+    .limit(1),
+    _Named,
+)
+_keys = json_rows("rows", slug=str, suffix=str, filename=str)
+_HELD_KEYS = Statement(
+    select(*_keys.c).select_from(
+        _keys.join(entries, and_(*(entries.c[name] == _keys.c[name] for name in _Key._fields)))
+    ),
+    _Key,
 )
 _some_files = (
     select(entries.c.id, entries.c.filename, entries.c.size, entries.c.base_slug)
@@ -135,7 +160,7 @@ _FILES_OF_MODEL = Statement(
     FileRow,
 )
 _HOLDERS_AFTER = Statement(
-    select(*HOLDER_FACTS, owner_refs.c.owner_id)
+    select(*HOLDER_FACTS, owner_refs.c.verified_at, owner_refs.c.owner_id)
     .select_from(owner_refs.join(owners, owners.c.id == owner_refs.c.owner_id))
     .where(
         owner_refs.c.entry_id == bindparam("entry_id"), owner_refs.c.owner_id > bindparam("after")
@@ -205,6 +230,26 @@ def find_models(conn: Connection, names: Sequence[tuple[str, str]]) -> list[Mode
     return [line for line in lines if line is not None]
 
 
+def removed_models(conn: Connection, prefix: str, limit: int) -> list[tuple[str, str]]:
+    """Models whose slug begins with `prefix`, and of which the journal says that a file was
+    removed, in their order."""
+    found: list[tuple[str, str]] = []
+    place = (prefix, "")
+    while len(found) < limit:
+        rows = conn.run(_NEXT_REMOVED, after_slug=place[0], after_suffix=place[1])
+        if not rows or not rows[0].slug.startswith(prefix):
+            break
+        place = (rows[0].slug, rows[0].suffix)
+        found.append(place)
+    return found
+
+
+def held_of(conn: Connection, keys: Sequence[ArtifactKey]) -> set[ArtifactKey]:
+    """Those of these keys that somebody holds."""
+    rows = as_rows([[key.slug, key.suffix, key.filename] for key in keys])
+    return {ArtifactKey(*row) for row in conn.run(_HELD_KEYS, rows=rows)}
+
+
 def files_of_model(
     conn: Connection, slug: str, suffix: str, after: str, limit: int
 ) -> list[FileLine]:
@@ -230,7 +275,8 @@ def holders_of_model(
 
 def holders_after(
     conn: Connection, entry_id: int, after: int, limit: int
-) -> list[tuple[int, Holder]]:
-    """Who holds an entry, in the order in which they came, with the ids to go on behind."""
+) -> list[tuple[int, int, Holder]]:
+    """Who holds an entry, in the order in which they came, with the ids to go on behind, and when
+    their bytes were looked at last."""
     rows = conn.run(_HOLDERS_AFTER, entry_id=entry_id, after=after, row_limit=limit)
-    return [(row.owner_id, holder_record(HolderRow(*row[:-1]))) for row in rows]
+    return [(row.owner_id, row.verified_at, holder_record(HolderRow(*row[:-2]))) for row in rows]

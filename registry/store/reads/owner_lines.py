@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, func, literal_column, select, tuple_
+from sqlalchemy import bindparam, func, literal_column, select, text, tuple_
 
 from registry.core.listings import OwnerRecord
 from registry.core.records import Owner
@@ -16,6 +16,7 @@ from registry.store.engine import Connection
 from registry.store.owner_columns import (
     OWNER_COLUMNS,
     OWNER_NAMES,
+    Identity,
     identity,
     names_owner,
     owner_of,
@@ -34,11 +35,13 @@ from registry.store.reads.bounded import (
     file_line,
 )
 from registry.store.reads.queries import OWNER_FACTS, OwnerRow, owner_record
+from registry.store.reads.stats import SUSPECT
 from registry.store.sql import Statement, as_rows, json_rows
-from registry.store.tables import entries, owner_refs, owners
+from registry.store.tables import ABOUT_OWNERS, entries, events, owner_refs, owners
 
 OWNERS_OF_INSTANCE = 50
 ENDPOINTS_SEARCHED = 200
+STATES_LOOKED_AT = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,17 @@ class FileOfOwner:
     file: FileLine
     status: str
     verified_at: int
+
+
+class _OwnerPlace(NamedTuple):
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: str
+    lora_slug: str
+    id: int
+    state: str
+    lease_expires_at: int | None
 
 
 class _WorkerRow(NamedTuple):
@@ -103,6 +117,13 @@ _OWNERS_FROM, _OWNERS_AFTER = (
     )
     for is_there in (tuple_(*OWNER_COLUMNS) >= _place, tuple_(*OWNER_COLUMNS) > _place)
 )
+_PLACES_AFTER = Statement(
+    select(*OWNER_COLUMNS, owners.c.id, owners.c.state, owners.c.lease_expires_at)
+    .where(tuple_(*OWNER_COLUMNS) > _place)
+    .order_by(*OWNER_COLUMNS)
+    .limit(bindparam("row_limit")),
+    _OwnerPlace,
+)
 _endpoint = [owners.c[name] for name in _Endpoint._fields]
 _NEXT_ENDPOINT = Statement(
     select(*_endpoint)
@@ -135,6 +156,17 @@ _WRONG_REFS = Statement(
     .select_from(_some_refs)
     .where(_some_refs.c.status != literal_column("'ok'"))
 )
+_known = (
+    select(events.c.lora_slug)
+    .where(
+        *(events.c[name] == bindparam(name) for name in _Endpoint._fields),
+        events.c.instance_id == bindparam("wanted"),
+        text(f"({ABOUT_OWNERS})"),
+    )
+    .limit(COUNTED)
+    .subquery("known")
+)
+_LORAS_IN_JOURNAL = Statement(select(_known.c.lora_slug).distinct())
 _named = json_rows("rows", **dict.fromkeys(OWNER_NAMES, str))
 _WORKER_NAMES = Statement(
     select(*OWNER_COLUMNS, owners.c.worker_name)
@@ -166,6 +198,37 @@ def owners_page(
     else:
         rows = conn.run(_OWNERS_AFTER, row_limit=limit, **parameters_of(after))
     return [_owner_line(row) for row in rows if row[: len(wanted)] == wanted]
+
+
+def owners_in_states(
+    conn: Connection, after: Owner | None, states: Collection[str], limit: int
+) -> tuple[list[OwnerLine], Owner | None]:
+    """Owners in one of these states, `suspect` among them, in the order of their identity, and
+    where more may follow. Of 2000 owners at most is the state looked at."""
+    place = dict.fromkeys(OWNER_NAMES, "") if after is None else parameters_of(after)
+    rows = conn.run(_PLACES_AFTER, row_limit=STATES_LOOKED_AT, **place)
+    fitting = [row for row in rows if _state_of(row, conn.now) in states][:limit]
+    lines = {each.id: each for each in owners_by_id(conn, [row.id for row in fitting])}
+    last = None
+    if len(fitting) == limit:
+        last = owner_of(fitting[-1])
+    elif len(rows) == STATES_LOOKED_AT:
+        last = owner_of(rows[-1])
+    return [lines[row.id] for row in fitting if row.id in lines], last
+
+
+def _state_of(row: _OwnerPlace, now: int) -> str:
+    lapsed = row.lease_expires_at is not None and row.lease_expires_at <= now
+    return SUSPECT if lapsed and row.state == "active" else row.state
+
+
+def owners_in_journal(conn: Connection, instance_id: str) -> list[Owner]:
+    """Owners of an instance that the journal knows, at the first 200 endpoints that there are."""
+    return [
+        owner_of(Identity(*endpoint, instance_id, lora_slug))
+        for endpoint in _endpoints(conn)
+        for (lora_slug,) in conn.run(_LORAS_IN_JOURNAL, **endpoint._asdict(), wanted=instance_id)
+    ][:OWNERS_OF_INSTANCE]
 
 
 def find_workers(conn: Connection, text: str, limit: int) -> list[OwnerLine]:
