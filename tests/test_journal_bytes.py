@@ -87,9 +87,9 @@ def test_an_upload_is_journalled_with_its_actor_and_request_and_is_answered_for(
     _, token = create(file, Role.ADMIN, name="careless")
     server = serve(token_file=str(file), token=token)
     content = b"nobody registers this"
-    sent = {"url": f"/v1/blobs/{checksum(content)}", "content": content}
+    url = f"/v1/blobs/{checksum(content)}"
     for request_id, status in (("one", 201), ("two", 200)):
-        answer = server.client.put(**sent, headers={"X-Request-Id": request_id})
+        answer = server.client.put(url, content=content, headers={"X-Request-Id": request_id})
         assert answer.status_code == status
     page = server.client.get("/v1/events?kind=uploaded").json()["events"]
     assert [(e["actor"], e["request_id"], e["size"], e["reason"]) for e in page] == [
