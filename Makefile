@@ -73,7 +73,7 @@ format: $(READY)  ## rewrite the sources in the style that lint checks
 
 wheel: dist  ## build dist/*.whl: the whole, and its client for machines that only use a service
 
-bench: $(READY)  ## measure how fast it is, in at most 15 minutes (ONLY=B1,B3: only these)
+bench: $(READY)  ## measure how fast it is, in at most half an hour (ONLY=B1,B3: only these)
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install --quiet --group bench || true
 	@$(BIN)/python -m benchmarks $(ONLY)
 

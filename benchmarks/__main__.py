@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import pages, reading, renewing, report, running, standing, writing
+from benchmarks import (
+    arriving,
+    living,
+    pages,
+    reading,
+    renewing,
+    report,
+    running,
+    standing,
+    writing,
+)
 from benchmarks.machine import describe
 from benchmarks.running import Groups
 
@@ -21,7 +31,11 @@ GROUPS: Groups = {
     "B7": (standing.starting, 5),
     "B8": (writing.sweeping, 3),
     "B10": (standing.auditing, 5),
-    "B11": (renewing.beating, 1),
+    "B12": (renewing.renewing, 3),
+    "B12c": (renewing.beating, 1),
+    "B14": (living.fleet, 1),
+    "B15": (arriving.cold_start, 5),
+    "B16": (arriving.attaching, 5),
 }
 """Every group of figures that is kept."""
 

@@ -2,7 +2,8 @@
 
 Our callers are bounded in number and time, and check every answer. They are raw sockets under one
 epoll: a request is one `send` of bytes that were put together before, an answer is found complete
-by its Content-Length. That costs about 15 us a request, a tenth of what it costs the service.
+by its Content-Length or its last chunk. That costs about 15 us a request, a tenth of what it costs
+the service.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Caller:
             raise RuntimeError(f"the connection was closed after {self._received!r}")
         self._received += part
         head, separator, body = self._received.partition(b"\r\n\r\n")
-        if not separator or len(body) < _length(head):
+        if not separator or not _is_whole(head, body):
             return None
         answer, self._received = self._received, b""
         return answer, time.perf_counter() - self._sent_at
@@ -133,6 +134,12 @@ class Caller:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_whole(head: bytes, body: bytes) -> bool:
+    if b"transfer-encoding: chunked" in head.lower():  # As etcd's gateway answers a keep-alive.
+        return body.endswith(b"0\r\n\r\n")
+    return len(body) >= _length(head)
 
 
 def _length(head: bytes) -> int:

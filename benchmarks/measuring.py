@@ -56,6 +56,8 @@ class Figure:
     compared: Spread | None = None
     compared_as: Literal["ratio", "difference"] = "ratio"
     goal: Goal | None = None
+    cpu_us: Spread | None = None
+    """Processor time of the server for a request, in microseconds."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "met": self.goal.met(self) if self.goal else None}

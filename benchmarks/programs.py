@@ -80,8 +80,8 @@ def reference(kind: str, file: Path) -> Iterator[Program]:
 
 
 @contextmanager
-def nginx(binary: str, directory: Path) -> Iterator[Program]:
-    """nginx with sendfile over a directory, one process."""
+def nginx(binary: str, directory: Path, *, keeps_open: bool = False) -> Iterator[Program]:
+    """nginx with sendfile over a directory, one process; it may keep the files open."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = WORK / "nginx"
@@ -96,12 +96,13 @@ daemon off;
 master_process off;
 pid {folder}/nginx.pid;
 error_log stderr error;
-events {{ worker_connections 1024; }}
+events {{ worker_connections 4096; }}
 http {{
     access_log off;
     sendfile on;
     tcp_nopush on;
     keepalive_requests 1000000000;
+    {"open_file_cache max=1000 inactive=60s;" if keeps_open else ""}
 {temporary}
     server {{
         listen 127.0.0.1:{port};

@@ -11,9 +11,9 @@ from benchmarks.measuring import Figure, Goal, Spread
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LATEST = "latest"
-HEAD = ("figure", "work", "ours", "reference", "compared", "goal", "met")
+HEAD = ("figure", "work", "ours", "CPU a request", "reference", "compared", "goal", "met")
 
-Row = tuple[str, str, str, str, str, str, str]
+Row = tuple[str, str, str, str, str, str, str, str]
 
 
 def row(figure: Figure) -> Row:
@@ -26,7 +26,8 @@ def row(figure: Figure) -> Row:
     ours = f"{number(figure.ours.median)} {figure.unit}"
     if figure.compared is None and figure.ours.low != figure.ours.high:
         ours += f" ({number(figure.ours.low)} to {number(figure.ours.high)})"
-    return figure.name, figure.work, ours, reference, compared, _goal(figure), met
+    cpu = "" if figure.cpu_us is None else f"{number(figure.cpu_us.median)} us"
+    return figure.name, figure.work, ours, cpu, reference, compared, _goal(figure), met
 
 
 def number(value: float) -> str:

@@ -1,0 +1,163 @@
+"""A fleet as it lives: B14 (heartbeats, comings and goings and reads, on one core)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from benchmarks import databases, load, programs
+from benchmarks.machine import cpu_s, memory_mib
+from benchmarks.measuring import Figure, Goal, Spread
+from benchmarks.programs import Program
+from benchmarks.reading import Tell, Tools
+from benchmarks.renewing import fill, owner_of
+from registry.core.records import Owner
+from registry.store.sqlite.engine import Database
+
+INSTANCES = 1000
+OWNERS = 21
+"""Of one instance: its base model and 20 LoRAs."""
+LEASE_S = 60
+BEAT_S = 20
+CHANGES_PER_S = 50
+GETS_PER_S = 200
+SECONDS = 300.0
+COMERS = 10**7
+"""Instances from here on come and go."""
+
+
+@dataclass(slots=True)
+class Life:
+    """What was found: latencies of GETs, memory and processor time while the fleet lived."""
+
+    reads: load.Load | None = None
+    memory: list[float] = field(default_factory=list)
+    core: float = 0.0
+
+
+def fleet(_: Tools, __: int, tell: Tell) -> list[Figure]:
+    """B14: 1,000 instances with 20 LoRAs each renew leases of 60 s every 20 s; 50 owners a second
+    attach and 50 detach; 200 GETs a second. For five minutes, on one core."""
+    path = databases.fresh("b14")
+    fill(path, INSTANCES, OWNERS, LEASE_S, tell)
+    with programs.registry(path) as program:
+        found = _live(program, tell)
+    _assert_nobody_lapsed(f"sqlite:///{path}")
+    assert found.reads is not None
+    work = f"{INSTANCES:,} instances of {OWNERS} owners, 50 + 50 changes/s, 200 GETs/s, 5 min"
+    early, late = found.memory[len(found.memory) // 5], found.memory[-1]
+    return [
+        Figure(
+            "B14a",
+            f"{work}: p99 of the GETs",
+            "ms",
+            Spread.of([found.reads.latency_s(0.99) * 1000]),
+            goal=Goal("ours", 5, at_most=True),
+        ),
+        Figure(
+            "B14b",
+            "share of a core, without a lapsed lease",
+            "%",
+            Spread.of([found.core]),
+            goal=Goal("ours", 50, at_most=True),
+        ),
+        Figure(
+            "B14c",
+            "memory at the end, less that after a minute",
+            "MiB",
+            Spread.of([late - early]),
+            goal=Goal("ours", 4, at_most=True),
+        ),
+    ]
+
+
+def _live(program: Program, tell: Tell) -> Life:
+    life = Life()
+    errors: list[BaseException] = []
+
+    def doing(what: Callable[[], object]) -> threading.Thread:
+        def run() -> None:
+            try:
+                what()
+            except BaseException as error:
+                errors.append(error)
+
+        return threading.Thread(target=run)
+
+    def at_rate(requests: Iterator[bytes], per_s: float, check: load.Check) -> load.Load:
+        return load.call_at_rate(program.address, requests, check, per_s=per_s, seconds=SECONDS)
+
+    def read() -> None:
+        life.reads = at_rate(_gets(), GETS_PER_S, _is_ok)
+
+    threads = [
+        doing(lambda: at_rate(_beats(), INSTANCES / BEAT_S, _is_renewed)),
+        doing(lambda: at_rate(_changes(), 2 * CHANGES_PER_S, _is_ok)),
+        doing(read),
+    ]
+    used_s, began = cpu_s(program.pid), time.perf_counter()
+    for each in threads:
+        each.start()
+    while any(each.is_alive() for each in threads):
+        life.memory.append(memory_mib(program.pid))
+        tell(f"{len(life.memory)} of {SECONDS / 5:.0f}")
+        time.sleep(5)
+    for each in threads:
+        each.join()
+    if errors:
+        raise errors[0]
+    life.core = 100 * (cpu_s(program.pid) - used_s) / (time.perf_counter() - began)
+    return life
+
+
+def _beats() -> Iterator[bytes]:
+    for instance in itertools.cycle(range(INSTANCES)):
+        owners = [_spelled(owner_of(instance, number)) for number in range(OWNERS)]
+        yield databases.http("POST", "/v1/renewals", json.dumps({"owners": owners}).encode())
+
+
+def _spelled(owner: Owner) -> dict[str, object]:
+    return {
+        "namespace": owner.namespace,
+        "component": owner.component,
+        "endpoint": owner.endpoint,
+        "instance_id": str(owner.instance_id),
+        "lora_slug": owner.lora_slug,
+    }
+
+
+def _changes() -> Iterator[bytes]:
+    """One comes; the one that came 100 before goes."""
+    for number in itertools.count():
+        yield databases.registration(COMERS + number, databases.manifest(number % 1000, 10**6))
+        if number >= 100:
+            yield databases.unregistration(COMERS + number - 100)
+
+
+def _gets() -> Iterator[bytes]:
+    key = databases.manifest(0, 10**6)[0].key
+    return itertools.repeat(databases.http("GET", f"/v1/metadata/model/_base/{key.filename}"))
+
+
+def _is_ok(answer: bytes) -> bool:
+    return answer.startswith(b"HTTP/1.1 200")
+
+
+def _is_renewed(answer: bytes) -> bool:
+    return _is_ok(answer) and answer.count(b'"expires_at"') == OWNERS
+
+
+def _assert_nobody_lapsed(url: str) -> None:
+    database = Database(url)
+    with database.read() as conn:
+        ((lapsed,),) = conn.run_text("SELECT COUNT(*) FROM events WHERE kind = 'expired'")
+        ((live,),) = conn.run_text(
+            "SELECT COUNT(*) FROM owners "
+            f"WHERE state = 'active' AND CAST(instance_id AS INTEGER) < {COMERS}"
+        )
+    database.close()
+    assert (lapsed, live) == (0, INSTANCES * OWNERS), f"{lapsed} lapsed, {live} are left"
