@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from registry.core.records import ArtifactKey, Owner
+from registry.store.postgresql.address import conninfo_of
 from registry.store.postgresql.locks import WRITE_LOCK
 from tests.etcds import free_port
 from tests.postgres import ROLE, Cluster
@@ -279,6 +280,26 @@ def test_a_standby_by_mistake_is_refused_at_the_start(
     said = refused(there)
     assert "it is a standby" in said
     assert "?host=" in said
+    assert "Traceback" not in said
+
+
+def test_a_database_that_only_pretends_to_lock_is_refused_at_the_start(
+    primary: Cluster, url: str
+) -> None:
+    """As some engines do that speak PostgreSQL's protocol."""
+    pretended = "public.pg_try_advisory_xact_lock(bigint)"
+    name = name_of(url)
+    with psycopg.connect(conninfo_of(url), autocommit=True) as connection:
+        connection.execute(
+            f"CREATE FUNCTION {pretended} RETURNS boolean LANGUAGE sql AS 'SELECT true'"
+        )
+        connection.execute(f'ALTER DATABASE "{name}" SET search_path = public, pg_catalog')
+        try:
+            said = refused(url)
+        finally:
+            connection.execute(f'ALTER DATABASE "{name}" RESET search_path')
+            connection.execute(f"DROP FUNCTION {pretended}")
+    assert "The service cannot start: The locks of this database keep nobody out" in said
     assert "Traceback" not in said
 
 

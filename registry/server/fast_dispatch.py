@@ -7,12 +7,14 @@ long as the registration itself.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from starlette.requests import Request
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from registry.errors import RegistryError
 from registry.server.access_log import Observed
 from registry.server.auth import Access, Guard
 from registry.server.http import RequestIds
@@ -38,11 +40,24 @@ class Direct:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._routes.get((scope["method"], scope["path"])) if "method" in scope else None
         if found is None:
-            await self._app(scope, receive, send)
+            is_life = scope["type"] == "lifespan"
+            await self._app(scope, receive, _explaining(send) if is_life else send)
             return
         scope["route"], scope["direct"] = found
         scope["path_params"] = {}
         await self._routed(scope, receive, send)
+
+
+def _explaining(send: Send) -> Send:
+    """Has the reason of a start that failed be told without a traceback, where it is known."""
+
+    async def explaining(message: Message) -> None:
+        error = sys.exception()
+        if message["type"] == "lifespan.startup.failed" and isinstance(error, RegistryError):
+            message = {**message, "message": f"The service cannot start: {error.detail}"}
+        await send(message)
+
+    return explaining
 
 
 async def _call(scope: Scope, receive: Receive, send: Send) -> None:
