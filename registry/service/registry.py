@@ -292,12 +292,7 @@ class Registry:
         return await self.writer.submit(unregister.remove, item, rows=1000)
 
     async def upload(
-        self,
-        checksum: str,
-        parts: AsyncIterator[bytes],
-        *,
-        request_id: str | None = None,
-        actor: str | None = None,
+        self, checksum: str, parts: AsyncIterator[bytes], request_id: str | None, actor: str | None
     ) -> tuple[int, bool]:
         """Take in content; its size, and whether it is new.
 
