@@ -21,7 +21,7 @@ COPIED, IN_PLACE = (
     ArtifactKey("in-place", "_base", "a.json"),
 )
 CONTENT = b'{"model_type": "llama"}'
-Answer = tuple[bytes, bytes | bytearray] | None
+Answer = Any
 
 CLIENTS: dict[str, list[tuple[bytes, bytes]]] = {
     "NVIDIA Dynamo": [(b"accept", b"*/*"), (b"host", b"registry:8090")],

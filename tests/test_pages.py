@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,20 +17,26 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 import httpx2
 import pytest
 
+from registry.core.findings import Severity
 from registry.core.records import ArtifactKey, Owner
 from registry.server import tokens
-from registry.server.pages.advice import ADVICE
+from registry.server.pages.advice import ADVICE, SEVERITIES
 from registry.server.pages.charts import bar_chart, line_chart
 from registry.server.pages.findings import NAME_PATHS
+from registry.server.pages.markup import broken, coded, linked
 from registry.server.pages.sql import questions
 from registry.server.tokens import Role
+from registry.store.opening import open_for_command
+from registry.store.reads import deaths
 from registry.store.reads.audit import CLASSES
+from registry.store.reads.deaths import what_would_go_dark
+from registry.store.reads.owner_lines import owners_of_instance
 from tests.documents import blocks, section
 from tests.exchanges import new_slug, problem_of, running, worker
 from tests.support import ROOT, Server, bearer, checksum, in_place, sql, wait_for
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
-VOID = {"meta", "br", "link", "input"}
+VOID = {"meta", "br", "wbr", "link", "input"}
 DOCUMENT = ROOT / "docs" / "audit.md"
 
 HOSTILE = (
@@ -392,6 +399,127 @@ def test_a_worker_shows_which_models_would_go_dark_without_it(server: Server) ->
     assert "No model would go dark" in look(server, f"/ui/owners/{other}").text
 
 
+@dataclass(frozen=True)
+class Drifted:
+    slug: str
+    key: ArtifactKey
+    holders: list[Owner]
+
+
+@pytest.fixture(scope="module")
+def drifted(server: Server) -> Drifted:
+    """A file in place whose two holders hold the same path, which has other bytes by now."""
+    slug = new_slug()
+    path = server.database.parent / "models" / slug
+    path.write_text("{}")
+    key = ArtifactKey(slug, "_base", "config.json")
+    holders = [worker(slug, 1), worker(slug, 2)]
+    for each in holders:
+        registered = server.register(
+            each, [in_place(key, path)], worker_name=f"gpu-{each.instance_id}", lease_ttl_s=600
+        )
+        assert registered.status_code == 200
+    path.write_text("[]")
+    assert server.fetch(key).status_code == 503
+    wait_for(lambda: "both holders have other bytes" in look(server, f"/ui/models?q={slug}").text)
+    wait_for(lambda: f"/ui/models/{slug}/_base" in look(server, "/").source.partition("Find")[0])
+    return Drifted(slug, key, holders)
+
+
+def test_what_is_dark_already_is_told_apart_from_what_would_go_dark(
+    server: Server, drifted: Drifted
+) -> None:
+    slug, alone = drifted.slug, new_slug()
+    key, first = drifted.key, drifted.holders[0]
+    page = look(server, f"/ui/owners/{first}")
+    dark = page.source.partition('id="dark"')[2].partition("What it holds")[0]
+    assert "No model would go dark" in dark
+    assert "not serveable already" in dark
+    assert f"/ui/artifacts/{key}" in dark
+    assert "both holders have other bytes than were registered" in dark
+    assert "1 with wrong bytes" in page.text
+    held = page.text.partition("What it holds")[2]
+    assert re.search(r"drifted (less than 1 s|\d+ s) ago not serveable", held)
+    assert "Not all was looked at" not in page.text
+    assert server.register_copies(first, {ArtifactKey(alone, "_base", "a"): b"1"}).is_success
+    dark = look(server, f"/ui/owners/{first}").source.partition('id="dark"')[2]
+    models = dark.partition("not serveable already")[0]
+    assert f"/ui/models/{alone}/_base" in models
+    assert slug not in models
+
+
+def test_a_worker_says_when_it_would_go_dark(server: Server) -> None:
+    slug, other = new_slug(), new_slug()
+    with_lease, without = worker(slug), worker(other)
+    key = ArtifactKey(slug, "_base", "a")
+    assert server.register_copies(with_lease, {key: b"1"}, lease_ttl_s=600).is_success
+    other_key = ArtifactKey(other, "_base", "a")
+    assert server.register_copies(without, {other_key: b"1"}, lease_ttl_s=None).is_success
+    assert re.search(
+        r"When: 2\d{3}-[-\d]+ [\d:]+ UTC, in \d+ min( \d+ s)?, .* the grace of \d+ \w+ are over",
+        look(server, f"/ui/owners/{with_lease}").text,
+    )
+    assert "1 of its owners has no lease" in look(server, f"/ui/owners/{without}").text
+
+
+def test_only_what_was_not_looked_at_is_said_to_be_left_out(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slug = new_slug()
+    hold(server, slug, "a", "b", "c")
+    engine = open_for_command(server.place.url, to_write=False)
+    with closing(engine), engine.read() as conn:
+        (line,) = owners_of_instance(conn, worker(slug))
+        assert what_would_go_dark(conn, [line]).all_refs
+        monkeypatch.setattr(deaths, "REFS_LOOKED_AT", 2)
+        few = what_would_go_dark(conn, [line])
+    assert (few.all_refs, few.dark) == (False, (deaths.DarkModel(slug, "_base", 2),))
+
+
+def test_the_overview_says_first_which_models_cannot_be_served(
+    server: Server, drifted: Drifted
+) -> None:
+    slug, key = drifted.slug, drifted.key
+    page = look(server, "/")
+    assert re.search(r"\d+ models? cannot be served", page.text.partition("Find")[0])
+    assert f"/ui/artifacts/{key}" in page.source.partition("Find")[0]
+    models = page.source.partition('id="models"')[2]
+    assert models.index(f"/ui/models/{slug}/_base") < models.index('"badge ok"')
+    kinds = [link.partition("=")[2] for link in page.links if link.startswith("/ui/audit?")]
+    assert kinds.index("unserveable_entry") < kinds.index("drifted_ref")
+    for url in ("/", "/ui/audit?class=drifted_ref", "/ui/audit"):
+        assert "why a file cannot be served" in look(server, url).text
+    scale = look(server, "/ui/audit").text.partition("How bad it is")[2]
+    assert all(f"{name}{meaning}" in scale for name, meaning in SEVERITIES.items())
+
+
+def test_what_is_typed_is_shown_as_code_wherever_advice_is_given(
+    server: Server, drifted: Drifted
+) -> None:
+    assert coded("`a` & <b>`") == "<code>a</code> &amp; &lt;b&gt;`"
+    for url in ("/", "/ui/audit"):
+        page = look(server, url)
+        assert "<code>metadata-registry rm SLUG/SUFFIX</code>" in page.source
+        assert not re.search("<code>|`", page.text)
+
+
+def test_names_in_a_text_lead_to_their_pages_and_nothing_else_does() -> None:
+    owner, checksum = "a/b/c/1/_base", "blake3:" + "0" * 64
+    link = f'<a href="/ui/owners/{owner}">{owner.replace("/", "/<wbr>")}</a>'
+    assert linked(f"held by {owner}: which?") == f"held by {link}: which?"
+    assert linked(f"(superseded by {owner})") == f"(superseded by {link})"
+    assert linked(checksum) == f'<code title="{checksum}">{checksum[:19]}</code>'
+    for text in (
+        f"/tmp/{owner}",
+        f"{owner}/x",
+        "a/b/c/99999999999999999999/_base",
+        f"x{checksum}0",
+    ):
+        assert "href" not in linked(text)
+    assert linked("<a href='x'>\u202e") == "&lt;a href=&#39;x&#39;&gt;\\u202e"
+    assert broken("<x>/" + "y" * 50) == (f'&lt;x&gt;/<wbr><span class="long">{"y" * 50}</span>')
+
+
 def test_a_file_that_is_gone_says_why_and_when(server: Server) -> None:
     slug = new_slug()
     owner = hold(server, slug, "config.json")
@@ -412,7 +540,7 @@ def test_a_model_that_cannot_be_served_says_which_file_and_why(server: Server) -
     assert "not serveable" not in look(server, f"/ui/models?q={slug}").text
     path.write_text("[]")
     assert server.fetch(key).status_code == 503
-    why = "not serveable config.json: the file of 1 of its holders holds other bytes now"
+    why = "not serveable config.json: its only holder has other bytes than were registered"
     wait_for(lambda: why in look(server, f"/ui/models?q={slug}").text)
 
 
@@ -425,7 +553,7 @@ def test_what_is_wrong_is_shown_with_what_to_do(server: Server) -> None:
     assert refused.status_code == 409
     wait_for(lambda: "unresolved_conflict" in look(server, "/").text)
     for url in ("/", "/ui/audit", "/ui/audit?class=unresolved_conflict"):
-        assert "decide which bytes are right" in look(server, url).text
+        assert "--on-conflict revision" in look(server, url).text
     page = look(server, "/ui/audit?class=unresolved_conflict")
     assert f"/ui/owners/{worker(slug, 2)}" in page.links
     assert f"/ui/artifacts/{slug}/_base/config.json" in page.links
@@ -648,6 +776,13 @@ def test_the_advice_is_that_of_the_documentation() -> None:
             re.M,
         ), name
     assert CLASSES.keys() >= NAME_PATHS
+
+
+def test_the_scale_of_severities_is_that_of_the_documentation() -> None:
+    text = section(DOCUMENT, "## The findings")
+    assert list(SEVERITIES) == [each.value for each in Severity]
+    for name, meaning in SEVERITIES.items():
+        assert f"| {name} | {meaning} |" in text
 
 
 @pytest.mark.parametrize("largest", [0, 1, 4, 5, 9, 10, 11, 99, 1234, 10**9])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from registry.core.records import Artifact, ArtifactKey, Owner, Registration
+from registry.core.records import Artifact, ArtifactKey, Owner, Registered, Registration
 from registry.store import ops
 from registry.store.opening import open_database
 from registry.store.ops import blobs
@@ -148,3 +148,41 @@ def test_look_ups_of_one_kind_do_not_keep_those_of_the_other_waiting(postgres_ur
             database.close()
 
     asyncio.run(run())
+
+
+def trips_of(database: Any, monkeypatch: pytest.MonkeyPatch, item: Registration) -> int:
+    """How often a registration waits for the server."""
+    trips, watching = list[object](), database._watchdog.watching
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        trips.append(arguments)
+        return watching(*arguments, **options)
+
+    monkeypatch.setattr(database._watchdog, "watching", counted)
+    with database.write() as conn:
+        [outcome] = register(conn, conn.now, [item])
+        assert isinstance(outcome, Registered)
+    monkeypatch.undo()
+    return len(trips)
+
+
+def test_a_registration_waits_for_the_server_three_times(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To begin, to read and to commit. Where it says again what is so already, twice more: for its
+    refs, and for what was refused since."""
+    database = open_database(postgres_url)
+    content = CONTENTS[0]
+
+    def of(number: int, *names: str) -> Registration:
+        keys = [ArtifactKey("m", "_base", name) for name in names]
+        artifacts = tuple(Artifact(key, checksum(content), None, None) for key in keys)
+        return Registration(Owner("ns", "c", "e", number), artifacts, worker_name=f"w-{number}")
+
+    with database.write() as conn:
+        upload = blobs.Upload(checksum(content), len(content), lambda: content)
+        blobs.store_blobs(conn, conn.now, [upload])
+    registered = [of(1, "a"), of(1, "b"), of(2, "a"), of(1, "a")]
+    trips = [trips_of(database, monkeypatch, item) for item in registered]
+    database.close()
+    assert trips == [3, 3, 3, 5]

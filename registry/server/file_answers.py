@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from starlette.types import Message, Receive, Scope, Send
@@ -152,9 +153,12 @@ async def _send_not_modified(location: Location, content_type: str, send: Sent) 
     await send({"type": "http.response.body"})
 
 
-async def locate(registry: Registry, key: Key) -> tuple[Location, Body | None]:
-    """Where a key's bytes are, and the bytes if they can be had without waiting."""
-    location = await registry.keys.find(key)
+async def locate(
+    registry: Registry, key: Key, begun: Awaitable[Location | None] | None = None
+) -> tuple[Location, Body | None]:
+    """Where a key's bytes are, and the bytes if they can be had without waiting. `begun` is a
+    look-up of it that was begun before."""
+    location = await (begun or registry.keys.find(key))
     if location is None:
         raise _not_registered(key)
     return location, registry.ready(location)

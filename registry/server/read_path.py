@@ -33,7 +33,7 @@ from registry.server.file_keys import PREFIX, ROUTES, Path, path_of
 from registry.server.http import ClientGone, Headers, problem, problem_for, request_id_for
 from registry.server.metrics import UNMATCHED, Metrics, method_label
 from registry.server.proxy.refusals import not_a_proxy, target_of
-from registry.store.reads.lookup import Location
+from registry.store.reads.lookup import GroupLocator, Location
 
 if TYPE_CHECKING:
     from registry.server.proxy.proxy import FileProxy
@@ -51,6 +51,10 @@ VAIN_BYTES = 2 << 20
 
 OUTCOMES = {"not_registered": "not_registered", "unserveable": "unserveable", "internal": "failed"}
 """How a read that was answered with an error is counted, by the error's code."""
+
+
+Plain = tuple[bytes, bytes | bytearray]
+"""The headers and the bytes of a 200."""
 
 
 class Serving:
@@ -102,7 +106,8 @@ class Serving:
             raise _no_query()
         raw_path = scope["raw_path"]
         path = self._paths.get(raw_path) or self._path_of(raw_path)
-        location, body = await locate(registry, path[0])
+        soon: _Soon | None = scope.pop("soon", None)
+        location, body = await locate(registry, path[0], None if soon is None else soon.location())
         if raw_path not in self._paths:
             self._paths.keep(raw_path, path, path[0], *path[0])
         await self._answer(path, location, body, scope, receive, send)
@@ -125,28 +130,35 @@ class Serving:
 
     def at_once(
         self, target: bytes, headers: Headers, state: Mapping[str, Any]
-    ) -> tuple[bytes, bytes | bytearray] | None:
-        """The plain 200 to a GET of a small file that is in memory: its headers and the bytes.
+    ) -> Plain | _Soon | None:
+        """The plain 200 to a GET of a small file that is in memory: its headers and the bytes; or,
+        where a look-up has to be waited for, what will have it.
 
         None: the answer takes more than that, and is given by a call. This is the way of nearly
-        every read, so it is short: a look whether anything was committed since, an `lstat` if
-        the file is in place, and headers that were put together before.
+        every read, so it is short: a look whether anything was committed since, or a part in a
+        query, an `lstat` if the file is in place, and headers that were put together before.
         """
         path = self._paths.get(target)
         if path is None or not is_plain(headers):
             return None
         if self._asks_all or self._tells_all:
             return None
-        key, content_type, route = path
         registry: Registry = state["registry"]
+        if registry.keys.together is not None:
+            return _Soon(self, path, registry, registry.keys.together)
         locator = registry.keys.at_once
         if locator is None:
             return None
         try:
-            location = locator.find(key)
+            location = locator.find(path[0])
         except errors.RegistryError:
             return None
-        body = registry.ready(location) if location is not None else None
+        return None if location is None else self.plain(path, location, registry)
+
+    def plain(self, path: Path, location: Location, registry: Registry) -> Plain | None:
+        """The plain 200 to a GET of located content, if that is small and in memory."""
+        _, content_type, route = path
+        body = registry.ready(location)
         if body is None or body.size > SLICE_BYTES:
             return None
         self._tally.read(route, "GET", 200, "memory", body.size)
@@ -198,6 +210,31 @@ class Serving:
         """Count and log what the connection refused."""
         self._tally.requests[UNMATCHED, "other", status] += 1
         tell_refused(error, status, request_id)
+
+
+class _Soon:
+    """A read that waits for its look-up, together with others. See `http1.config.Soon`."""
+
+    __slots__ = ("_locator", "_path", "_registry", "_serving", "coming")
+
+    def __init__(
+        self, serving: Serving, path: Path, registry: Registry, locator: GroupLocator
+    ) -> None:
+        self._serving = serving
+        self._path = path
+        self._registry = registry
+        self._locator = locator
+        self.coming = locator.begin(path[0])
+
+    def answer(self) -> Plain | None:
+        location = self._locator.location_of(self._path[0], self.coming.result())
+        if location is None:
+            return None
+        return self._serving.plain(self._path, location, self._registry)
+
+    async def location(self) -> Location | None:
+        """Where the bytes are, or None: nobody holds the key."""
+        return self._locator.location_of(self._path[0], await self.coming)
 
 
 def _route_of(scope: Scope) -> str:

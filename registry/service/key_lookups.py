@@ -10,7 +10,8 @@ class KeyLookups:
     """The look-ups of one event loop. `key` is (slug, suffix, filename), or the same behind
     (namespace, component, endpoint) for entries that an owner of that endpoint holds.
 
-    `at_once` is there where the database is a file: it does not wait.
+    `at_once` is there where the database is a file: it does not wait. `together` is there where
+    it is a server.
 
     Every look-up raises StorageUnavailable where the database cannot be read, and Busy while it is
     being replaced.
@@ -18,12 +19,12 @@ class KeyLookups:
 
     def __init__(self, database: Engine) -> None:
         self.at_once = Locator(database) if database.reads_at_once else None
-        self._group = None if database.reads_at_once else GroupLocator(database)
+        self.together = None if database.reads_at_once else GroupLocator(database)
 
     async def find(self, key: tuple[str, ...]) -> Location | None:
         """Where the bytes of a key are, or None: nobody holds it."""
-        if self._group is not None:
-            return await self._group.find(key)
+        if self.together is not None:
+            return await self.together.find(key)
         return None if self.at_once is None else self.at_once.find(key)
 
     def prefer(self, key: tuple[str, ...], found: Location, location: Location) -> None:
@@ -34,6 +35,6 @@ class KeyLookups:
 
     def close(self) -> None:
         """Let go of the connections; the next look-up opens others."""
-        for each in (self.at_once, self._group):
+        for each in (self.at_once, self.together):
             if each is not None:
                 each.close()

@@ -6,6 +6,7 @@ Operations (`ops`) and queries (`reads`) know these protocols and nothing of an 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
@@ -27,6 +28,11 @@ class Connection(Protocol):
 
     def run(self, statement: Statement[R], **parameters: Any) -> list[R]:
         """Run a statement; every row it answers."""
+        ...
+
+    def ask(self, statement: Statement[R], **parameters: Any) -> Callable[[], list[R]]:
+        """As `run`, but what comes back gives the rows. Who asks for several things before taking
+        the rows of any waits for the engine once."""
         ...
 
     def run_text(self, text: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
@@ -77,10 +83,11 @@ class GroupReader(Protocol):
         the row's number, and answers rows with that number first. Its own number."""
         ...
 
-    async def find(self, query: int, key: Sequence[str]) -> list[bytes | None] | None:
-        """The columns that a query answers for a key, as text, or None: there is no row.
+    def find(self, query: int, key: Sequence[str]) -> asyncio.Future[list[bytes | None] | None]:
+        """The columns that a query answers for a key, as text, or None: there is no row. What was
+        committed before the call is seen.
 
-        Raises:
+        Raises, when it is awaited:
             StorageUnavailable: the database cannot be read.
         """
         ...

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -42,9 +43,27 @@ class Flow(FlowControl):
 
 
 Content = bytes | bytearray
-AtOnce = Callable[[bytes, Headers, Mapping[str, Any]], tuple[bytes, Content] | None]
+Answer = tuple[bytes, Content]
+"""The headers and the bytes of a 200."""
+
+
+class Soon(Protocol):
+    """An answer that waits for something. The application can be called for it as well, and finds
+    this in its scope."""
+
+    @property
+    def coming(self) -> asyncio.Future[Any]:
+        """What it waits for."""
+        ...
+
+    def answer(self) -> Answer | None:
+        """The answer, once that has come. None: the application is to be called."""
+        ...
+
+
+AtOnce = Callable[[bytes, Headers, Mapping[str, Any]], Answer | Soon | None]
 """What an application may have beside itself: for the target, the headers and the state of a GET,
-the headers and the bytes of a 200 that takes no waiting. None: the application is to be called."""
+an answer that needs no call. None: the application is to be called."""
 
 OwnsAuthority = Callable[[bytes, bytes, tuple[str, int | None] | None], bool]
 """What an application may have to be asked whether a target that is a whole URL is its own: the

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from registry import errors
 from registry.server.hosts import TWO_HOSTS, target_of
 from registry.server.http1.config import AtOnce, Config, Flow, OwnsAuthority, Refused
-from registry.server.http1.ending import EndingConnection
+from registry.server.http1.early import Awaited, EarlyConnection
 from registry.server.http1.framing import framing_of, make_parser
 from registry.server.http1.head_buffer import HeadBuffer
 from registry.server.http1.part import Part
@@ -30,7 +30,7 @@ SLICE_BYTES = 4 << 10
 _UNKNOWN: Any = object()
 
 
-class HttpConnection(EndingConnection):
+class HttpConnection(EarlyConnection):
     """One connection, from its first byte to its last."""
 
     # Past thirty attributes a dict is slow, and uvicorn has as many.
@@ -86,7 +86,7 @@ class HttpConnection(EndingConnection):
         """Fed to the parser since it last told of a head, a part of a body or an end."""
         self._held = b""
         """Received, but not parsed before the requests in front of it are answered."""
-        self._answering: RequestResponseCycle | None = None
+        self._answering: RequestResponseCycle | Awaited | None = None
         self._head_buffer: HeadBuffer | None = None
         self._answered = 0
         self._begun = 0
@@ -227,7 +227,7 @@ class HttpConnection(EndingConnection):
             raise errors.HeadersTooLarge
         if self._host != self._known_host or self.url[0] != _SLASH:
             self._check_target()
-        if self._at_once is not None and self._answer_at_once(self._at_once):
+        if self._at_once is not None and self._answer_early(self._at_once):
             return
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             raise errors.Malformed
@@ -258,32 +258,6 @@ class HttpConnection(EndingConnection):
         self._is_own_host = self._foreign_url is None and (
             self._takes is None or all(map(self._takes, hosts))
         )
-
-    def _answer_at_once(self, at_once: AtOnce) -> bool:
-        """Answer what takes no waiting: no task, no scope, and no timer (see `look`)."""
-        parser, cycle = self.parser, self.cycle
-        if (
-            not self._is_own_host
-            or (cycle is not None and not cycle.response_complete)
-            or self.pipeline
-            or self.flow.write_paused
-            or self.transport.is_closing()
-            or parser.get_method() != b"GET"
-            or parser.get_http_version() != "1.1"
-            or not parser.should_keep_alive()
-        ):
-            return False
-        answer = at_once(self.url, self.headers, self.app_state)
-        if answer is None:
-            return False
-        headers, content = answer
-        self.transport.write(
-            self._watch.head(self.server_state.default_headers) + headers + content
-        )
-        self.server_state.total_requests += 1
-        self._answered += 1
-        self._is_answered = self._is_idle = True
-        return True
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._head_buffer = cycle.transport = HeadBuffer(self.transport)

@@ -13,11 +13,13 @@ from registry.errors import Invalid
 from registry.server.http import registry_of
 from registry.server.pages import rendering
 from registry.server.pages.models import PAGE
+from registry.server.pages.texts import owners_of
 from registry.server.pages.urls import at
 from registry.server.routes.artifacts import cursor
 from registry.server.routes.models import event_filter
 from registry.store.reads.events import list_events
 from registry.store.reads.overview import first_event_at
+from registry.store.reads.owner_lines import worker_names
 
 PATH = "/ui/events"
 FILTERS = ("owner", "slug", "kind", "until")
@@ -41,6 +43,7 @@ async def show_journal(request: Request) -> Response:
         given=given,
         kinds=list(EventKind),
         events=page.events,
+        workers=await lookups.look(worker_names, owners_of(page.events)),
         is_filtered=any(given.values()),
         following=page.next and at(PATH, **given, after=page.next),
     )

@@ -15,6 +15,7 @@ from registry.core.text import shown
 from registry.errors import Invalid
 from registry.server.http import registry_of
 from registry.server.pages import rendering
+from registry.server.pages.texts import owners_of
 from registry.server.pages.urls import at, file_url, model_url
 from registry.server.routes.artifacts import cursor
 from registry.store.reads.model_lines import (
@@ -25,6 +26,7 @@ from registry.store.reads.model_lines import (
     holders_of_model,
     models_page,
 )
+from registry.store.reads.owner_lines import worker_names
 from registry.store.reads.queries import explain, with_ways
 from registry.wire.paths import metadata_path
 
@@ -120,6 +122,7 @@ async def show_artifact(request: Request) -> Response:
     if rendering.may_see_paths(request):
         paths = {holder.path for holder in found.holders if holder.path is not None}
         found = with_ways(found, await lookups.find_ways(paths))
+    owners = [*(holder.owner for holder in found.holders), *owners_of(found.events)]
     return await rendering.page(
         request,
         "artifact.html",
@@ -131,6 +134,7 @@ async def show_artifact(request: Request) -> Response:
         holders=found.holders,
         events=found.events,
         revisions=found.revisions,
+        workers=await lookups.look(worker_names, owners),
         following=following,
         content_url=metadata_path(key),
     )

@@ -12,12 +12,13 @@ from registry.server.pages import rendering
 from registry.server.pages.accept import wants_html
 from registry.server.pages.advice import ADVICE
 from registry.server.pages.charts import Chart, bar_chart, line_chart
-from registry.server.pages.findings import found_now
+from registry.server.pages.findings import causes, found_now, unserveable_models
 from registry.server.pages.running import pages_of
-from registry.server.pages.texts import clock_time, number
+from registry.server.pages.texts import clock_time, number, owners_of
 from registry.store.reads.events import list_events
-from registry.store.reads.model_lines import models_page
+from registry.store.reads.model_lines import find_models, models_page
 from registry.store.reads.overview import JournalHour
+from registry.store.reads.owner_lines import worker_names
 from registry.wire.reports import ServiceResponse
 
 MODELS = 10
@@ -37,7 +38,12 @@ async def show_overview(request: Request) -> Response:
 async def _page(request: Request) -> Response:
     lookups = registry_of(request).lookups
     figures = await pages_of(request).figures.get()
+    found = found_now(request, figures)
+    names, are_all_dark = unserveable_models(found)
+    dark = await lookups.look(find_models, names[:MODELS])
+    dark = [each for each in dark if each.dark is not None]
     models, following = await lookups.look(models_page, ("", ""), "", MODELS)
+    models = [*dark, *(each for each in models if each not in dark)]
     removed = await lookups.look(
         list_events, EventFilter(kind=EventKind.REMOVED), EventOrder.NEWEST, None, REMOVED
     )
@@ -48,11 +54,15 @@ async def _page(request: Request) -> Response:
         here="/",
         figures=figures,
         charts=charts_of(figures.hours) if figures is not None else (),
-        found=found_now(request, figures),
+        found=found,
         advice=ADVICE,
-        models=models,
-        more_models=following is not None,
+        causes=causes(found),
+        dark=dark,
+        is_all_dark=are_all_dark and len(names) <= MODELS,
+        models=models[:MODELS],
+        more_models=following is not None or len(models) > MODELS,
         removed=removed.events,
+        workers=await lookups.look(worker_names, owners_of(removed.events)),
     )
 
 

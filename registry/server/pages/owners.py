@@ -12,11 +12,12 @@ from registry.server.pages import rendering
 from registry.server.pages.models import FIND_MAX, PAGE
 from registry.server.pages.urls import at, owner_url
 from registry.server.routes.artifacts import cursor
+from registry.store.reads.deaths import what_would_go_dark
 from registry.store.reads.owner_lines import (
+    count_wrong_files,
     files_of_owner,
     find_owner_line,
     find_workers,
-    going_dark,
     owners_of_instance,
     owners_page,
 )
@@ -65,7 +66,8 @@ async def show_owner_page(request: Request) -> Response:
     after = cursor(request)
     files = await lookups.look(files_of_owner, found.id, after, PAGE)
     siblings = await lookups.look(owners_of_instance, owner)
-    dark = await lookups.look(going_dark, [each.id for each in siblings])
+    death = await lookups.look(what_would_go_dark, siblings)
+    wrong = await lookups.look(count_wrong_files, found.id)
     return await rendering.page(
         request,
         "owner.html",
@@ -74,6 +76,7 @@ async def show_owner_page(request: Request) -> Response:
         owner=found,
         files=files,
         siblings=siblings,
-        dark=dark,
-        following=len(files) == PAGE and owner_url(owner, after=files[-1].id),
+        death=death,
+        wrong=wrong,
+        following=len(files) == PAGE and owner_url(owner, after=files[-1].file.id),
     )

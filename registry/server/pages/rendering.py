@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import re
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
@@ -22,6 +21,7 @@ from registry.core.text import printable
 from registry.server.auth import grant_of
 from registry.server.http import registry_of
 from registry.server.pages import texts, urls
+from registry.server.pages.advice import SEVERITIES
 from registry.server.pages.running import pages_of
 from registry.server.tokens import Role
 
@@ -106,7 +106,9 @@ def _environment() -> Environment:
     """
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup, escape
+        from markupsafe import Markup
+
+        from registry.server.pages import markup
     except ImportError as error:
         raise PagesMissing from error
 
@@ -125,12 +127,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    helpers: tuple[Callable[..., Any], ...] = (*texts.HELPERS, *urls.HELPERS)
+    helpers: tuple[Callable[..., Any], ...] = (*texts.HELPERS, *urls.HELPERS, *markup.HELPERS)
     environment.globals |= {each.__name__: each for each in helpers}
     environment.globals |= {"version": __version__, "style": Markup(_style())}
-    environment.globals["coded"] = lambda text: Markup(
-        re.sub("`([^`]*)`", r"<code>\1</code>", escape(printable(text)))
-    )
+    environment.globals["severities"] = SEVERITIES
     environment.filters["as_lines"] = lambda text: Markup("\n").join(
         map(printable, text.splitlines())
     )

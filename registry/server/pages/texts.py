@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from registry.core.events import Event
+from registry.core.findings import Finding
 from registry.core.listings import OwnerRecord
-from registry.core.times import format_time
+from registry.core.records import Owner
+from registry.core.times import format_time, parse_time
 from registry.store.reads.bounded import UpTo
 from registry.store.reads.stats import SUSPECT
 
@@ -37,6 +39,16 @@ def up_to(count: UpTo) -> str:
 def moment(at: int) -> str:
     """A time to the second, in UTC."""
     return f"{format_time(at)[:19].replace('T', ' ')} UTC"
+
+
+def time_of(text: str) -> int:
+    """A time as findings spell it, in milliseconds."""
+    return parse_time(text)
+
+
+def detail_of(finding: Finding) -> str:
+    """What is wrong. Whom to tell is left out: beside it is what to do."""
+    return finding.detail.removesuffix(": tell the owner").removesuffix(": tell the holders")
 
 
 def clock_time(at: int) -> str:
@@ -119,7 +131,26 @@ def meaning(event: Event) -> str:
     )
 
 
+def owners_of(events: Iterable[Event]) -> list[Owner]:
+    """The owners that events name."""
+    return [event.owner for event in events if event.owner is not None]
+
+
 HELPERS: tuple[Callable[..., Any], ...] = (
-    *(size, number, up_to, moment, clock_time, span, ago, short, state_of, lease_of, meaning),
+    *(
+        size,
+        number,
+        up_to,
+        moment,
+        time_of,
+        detail_of,
+        clock_time,
+        span,
+        ago,
+        short,
+        state_of,
+        lease_of,
+        meaning,
+    ),
 )
 """What templates may call."""

@@ -98,8 +98,16 @@ def store_blobs(conn: Connection, now: int, items: Sequence[Upload]) -> list[boo
 
 def sizes_of(conn: Connection, checksums: Iterable[str]) -> dict[str, int]:
     """The sizes of those of the contents that are here as copies."""
+    return find_sizes(conn, checksums)()
+
+
+def find_sizes(conn: Connection, checksums: Iterable[str]) -> Callable[[], dict[str, int]]:
+    """As `sizes_of`, called for when all else was asked."""
     names = as_rows([[checksum] for checksum in set(checksums)])
-    return dict(conn.run(_SIZES, rows=names)) if names != "[]" else {}
+    if names == "[]":
+        return dict
+    rows = conn.ask(_SIZES, rows=names)
+    return lambda: dict(rows())
 
 
 def collect_blobs(conn: Connection, now: int, checksums: Iterable[str]) -> None:

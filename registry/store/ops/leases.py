@@ -151,7 +151,7 @@ def _find_live(
     }
     gone = [instance_of(owner) for index, owner in enumerate(items) if index not in live]
     # All owners of an instance are replaced with it, also those that left before or never came.
-    replaced = find_superseded(conn, gone) if gone else set()
+    replaced = find_superseded(conn, gone)() if gone else set()
     refusals: list[Renewed | RegistryError] = [
         Superseded() if instance_of(owner) in replaced else LeaseGone() for owner in items
     ]

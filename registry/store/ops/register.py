@@ -37,7 +37,7 @@ from registry.store.journal import (
     write_events,
     write_refusals,
 )
-from registry.store.ops.blobs import collect_blobs, sizes_of
+from registry.store.ops.blobs import collect_blobs, find_sizes
 from registry.store.ops.conflicts import conflict_of, find_conflicts, refusals_of
 from registry.store.ops.model_revisions import Placement, find_revision
 from registry.store.ops.register_rows import (
@@ -138,17 +138,18 @@ class _Batch:
     def __post_init__(self) -> None:
         conn, items = self.conn, self.items
         self.last = conn.last_ids()
-        self.owners = find_owners(conn, [item.owner for item in items])
-        self.superseded = find_superseded(conn, [instance_of(item.owner) for item in items])
+        owners = find_owners(conn, [item.owner for item in items])
+        superseded = find_superseded(conn, [instance_of(item.owner) for item in items])
         workers = [worker for item in items if (worker := worker_of(item)) is not None]
-        self.incarnations = find_incarnations(conn, dict.fromkeys(workers))
+        incarnations = find_incarnations(conn, dict.fromkeys(workers))
         found = [(item, find_revision(item)) for item in items]
         self.revisions = {id(item): each for item, each in found if each is not None}
         artifacts = [artifact for item in self._manifests() for artifact in item.artifacts]
-        self.entries = find_entries(conn, {artifact.key for artifact in artifacts})
-        self.sizes = sizes_of(
-            conn, [artifact.checksum for artifact in artifacts if artifact.path is None]
-        )
+        entries = find_entries(conn, {artifact.key for artifact in artifacts})
+        copies = [artifact.checksum for artifact in artifacts if artifact.path is None]
+        sizes = find_sizes(conn, copies)
+        self.owners, self.superseded, self.incarnations = owners(), superseded(), incarnations()
+        self.entries, self.sizes = entries(), sizes()
         self.refs = find_refs(conn, self._pairs()) if self.owners and self.entries else {}
 
     def _pairs(self) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,7 +51,8 @@ class RefDraft:
     is_new: bool = False
 
 
-# Reading what a list of manifests speaks of
+# Reading what a list of manifests speaks of. What is found is called for when all was asked: where
+# the database is a server, that is one trip.
 
 _keys = json_rows("rows", slug=str, suffix=str, filename=str)
 
@@ -113,22 +114,29 @@ _FIND_REFS = Statement(
 )
 
 
-def find_owners(conn: Connection, items: Iterable[Owner]) -> dict[Identity, OwnerDraft]:
+def find_owners(
+    conn: Connection, items: Iterable[Owner]
+) -> Callable[[], dict[Identity, OwnerDraft]]:
     """Those of the owners that have a row."""
-    rows = conn.run(FIND_OWNERS, rows=as_rows([identity(owner) for owner in items]))
-    return {identity_of(row): OwnerDraft(row.id, row.state, row.worker_name) for row in rows}
+    rows = conn.ask(FIND_OWNERS, rows=as_rows([identity(owner) for owner in items]))
+    return lambda: {
+        identity_of(row): OwnerDraft(row.id, row.state, row.worker_name) for row in rows()
+    }
 
 
-def find_entries(conn: Connection, keys: set[ArtifactKey]) -> dict[ArtifactKey, EntryDraft]:
+def find_entries(
+    conn: Connection, keys: set[ArtifactKey]
+) -> Callable[[], dict[ArtifactKey, EntryDraft]]:
     """Those of the keys that somebody holds."""
     if not keys:
-        return {}
+        return dict
     by_name = {_names(key): key for key in keys}
-    return {
+    rows = conn.ask(_FIND_ENTRIES, rows=as_rows(by_name))
+    return lambda: {
         by_name[row.slug, row.suffix, row.filename]: EntryDraft(
             row.id, row.checksum, row.size, row.base_slug
         )
-        for row in conn.run(_FIND_ENTRIES, rows=as_rows(by_name))
+        for row in rows()
     }
 
 

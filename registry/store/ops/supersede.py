@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -138,22 +138,28 @@ def instance_of(owner: Owner) -> Instance:
 
 def find_incarnations(
     conn: Connection, workers: Iterable[Worker]
-) -> dict[Worker, list[Incarnation]]:
+) -> Callable[[], dict[Worker, list[Incarnation]]]:
     """The owners that registered under each of the names, tombstones included, but for those of
     instances that were superseded."""
     found: dict[Worker, list[Incarnation]] = {worker: [] for worker in workers}
-    if found:
-        for row in conn.run(_FIND_INCARNATIONS, rows=as_rows(found)):
+    if not found:
+        return dict
+    rows = conn.ask(_FIND_INCARNATIONS, rows=as_rows(found))
+
+    def incarnations() -> dict[Worker, list[Incarnation]]:
+        for row in rows():
             worker = (row.namespace, row.component, row.endpoint, row.worker_name)
             found[worker].append(Incarnation(row.id, row.instance_id))
-    return found
+        return found
+
+    return incarnations
 
 
-def find_superseded(conn: Connection, instances: Iterable[Instance]) -> set[Instance]:
+def find_superseded(conn: Connection, instances: Iterable[Instance]) -> Callable[[], set[Instance]]:
     """Those of the instances that a newer one has replaced."""
     wanted = as_rows([list(instance) for instance in set(instances)])
-    rows = conn.run(_FIND_SUPERSEDED, rows=wanted)
-    return {(row.namespace, row.component, row.endpoint, row.instance_id) for row in rows}
+    rows = conn.ask(_FIND_SUPERSEDED, rows=wanted)
+    return lambda: {(row.namespace, row.component, row.endpoint, row.instance_id) for row in rows()}
 
 
 def older_instances(item: Registration, known: Iterable[Incarnation]) -> dict[str, int]:

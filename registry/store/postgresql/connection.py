@@ -1,13 +1,14 @@
 """A transaction or a read on a PostgreSQL connection: statements go in, rows come out.
 
 What answers no rows waits, and goes out together with the next statement that does, or with the
-COMMIT: so a write transaction takes three round trips, whatever it does. An error of something
+COMMIT; what is asked before any rows are taken goes out together too. So a write transaction takes
+three round trips, or a few more where one answer leads to the next question. An error of something
 that waited is raised there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +26,8 @@ WAITING_BYTES = 4 << 20
 """What waits is sent before it is more than that."""
 SENT_WITH_COMMIT_BYTES = 256 << 10
 
-_Query = tuple[str, Mapping[str, Any]]
+_Query = tuple[str, Mapping[str, Any], "psycopg.Cursor[Any] | None"]
+"""A text, its parameters, and the cursor that is to have the rows, if there are any."""
 
 
 @compiles(JsonItems, "postgresql")
@@ -105,13 +107,27 @@ class PostgreSQLConnection:
         if statement.answers:
             return statement.named(self._ask(text, values))
         self._has_inserted |= statement.inserts
-        self._waiting.append((text, values))
+        self._waiting.append((text, values, None))
         self._waiting_bytes += sum(
             len(value) for value in values.values() if isinstance(value, str | bytes)
         )
         if self._waiting_bytes > WAITING_BYTES:
             self._send()
         return []
+
+    def ask(self, statement: Statement[R], **parameters: Any) -> Callable[[], list[R]]:
+        """As `run`, but what comes back gives the rows. All that is asked before any rows are
+        taken goes out together."""
+        text, fixed = statement.compiled(self._dialect)
+        cursor = self._session.cursor(binary=True)
+        self._waiting.append((text, {**fixed, **parameters}, cursor))
+
+        def rows() -> list[R]:
+            if any(each is cursor for _, _, each in self._waiting):
+                self._send()
+            return statement.named(cursor.fetchall())
+
+        return rows
 
     def run_text(self, text: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
         """Run SQL text, in which `:name` is a parameter; every row it answers."""
@@ -156,13 +172,13 @@ class PostgreSQLConnection:
         if self._waiting_bytes > SENT_WITH_COMMIT_BYTES:
             self._send()  # A COMMIT that takes long waits for something else.
         if self._has_inserted and self._ids is not None:
-            self._waiting.append((_SET_IDS, self._ids))
-        self._waiting.append(("COMMIT", {}))
+            self._waiting.append((_SET_IDS, self._ids, None))
+        self._waiting.append(("COMMIT", {}, None))
         self._send(is_commit=True)
 
     def _ask(self, text: str, values: Mapping[str, Any]) -> list[Row]:
         if self._waiting:
-            self._waiting.append((text, values))
+            self._waiting.append((text, values, self._cursor))
             self._send()
         else:
             with self._watchdog.watching(self._session):
@@ -170,16 +186,15 @@ class PostgreSQLConnection:
         return self._cursor.fetchall() if self._cursor.description is not None else []
 
     def _send(self, *, is_commit: bool = False) -> None:
-        """Send what waits, in one trip. The cursor has the rows of the last of it."""
+        """Send what waits, in one trip."""
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        *before, (text, values) = waiting
         with (
             self._watchdog.watching(self._session, is_commit=is_commit),
             self._session.pipeline(),
         ):
-            for each, parameters in before:
-                self._session.cursor().execute(each, parameters, prepare=self._prepares)
-            self._cursor.execute(text, values or None, prepare=self._prepares and not is_commit)
+            for text, values, cursor in waiting:
+                prepare = self._prepares and text != "COMMIT"
+                (cursor or self._session.cursor()).execute(text, values, prepare=prepare)
 
 
 class Notices:

@@ -41,6 +41,8 @@ class PostgreSQLGroupReader:
         self._connect_anew = connect
         self._name = name
         self._watchdog = watchdog
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Remembered: to ask for it is a call of the system."""
         self._texts: list[bytes] = []
         self._coming: list[deque[_Waiting]] = []
         """Who waits to be asked for, by query."""
@@ -65,20 +67,22 @@ class PostgreSQLGroupReader:
         self._coming.append(deque())
         return len(self._texts) - 1
 
-    async def find(self, query: int, key: _Key) -> Values | None:
+    def find(self, query: int, key: _Key) -> asyncio.Future[Values | None]:
         """The columns that a query answers for a key, as the server spells them, or None: there is
         no row.
 
-        Raises:
+        Raises, when it is awaited:
             StorageUnavailable: the database cannot be read.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Values | None] = loop.create_future()
         self._coming[query].append((key, future))
         if not self._is_due:  # Whoever comes in this round of the loop comes along.
             self._is_due = True
             loop.call_soon(self._ask)
-        return await future
+        return future
 
     def _ask(self) -> None:
         """Send a group, unless one is under way; then the next goes out behind it."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, ScalarSelect, exists, func, literal, select
+from sqlalchemy import ColumnElement, ScalarSelect, bindparam, exists, func, literal, select
 
 from registry.core.records import ArtifactKey
-from registry.store.sql import json_rows
+from registry.store.engine import Connection
+from registry.store.sql import Statement, json_rows
 from registry.store.tables import entries, owner_refs
 
 COUNTED = 1000
@@ -35,13 +36,14 @@ class UpTo:
 
 @dataclass(frozen=True, slots=True)
 class FileLine:
-    """A file of a model or of an owner, and how many hold it."""
+    """A file of a model or of an owner, how many hold it, and whether one of them has its bytes."""
 
     id: int
     key: ArtifactKey
     checksum: str
     size: int
     holders: UpTo
+    is_served: bool
 
 
 class FileRow(NamedTuple):
@@ -54,6 +56,12 @@ class FileRow(NamedTuple):
     checksum: str
     size: int
     holders: int
+    is_served: bool
+
+
+class _StatusCount(NamedTuple):
+    status: str
+    refs: int
 
 
 def counted(count: int, limit: int = COUNTED) -> UpTo:
@@ -89,10 +97,48 @@ FILE = select(
     entries.c.checksum,
     entries.c.size,
     count_refs(owner_refs.c.entry_id == entries.c.id, entries).label("holders"),
+    has_bytes(entries).label("is_served"),
+)
+_some_statuses = (
+    select(owner_refs.c.status)
+    .where(owner_refs.c.entry_id == bindparam("entry_id"))
+    .limit(HOLDERS_TRIED)
+    .subquery("some_statuses")
+)
+_STATUSES = Statement(
+    select(_some_statuses.c.status, func.count().label("refs"))
+    .group_by(_some_statuses.c.status)
+    .order_by(_some_statuses.c.status),
+    _StatusCount,
 )
 
 
 def file_line(row: FileRow) -> FileLine:
     """A file's row as a record."""
     key = ArtifactKey(row.slug, row.suffix, row.filename)
-    return FileLine(row.id, key, row.checksum, row.size, counted(row.holders))
+    return FileLine(row.id, key, row.checksum, row.size, counted(row.holders), bool(row.is_served))
+
+
+def why_dark(conn: Connection, entry_id: int) -> str:
+    """Why nobody has the bytes of an entry, as far as its first 200 holders tell."""
+    counts = {row.status: row.refs for row in conn.run(_STATUSES, entry_id=entry_id)}
+    total = sum(counts.values())
+    if total == 0:
+        return "nobody holds it"
+    who = {1: "its only holder", 2: "both holders"}.get(total, f"all {total} holders")
+    if total == HOLDERS_TRIED:
+        who = f"the first {total} holders"
+    found = [
+        f"{count} {'has' if count == 1 else 'have'} {_HAS[status]}"
+        for status, count in counts.items()
+    ]
+    if len(counts) > 1:
+        return f"of {who} {' and '.join(found)}"
+    return f"{who} {found[0].partition(' ')[2]}"
+
+
+_HAS = {
+    "ok": "its bytes",
+    "drifted": "other bytes than were registered",
+    "missing": "a file that is gone or cannot be read",
+}

@@ -8,6 +8,7 @@ is a server, look-ups wait for it, many in one query, and nothing is remembered.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,6 +32,8 @@ from registry.store.sql import Statement, json_rows
 from registry.store.tables import entries, owner_refs, owners
 
 T = TypeVar("T")
+Columns = list[bytes | None]
+"""The columns of a `Location` as a server spells them."""
 
 REMEMBERED_BYTES = 16 << 20
 ABSENT_BYTES = 2 << 20
@@ -154,6 +157,8 @@ class GroupLocator:
 
     def __init__(self, engine: Engine) -> None:
         self._reader = _required(engine.group_reader())
+        # Not where anything is, only what was read from columns: that takes longer than a look.
+        self._read: Memo[tuple[str, ...], tuple[Columns, Location]] = Memo(REMEMBERED_BYTES)
         self._by_length = {
             len(names): self._reader.prepare(_numbered(_group_of(names), engine.dialect))
             for names in (_NAMES[-3:], _NAMES)
@@ -166,23 +171,39 @@ class GroupLocator:
         Raises:
             StorageUnavailable: the database cannot be read.
         """
-        found = await self._reader.find(self._by_length[len(key)], key)
-        if found is None:
+        return self.location_of(key, await self.begin(key))
+
+    def begin(self, key: tuple[str, ...]) -> asyncio.Future[Columns | None]:
+        """A look-up that is waited for without a task: `location_of` what it answers."""
+        return self._reader.find(self._by_length[len(key)], key)
+
+    def location_of(self, key: tuple[str, ...], columns: Columns | None) -> Location | None:
+        """What such a look-up says of its key."""
+        if columns is None:
             return None
-        entry_id, checksum, size, owner_id, path, identity, status = map(_text, found)
-        return Location(
-            int(entry_id or 0),
-            checksum or "",
-            int(size or 0),
-            int(owner_id or 0),
-            path,
-            identity,
-            status or "",
-        )
+        before = self._read.get(key)
+        if before is not None and before[0] == columns:
+            return before[1]
+        location = _location_of(columns)
+        self._read.keep(key, (columns, location), *key, *columns, *location)
+        return location
 
     def close(self) -> None:
         """Let go of the connection; the next read opens another."""
         self._reader.close()
+
+
+def _location_of(columns: Columns) -> Location:
+    entry_id, checksum, size, owner_id, path, identity, status = map(_text, columns)
+    return Location(
+        int(entry_id or 0),
+        checksum or "",
+        int(size or 0),
+        int(owner_id or 0),
+        path,
+        identity,
+        status or "",
+    )
 
 
 def _group_of(names: Sequence[str]) -> Select[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,13 +12,13 @@ from registry.core.records import Holder
 from registry.store.engine import Connection
 from registry.store.reads.bounded import (
     FILE,
-    HOLDERS_TRIED,
     FileLine,
     FileRow,
     UpTo,
     counted,
     file_line,
     has_bytes,
+    why_dark,
 )
 from registry.store.reads.owner_lines import OwnerLine, owners_by_id
 from registry.store.reads.queries import HOLDER_FACTS, HolderRow, holder_record
@@ -65,11 +66,6 @@ class _ModelHolding(NamedTuple):
 class _DarkFile(NamedTuple):
     id: int
     filename: str
-
-
-class _StatusCount(NamedTuple):
-    status: str
-    refs: int
 
 
 class _NumberedHolder(NamedTuple):
@@ -131,18 +127,6 @@ _DARK_FILE = Statement(
     .order_by(_some_files.c.filename)
     .limit(1),
     _DarkFile,
-)
-_some_statuses = (
-    select(owner_refs.c.status)
-    .where(owner_refs.c.entry_id == bindparam("entry_id"))
-    .limit(HOLDERS_TRIED)
-    .subquery("some_statuses")
-)
-_STATUSES = Statement(
-    select(_some_statuses.c.status, func.count().label("refs"))
-    .group_by(_some_statuses.c.status)
-    .order_by(_some_statuses.c.status),
-    _StatusCount,
 )
 _FILES_OF_MODEL = Statement(
     FILE.where(_of_model, entries.c.filename > bindparam("after"))
@@ -211,18 +195,14 @@ def find_model(conn: Connection, slug: str, suffix: str) -> ModelLine | None:
         UpTo(holders, refs <= REFS_COUNTED),
         base_slug,
         dark[0].filename if dark else None,
-        _why_dark(conn, dark[0].id) if dark else None,
+        why_dark(conn, dark[0].id) if dark else None,
     )
 
 
-def _why_dark(conn: Connection, entry_id: int) -> str:
-    counts = {row.status: row.refs for row in conn.run(_STATUSES, entry_id=entry_id)}
-    if not counts:
-        return "nobody holds it"
-    said = {"drifted": "holds other bytes now", "missing": "is gone or cannot be read"}
-    return ", ".join(
-        f"the file of {count} of its holders {said[status]}" for status, count in counts.items()
-    )
+def find_models(conn: Connection, names: Sequence[tuple[str, str]]) -> list[ModelLine]:
+    """Those of these models of which somebody holds a file."""
+    lines = [find_model(conn, *name) for name in names]
+    return [line for line in lines if line is not None]
 
 
 def files_of_model(

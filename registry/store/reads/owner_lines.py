@@ -1,18 +1,29 @@
-"""Owners as the pages list them, what they hold, and what would go dark without them."""
+"""Owners as the pages list them, and what they hold."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, func, select, tuple_
+from sqlalchemy import bindparam, func, literal_column, select, tuple_
 
 from registry.core.listings import OwnerRecord
 from registry.core.records import Owner
+from registry.errors import Invalid
 from registry.store.engine import Connection
-from registry.store.owner_columns import OWNER_COLUMNS, OWNER_NAMES, names_owner, parameters_of
+from registry.store.owner_columns import (
+    OWNER_COLUMNS,
+    OWNER_NAMES,
+    identity,
+    names_owner,
+    owner_of,
+    parameters_of,
+    same_owner,
+)
 from registry.store.reads.bounded import (
+    COUNTED,
     FILE,
     OWNER_IDS,
     FileLine,
@@ -21,14 +32,12 @@ from registry.store.reads.bounded import (
     count_refs,
     counted,
     file_line,
-    has_bytes,
 )
 from registry.store.reads.queries import OWNER_FACTS, OwnerRow, owner_record
-from registry.store.sql import Statement, as_rows
+from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import entries, owner_refs, owners
 
 OWNERS_OF_INSTANCE = 50
-REFS_OF_INSTANCE = 1000
 ENDPOINTS_SEARCHED = 200
 
 
@@ -42,12 +51,34 @@ class OwnerLine:
 
 
 @dataclass(frozen=True, slots=True)
-class DarkModel:
-    """A model, and how many of its files nobody else has."""
+class FileOfOwner:
+    """A file of an owner, and what the last look at that owner's bytes found, and when."""
 
+    file: FileLine
+    status: str
+    verified_at: int
+
+
+class _WorkerRow(NamedTuple):
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: str
+    lora_slug: str
+    worker_name: str
+
+
+class _HeldRow(NamedTuple):
+    id: int
     slug: str
     suffix: str
-    files: int
+    filename: str
+    checksum: str
+    size: int
+    holders: int
+    is_served: bool
+    status: str
+    verified_at: int
 
 
 class _Endpoint(NamedTuple):
@@ -93,27 +124,33 @@ _OF_WORKER = Statement(
     .limit(bindparam("row_limit")),
     OwnerRow,
 )
-_held = (
-    select(owner_refs.c.entry_id)
-    .where(owner_refs.c.owner_id.in_(select(OWNER_IDS.c.id)))
-    .limit(REFS_OF_INSTANCE)
-    .subquery("held")
+_some_refs = (
+    select(owner_refs.c.status)
+    .where(owner_refs.c.owner_id == bindparam("owner_id"))
+    .limit(COUNTED)
+    .subquery("some_refs")
 )
-_GOING_DARK = Statement(
-    select(entries.c.slug, entries.c.suffix, func.count(entries.c.id.distinct()).label("files"))
-    .select_from(entries.join(_held, _held.c.entry_id == entries.c.id))
-    .where(~has_bytes(entries, elsewhere=True))
-    .group_by(entries.c.slug, entries.c.suffix)
-    .order_by(entries.c.slug, entries.c.suffix)
+_WRONG_REFS = Statement(
+    select(func.count())
+    .select_from(_some_refs)
+    .where(_some_refs.c.status != literal_column("'ok'"))
+)
+_named = json_rows("rows", **dict.fromkeys(OWNER_NAMES, str))
+_WORKER_NAMES = Statement(
+    select(*OWNER_COLUMNS, owners.c.worker_name)
+    .select_from(_named.join(owners, same_owner(_named, owners)))
+    .where(owners.c.worker_name.is_not(None)),
+    _WorkerRow,
 )
 _FILES_OF_OWNER = Statement(
     FILE.join(owner_refs, owner_refs.c.entry_id == entries.c.id)
+    .add_columns(owner_refs.c.status, owner_refs.c.verified_at)
     .where(
         owner_refs.c.owner_id == bindparam("owner_id"), owner_refs.c.entry_id > bindparam("after")
     )
     .order_by(owner_refs.c.entry_id)
     .limit(bindparam("row_limit")),
-    FileRow,
+    _HeldRow,
 )
 
 
@@ -165,10 +202,16 @@ def find_owner_line(conn: Connection, owner: Owner) -> OwnerLine | None:
     return None
 
 
-def files_of_owner(conn: Connection, owner_id: int, after: int, limit: int) -> list[FileLine]:
+def files_of_owner(conn: Connection, owner_id: int, after: int, limit: int) -> list[FileOfOwner]:
     """What an owner holds, by the ids of entries, behind one of them."""
     rows = conn.run(_FILES_OF_OWNER, owner_id=owner_id, after=after, row_limit=limit)
-    return list(map(file_line, rows))
+    return [FileOfOwner(file_line(FileRow(*row[:-2])), row.status, row.verified_at) for row in rows]
+
+
+def count_wrong_files(conn: Connection, owner_id: int) -> int:
+    """How many of the first 1000 files of an owner have other bytes, or are gone, on its disk."""
+    ((count,),) = conn.run(_WRONG_REFS, owner_id=owner_id)
+    return int(count)
 
 
 def owners_of_instance(conn: Connection, owner: Owner) -> list[OwnerLine]:
@@ -187,19 +230,21 @@ def owners_of_instance(conn: Connection, owner: Owner) -> list[OwnerLine]:
     return found[:OWNERS_OF_INSTANCE]
 
 
-def going_dark(conn: Connection, owner_ids: Sequence[int]) -> list[DarkModel]:
-    """The models of which files would have no holder with their bytes left if these owners ended.
-
-    The first 1000 refs are looked at, and of each file the first 200 holders.
-    """
-    rows = conn.run(_GOING_DARK, rows=as_rows([[owner_id] for owner_id in owner_ids]))
-    return [DarkModel(*row) for row in rows]
-
-
 def owners_by_id(conn: Connection, ids: Sequence[int]) -> list[OwnerLine]:
     """Owners by their ids, in the order of these."""
     rows = conn.run(_OWNERS_BY_ID, rows=as_rows([[owner_id] for owner_id in ids]))
     return list(map(_owner_line, rows))
+
+
+def worker_names(conn: Connection, named: Iterable[Owner | str]) -> dict[str, str]:
+    """The names of the workers of owners that have one, by the text of the owner. What is no text
+    of an owner has none."""
+    rows = []
+    for each in set(map(str, named)):
+        with suppress(Invalid):
+            rows.append(list(identity(Owner.parse(each))))
+    found = conn.run(_WORKER_NAMES, rows=as_rows(rows)) if rows else []
+    return {str(owner_of(row)): row.worker_name for row in found}
 
 
 def _owner_line(row: OwnerRow) -> OwnerLine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Column, column, select, table
@@ -45,6 +45,11 @@ class SQLiteConnection:
             text, {**fixed, **parameters} if fixed else parameters
         ).fetchall()
         return statement.named(rows)
+
+    def ask(self, statement: Statement[R], **parameters: Any) -> Callable[[], list[R]]:
+        """As `run`, but what comes back gives the rows."""
+        rows = self.run(statement, **parameters)
+        return lambda: rows
 
     def last_ids(self) -> dict[str, int]:
         """The last id ever given in each table. Under the write lock, the next ones are the

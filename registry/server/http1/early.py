@@ -1,0 +1,168 @@
+"""Answers that no task is needed for: those that are there, and those that only a look-up is
+waited for. An application takes twice the time that all the rest of a small answer takes.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from registry.server.http import Headers
+from registry.server.http1.config import AtOnce, Config, Soon
+from registry.server.http1.ending import EndingConnection
+from registry.server.http1.part import Part
+from registry.server.http1.watch import Watch
+
+
+class Awaited:
+    """A request whose answer is looked up. It stands where uvicorn has a request's cycle, so that
+    what comes behind it waits."""
+
+    __slots__ = (
+        "disconnected",
+        "headers",
+        "keep_alive",
+        "more_body",
+        "response_complete",
+        "soon",
+        "url",
+    )
+
+    response_started = False
+
+    def __init__(self, url: bytes, headers: Headers, soon: Soon) -> None:
+        self.url = url
+        self.headers = headers
+        self.soon = soon
+        self.disconnected = self.response_complete = False
+        self.more_body = self.keep_alive = True
+
+    @property
+    def message_event(self) -> Awaited:
+        """Whom uvicorn tells that something has come."""
+        return self
+
+    def set(self) -> None:
+        """Nobody waits for it."""
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """As far as somebody asks before there is a cycle."""
+        return {"headers": self.headers}
+
+
+class PlainHead:
+    """What a parser says of a head that an `Awaited` is made for."""
+
+    def get_http_version(self) -> str:
+        """The version of HTTP."""
+        return "1.1"
+
+    def get_method(self) -> bytes:
+        """The method."""
+        return b"GET"
+
+    def should_keep_alive(self) -> bool:
+        """Whether other requests may come behind it."""
+        return True
+
+    def should_upgrade(self) -> bool:
+        """Whether another protocol is asked for."""
+        return False
+
+
+class EarlyConnection(EndingConnection):
+    """A connection, as far as answers need no task."""
+
+    config: Config
+    _answering: Any
+    _at_once: AtOnce | None
+    _is_answered: bool
+    _is_own_host: bool
+    _watch: Watch
+
+    def _answer_early(self, at_once: AtOnce) -> bool:
+        """Answer what needs no task: no scope is made, and no timer is set (see `look`)."""
+        parser, cycle = self.parser, self.cycle
+        if (
+            not self._is_own_host
+            or (cycle is not None and not cycle.response_complete)
+            or self.pipeline
+            or self.flow.write_paused
+            or self.transport.is_closing()
+            or parser.get_method() != b"GET"
+            or parser.get_http_version() != "1.1"
+            or not parser.should_keep_alive()
+        ):
+            return False
+        answer = at_once(self.url, self.headers, self.app_state)
+        if answer is None:
+            return False
+        if not isinstance(answer, tuple):
+            self._await(answer)
+            return True
+        headers, content = answer
+        self.transport.write(
+            self._watch.head(self.server_state.default_headers) + headers + content
+        )
+        self.server_state.total_requests += 1
+        self._answered += 1
+        self._is_answered = self._is_idle = True
+        return True
+
+    def _await(self, soon: Soon) -> None:
+        """Answer later. Only then it shows whether a task is needed."""
+        awaited: Any = Awaited(self.url, self.headers, soon)
+        self.cycle = self._answering = awaited
+        self._part = Part.BODY
+        coming: Any = soon.coming
+        self.tasks.add(coming)  # Who stops the service waits for these, and cancels what is left.
+        coming.add_done_callback(partial(self._came, awaited))
+
+    def _came(self, awaited: Awaited, coming: Any) -> None:
+        """What was looked up for an answer is there."""
+        self.tasks.discard(coming)
+        if awaited.disconnected or self.transport.is_closing():
+            awaited.response_complete = True
+            if not coming.cancelled():
+                coming.exception()  # It is told to nobody, and that is right.
+            return
+        answer = None
+        if awaited.keep_alive and not awaited.more_body and not self.flow.write_paused:
+            with suppress(Exception):  # The application meets with it again, and answers that.
+                answer = awaited.soon.answer()
+        if answer is None:
+            self._call_after_all(awaited)
+            return
+        awaited.response_complete = True
+        self.transport.write(
+            self._watch.head(self.server_state.default_headers) + answer[0] + answer[1]
+        )
+        if (
+            self._part is Part.BETWEEN
+            and not self.pipeline
+            and not self._held
+            and not self._is_half_closed
+            and self._refusal is None
+        ):
+            self.server_state.total_requests += 1
+            self._answered += 1
+            self._is_idle = True
+        else:
+            self.on_response_complete()
+
+    def _call_after_all(self, awaited: Awaited) -> None:
+        """Give a request to the application as if its head had just been parsed. What was parsed
+        since waits behind it."""
+        latest: Any = self.cycle
+        kept = self.parser, self.scope, self.url, self.headers, self.expect_100_continue
+        self.parser, self.cycle = PlainHead(), None  # type: ignore[assignment]
+        super().on_message_begin()
+        self.url, self.scope["headers"] = awaited.url, awaited.headers
+        self.scope["soon"] = awaited.soon  # type: ignore[typeddict-unknown-key]
+        super().on_headers_complete()
+        self.cycle.more_body, self.cycle.keep_alive = awaited.more_body, awaited.keep_alive
+        self.parser, self.scope, self.url, self.headers, self.expect_100_continue = kept
+        if latest is not awaited:
+            self.cycle = latest
