@@ -162,7 +162,7 @@ def _lines(
 def _journal(*, with_removals: bool = True, of_model: bool = False) -> Statement[Row]:
     leaving = select(_leaving).cte("leaving").prefix_with("MATERIALIZED")
     lines = _lines(leaving, with_removals=with_removals, of_model=of_model).subquery("lines")
-    what = ("slug", "suffix", "filename", "checksum")
+    what = ("slug", "suffix", "filename", "checksum", "size")
     why = ("reason", "actor", "request_id")
     return Statement(
         insert(events).from_select(
@@ -226,7 +226,7 @@ _DELETE_ENTRIES = Statement(delete(entries).where(entries.c.id.in_(_removed)))
 _last_release = events.alias("last_release")
 _names = (
     *("owner_id", "entry_id", *OWNER_NAMES),
-    *("slug", "suffix", "filename", "checksum", "reason", "actor", "request_id"),
+    *("slug", "suffix", "filename", "checksum", "size", "reason", "actor", "request_id"),
 )
 _JOURNAL_REMOVALS = Statement(
     insert(events).from_select(
