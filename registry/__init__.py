@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from registry.errors import RegistryError as RegistryError
     from registry.service.embedded import MetadataArtifactRegistry as MetadataArtifactRegistry
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _HOMES = {
     "ArtifactKey": "registry.core.records",

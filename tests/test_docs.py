@@ -41,6 +41,7 @@ from registry.server.openapi.spec import STORAGE, RequestSpec
 from registry.server.routes.owners import PATH as OWNER_PATH
 from registry.server.routes.table import CALLS
 from registry.store.engine import Connection
+from registry.store.opening import copy_database, run_query
 from registry.store.ops import blobs, expire, file_status, leases, register, unregister
 from registry.store.ops.settings_table import Adoption, adopt
 from registry.store.reads.audit import CLASSES
@@ -372,6 +373,27 @@ def test_a_query_answers_something_about_a_database_with_a_past(query: str, scen
     assert bool(rows) != ("newest" in query), "no row is good news only where the page says so"
 
 
+@pytest.mark.parametrize(
+    "query", [each for each in sql_blocks() if (each.id or "").startswith("audit:")]
+)
+def test_a_query_answers_the_same_on_postgresql(
+    query: str, scene: Path, scene_in_postgresql: str
+) -> None:
+    def answers(url: str) -> tuple[tuple[str, ...], int]:
+        found = run_query(url, query, timeout_s=60, max_rows=1000)
+        return found.columns, len(found.rows)
+
+    assert answers(scene_in_postgresql) == answers(f"sqlite:///{scene}")
+
+
+@pytest.fixture(scope="module")
+def scene_in_postgresql(scene: Path, clusters: Any) -> Iterator[str]:
+    """The same registry in PostgreSQL."""
+    with clusters.get().database(migrated=False) as url:
+        copy_database(f"sqlite:///{scene}", url)
+        yield url
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry with three days behind it, in which something of every kind happened."""
@@ -415,6 +437,10 @@ class _Past:
             unregister.unregister(conn, now, [Unregistration(self._worker(105))])
         self._attach(2 * HOUR_MS, self._worker(402), self._llama, lease_ttl_ms=60_000)
         self._upload(20 * MINUTE_MS, b"never registered")
+        shared = ArtifactKey("llama-3-8b", "law", "tokenizer.json")
+        content = {shared: b"tokenizer.json of llama"}
+        lora = Owner("prod", "backend", "generate", 102, "law")
+        self._attach(90 * MINUTE_MS, lora, content)
         self._refuse(10 * MINUTE_MS)
         self._attach(100 * SECOND_MS, self._worker(401), self._llama, lease_ttl_ms=60_000)
         with self._at(50 * SECOND_MS) as (conn, now):

@@ -267,7 +267,9 @@ def test_a_zombie_is_told_that_it_was_replaced_whatever_it_calls(old: World) -> 
     for outcome in calls(old, OLD):
         assert type(outcome) is Superseded
     assert old.unregister(OLD) == Receipt(OLD)
-    assert changed(old, before) <= {"blobs"}  # It may upload.
+    assert changed(old, before) <= {"blobs", "events", "ids"}  # It may upload.
+    since = [each for each in old.place.ask("SELECT * FROM events") if each not in before["events"]]
+    assert {each[2] for each in since} <= {"uploaded"}
     assert old.live() == {NEW}
     old.clock.now += HOUR
     old.prune()

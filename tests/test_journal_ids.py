@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from registry.core.events import EventFilter, EventOrder
+from registry.core.events import Event, EventFilter, EventOrder
 from registry.core.records import Owner
 from registry.errors import Conflict
 from registry.store.journal import find_unresolved
@@ -58,6 +60,19 @@ def without_upgrades(told: dict[str, Any]) -> dict[str, Any]:
     return {**told, "pages": pages}
 
 
+def without_bytes(told: dict[str, Any]) -> dict[str, Any]:
+    """As the story is told after the revisions before 0005: they know neither sizes nor uploads."""
+
+    def forgotten(page: Iterable[Event]) -> tuple[Event, ...]:
+        return tuple(
+            replace(each, size=None, previous_size=None) for each in page if each.kind != "uploaded"
+        )
+
+    pages = {name: forgotten(page) for name, page in told["pages"].items()}
+    last = {name: forgotten(page) for name, page in told["last"].items()}
+    return {**told, "pages": pages, "last": last}
+
+
 def migrate(world: World) -> None:
     """Down to the revision before, and up again."""
     world.database.close()
@@ -80,7 +95,7 @@ def test_every_event_is_found_by_owner_and_by_key_after_the_upgrade(world: World
     assert all(before["last"].values())
     assert len(before["refused"]) == 1
     migrate(world)
-    assert without_upgrades(story(world)) == before
+    assert without_upgrades(story(world)) == without_bytes(before)
     assert [each.kind for each in verify(world.database)] == []
     world.unregister(REFUSED)
 

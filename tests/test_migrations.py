@@ -482,7 +482,7 @@ def program_with(version: int, **texts: str) -> Iterator[None]:
         yield
 
 
-VIEW_DIGEST = {3: "34f6720ff9c89d3e"}
+VIEW_DIGEST = {4: "dad34f75b0f9cbd6"}
 LATER_CLOCK = "CREATE VIEW clock AS SELECT 7 AS now_ms"
 
 
@@ -1128,7 +1128,7 @@ def test_what_an_older_revision_has_is_no_revision_of_a_model_and_gets_some_besi
     ]
 
 
-@pytest.mark.parametrize("revision", OLDER)
+@pytest.mark.parametrize("revision", [each for each in OLDER if each < "0004"])
 def test_going_back_forgets_that_revisions_of_a_model_are_some_until_their_owners_come_again(
     revision: str, migrated: Path
 ) -> None:

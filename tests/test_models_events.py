@@ -187,15 +187,15 @@ def test_the_journal_is_answered_in_the_order_of_ids_and_by_filters(server: Serv
     assert ids(events_of(server, order="newest")) == sorted(ids(whole), reverse=True)
 
     cases: list[tuple[dict[str, str], Any]] = [
-        ({"owner": str(ONE)}, lambda e: e["owner"]["instance_id"] == "1"),
+        ({"owner": str(ONE)}, lambda e: e["owner"] and e["owner"]["instance_id"] == "1"),
         ({"slug": "other"}, lambda e: e["slug"] == "other"),
         ({"kind": "registered"}, lambda e: e["kind"] == "registered"),
         (
             {"owner": str(TWO), "slug": "tiny", "kind": "registered"},
             lambda e: (
-                e["owner"]["instance_id"] == "2"
+                e["kind"] == "registered"
                 and e["slug"] == "tiny"
-                and e["kind"] == "registered"
+                and e["owner"]["instance_id"] == "2"
             ),
         ),
         ({"owner": str(LORA)}, lambda e: False),
@@ -311,7 +311,7 @@ def test_no_page_of_a_long_journal_looks_at_more_than_a_bounded_part_of_it(
                 events.list_events(conn, FILTERS[name], order, after, 100)
             finally:
                 connection.set_progress_handler(None, 0)
-        assert steps < 400, f"{steps} thousand steps"
+        assert steps < 450, f"{steps} thousand steps"
 
 
 @pytest.mark.parametrize("name", ["rare kind", "other slug", "busy owner, rare kind", "all three"])

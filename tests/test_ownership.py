@@ -152,6 +152,7 @@ class Ownership(RuleBasedStateMachine):
         self.model = Model()
         self.uploaded: set[bytes] = set()
         """Content that is here: what was uploaded, without what the last ref took along."""
+        self.uploads: list[str] = []
         self.grace_over = True
         self.folder = Path(tempfile.mkdtemp(prefix="metadata-registry-tests-"))
         self.places = ExitStack()
@@ -307,6 +308,7 @@ class Ownership(RuleBasedStateMachine):
             is_new = blobs.store_blobs(conn, conn.now, [upload])
         assert is_new == [content not in self.uploaded]
         self.uploaded.add(content)
+        self.uploads.append(checksum(content))
 
     def artifacts(
         self, lines: Mapping[ArtifactKey, tuple[bytes, str | None]]
@@ -426,8 +428,15 @@ class Ownership(RuleBasedStateMachine):
         with self.place.sql() as connection:
             events = connection.execute(
                 "SELECT kind, namespace, component, endpoint, instance_id, lora_slug, "
-                "slug, suffix, filename FROM events ORDER BY id"
+                "slug, suffix, filename FROM events WHERE kind <> 'uploaded' ORDER BY id"
             ).fetchall()
+            uploads = connection.execute(
+                "SELECT checksum FROM events WHERE kind = 'uploaded' ORDER BY id"
+            ).fetchall()
+            ((growth,),) = connection.execute("SELECT COALESCE(SUM(growth), 0) FROM journal")
+            ((size,),) = connection.execute("SELECT COALESCE(SUM(size), 0) FROM entries")
+        assert [each for (each,) in uploads] == self.uploads
+        assert growth == size
         for kind, *names in events:
             owner, key = tuple(names[:5]), tuple(names[5:])
             if kind == "created":

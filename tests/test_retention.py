@@ -166,7 +166,8 @@ def test_the_journal_is_pruned_in_stretches_and_from_its_start_again_every_hour(
     world.adopt(journal_retention_ms=0)
     fleet = [worker(number) for number in range(4)]
     for owner in fleet:
-        world.attach(owner, lease=None)  # Three events each, the last of which explains the ref.
+        # Three events each, the last of which explains the ref.
+        world.attach(owner, lease=None, path="/models")
     pruned = [world.do(prune.prune, prune.Prune()) for _ in range(3)]
     assert [(each.events, each.more) for each in pruned] == [(4, True), (3, True), (1, False)]
     assert event_ids(world) == [3, 6, 9, 12]

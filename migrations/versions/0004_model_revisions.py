@@ -37,3 +37,8 @@ def downgrade() -> None:
         op.execute("DROP VIEW IF EXISTS leaks")
     op.execute("DROP INDEX ix_entries_base_slug")
     op.execute("ALTER TABLE entries DROP COLUMN base_slug")
+
+
+# What uses the revision behind this one.
+VIEWS = {"journal": None}
+POSTGRESQL_VIEWS = {"journal": None}

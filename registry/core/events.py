@@ -9,7 +9,7 @@ from registry.core.records import Owner
 
 
 class EventKind(StrEnum):
-    """What an event tells: of an owner, of an owner ref, of an entry, of the service itself."""
+    """What an event tells: of an owner, an owner ref, content, an entry, the service itself."""
 
     ATTACHED = "attached"
     DRAINED = "drained"
@@ -23,6 +23,7 @@ class EventKind(StrEnum):
     DRIFTED = "drifted"
     MISSING = "missing"
     RESTORED = "restored"
+    UPLOADED = "uploaded"
     CREATED = "created"
     REMOVED = "removed"
     EXPIRY_PAUSED = "expiry_paused"
@@ -46,6 +47,8 @@ class Event:
     reason: str | None
     actor: str | None
     request_id: str | None
+    size: int | None = None
+    previous_size: int | None = None
 
 
 class EventOrder(StrEnum):

@@ -10,7 +10,7 @@ from typing import Any
 from registry.errors import Busy
 from registry.store.engine import Engine
 from registry.store.group_commit import Writer
-from registry.store.ops.blobs import Upload, store_blobs
+from registry.store.ops.blobs import Upload, journal_uploads, store_blobs, store_content
 
 LARGE_BYTES = 4 << 20
 ATTEMPTS = 3
@@ -29,7 +29,8 @@ class ContentStore:
         self._large = asyncio.Lock()
 
     async def store(self, item: Upload) -> bool:
-        """Keep content; whether it was not here before.
+        """Keep content, and journal it; whether it was not here before. Beside the writers the
+        journal is told afterwards: who writes in it needs their lock.
 
         Raises:
             Busy, StorageUnavailable: the service.
@@ -40,13 +41,14 @@ class ContentStore:
             if item.size >= LARGE_BYTES:
                 await stack.enter_async_context(self._large)
             is_new: bool = await self._run(self._store, item)
-            return is_new
+        await self._writer.submit(journal_uploads, item.journalled(is_new=is_new))
+        return is_new
 
     def _store(self, item: Upload) -> bool:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self._database.write_content() as conn:
-                    return store_blobs(conn, conn.now, [item])[0]
+                    return store_content(conn, conn.now, [item])[0]
             except Busy:  # Somebody uploads the same: it is here then.
                 if attempt == ATTEMPTS:
                     raise

@@ -291,7 +291,9 @@ class Registry:
         item = Removal(slug, suffix, request_id, actor)
         return await self.writer.submit(unregister.remove, item, rows=1000)
 
-    async def upload(self, checksum: str, parts: AsyncIterator[bytes]) -> tuple[int, bool]:
+    async def upload(
+        self, checksum: str, parts: AsyncIterator[bytes], request_id: str | None, actor: str | None
+    ) -> tuple[int, bool]:
         """Take in content; its size, and whether it is new.
 
         Raises:
@@ -304,7 +306,7 @@ class Registry:
         check_checksum(checksum)
         async with self._uploads.taken_in(checksum, parts) as spool:
             await self._pending.add(spool.size)
-            item = blobs.Upload(checksum, spool.size, spool.content)
+            item = blobs.Upload(checksum, spool.size, spool.content, actor, request_id)
             is_new = await asyncio.shield(self._contents.store(item))
             self._holdings.forget_copy(checksum)
             return spool.size, is_new

@@ -7,9 +7,10 @@ are there: events name owners and keys by value, taken from those rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Subquery,
     Text,
@@ -44,7 +45,7 @@ ALIKE_MIN = 32
 class EventRow(NamedTuple):
     """One event of an operation, by the ids of the owner and the entry that it is about.
 
-    The journal takes their names, and the entry's checksum, from their rows.
+    The journal takes their names, and the entry's checksum and size, from their rows.
     """
 
     id: int
@@ -52,6 +53,7 @@ class EventRow(NamedTuple):
     owner_id: int | None
     entry_id: int | None
     previous_checksum: str | None = None
+    previous_size: int | None = None
     reason: str | None = None
     actor: str | None = None
     request_id: str | None = None
@@ -59,21 +61,26 @@ class EventRow(NamedTuple):
 
 _KEY_NAMES = ("slug", "suffix", "filename")
 _NAMES = (*OWNER_NAMES, *_KEY_NAMES)
-_SAID = ("previous_checksum", "reason", "actor", "request_id")
-_Said = tuple[str | None, str | None, str | None, str | None]
+_SAID: dict[str, type] = {
+    "previous_checksum": str,
+    "previous_size": int,
+    **dict.fromkeys(("reason", "actor", "request_id"), str),
+}
+_Said = tuple[str | None, int | None, str | None, str | None, str | None]
 
 
-def _insert(rows: Subquery, said: Iterable[ColumnElement[str]]) -> Statement[Row]:
+def _insert(rows: Subquery, said: Iterable[ColumnElement[Any]]) -> Statement[Row]:
     """Insert events of rows, and what is said of each."""
     return Statement(
         insert(events).from_select(
-            ["id", "kind", "owner_id", "entry_id", "at", *_NAMES, "checksum", *_SAID],
+            ["id", "kind", "owner_id", "entry_id", "at", *_NAMES, "checksum", "size", *_SAID],
             select(
                 *(rows.c[name] for name in ("id", "kind", "owner_id", "entry_id")),
                 bindparam("now"),
                 *OWNER_COLUMNS,
                 *(entries.c[name] for name in _KEY_NAMES),
                 entries.c.checksum,
+                entries.c.size,
                 *said,
             ).select_from(
                 rows.outerjoin(owners, owners.c.id == rows.c.owner_id).outerjoin(
@@ -84,11 +91,11 @@ def _insert(rows: Subquery, said: Iterable[ColumnElement[str]]) -> Statement[Row
     )
 
 
-_rows = json_rows("rows", id=int, kind=str, owner_id=int, entry_id=int, **dict.fromkeys(_SAID, str))
+_rows = json_rows("rows", id=int, kind=str, owner_id=int, entry_id=int, **_SAID)
 _INSERT = _insert(_rows, [_rows.c[name] for name in _SAID])
 _INSERT_ALIKE = _insert(
     json_rows("rows", id=int, kind=str, owner_id=int, entry_id=int),
-    [bindparam(name, type_=Text) for name in _SAID],
+    [bindparam(name, type_=BigInteger if kind is int else Text) for name, kind in _SAID.items()],
 )
 
 
@@ -96,25 +103,28 @@ class _NamedEvent(NamedTuple):
     """An event that brings the names along, since there may be no rows to take them from."""
 
     id: int
-    namespace: str
-    component: str
-    endpoint: str
-    instance_id: str
-    lora_slug: str
+    namespace: str | None = None
+    component: str | None = None
+    endpoint: str | None = None
+    instance_id: str | None = None
+    lora_slug: str | None = None
     slug: str | None = None
     suffix: str | None = None
     filename: str | None = None
     entry_id: int | None = None
     checksum: str | None = None
+    size: int | None = None
     previous_checksum: str | None = None
+    previous_size: int | None = None
     reason: str | None = None
     actor: str | None = None
     request_id: str | None = None
 
 
+_NUMBERS = ("id", "entry_id", "size", "previous_size")
 _named_events = json_rows(
     "rows",
-    **{name: int if name in ("id", "entry_id") else str for name in _NamedEvent._fields},
+    **{name: int if name in _NUMBERS else str for name in _NamedEvent._fields},
 )
 _INSERT_NAMED = Statement(
     insert(events).from_select(
@@ -180,7 +190,10 @@ def write_events(conn: Connection, now: int, rows: Sequence[EventRow]) -> None:
     """Append events. The rows that they name by id must still be there."""
     groups: dict[_Said, list[tuple[object, ...]]] = {}
     for row in rows:
-        said = (row.previous_checksum, row.reason, row.actor, row.request_id)
+        said = (
+            *(row.previous_checksum, row.previous_size),
+            *(row.reason, row.actor, row.request_id),
+        )
         groups.setdefault(said, []).append((row.id, row.kind, row.owner_id, row.entry_id))
     if len(rows) < ALIKE_MIN * len(groups):
         conn.run(_INSERT, now=now, rows=as_rows(rows))
@@ -196,7 +209,9 @@ class Refusal(NamedTuple):
     key: ArtifactKey
     entry_id: int
     offered: str
+    offered_size: int | None
     registered: str
+    registered_size: int
     reason: str
     actor: str | None
     request_id: str | None
@@ -219,7 +234,9 @@ def write_refusals(
                     **_key_of(refusal),
                     entry_id=refusal.entry_id,
                     checksum=refusal.offered,
+                    size=refusal.offered_size,
                     previous_checksum=refusal.registered,
+                    previous_size=refusal.registered_size,
                     reason=refusal.reason,
                     actor=refusal.actor,
                     request_id=refusal.request_id,
@@ -323,6 +340,34 @@ def write_departure(
             request_id=request_id,
         )
         conn.run(_INSERT_NAMED, now=now, kind=kind, rows=as_rows([row]))
+
+
+class Uploaded(NamedTuple):
+    """Content that came in, and who sent it."""
+
+    checksum: str
+    size: int
+    is_new: bool
+    actor: str | None
+    request_id: str | None
+
+
+def write_uploads(conn: Connection, now: int, uploads: Sequence[Uploaded]) -> None:
+    """Append `uploaded` events; of content that was here already they say `again`."""
+    if uploads:
+        last_event_id = conn.last_ids().get("events", 0)
+        rows = [
+            _NamedEvent(
+                id=last_event_id + number,
+                checksum=upload.checksum,
+                size=upload.size,
+                reason=None if upload.is_new else "again",
+                actor=upload.actor,
+                request_id=upload.request_id,
+            )
+            for number, upload in enumerate(uploads, 1)
+        ]
+        conn.run(_INSERT_NAMED, now=now, kind="uploaded", rows=as_rows(rows))
 
 
 _INSERT_SERVICE_EVENT = Statement(

@@ -45,7 +45,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-HEAD_REVISION = "0004"
+HEAD_REVISION = "0005"
 """The newest revision in migrations/versions; this program reads and writes that schema."""
 
 MIN_PROGRAM_REVISION = "0003"
@@ -218,7 +218,7 @@ owner_refs = Table(
 KINDS = (
     *("released", "registered", "created", "removed"),
     *("attached", "drained", "detached", "expired", "superseded"),
-    *("replaced", "refused", "drifted", "missing", "restored"),
+    *("uploaded", "replaced", "refused", "drifted", "missing", "restored"),
     *("expiry_paused", "expiry_resumed", "upgraded"),
 )
 """What events are of, the most frequent first: so they are looked for."""
@@ -249,6 +249,8 @@ events = Table(
     Column("reason", _text),
     Column("actor", _text),
     Column("request_id", _text),
+    Column("size", _integer),
+    Column("previous_size", _integer),
     # Not IN: SQLite would build its list anew for every row.
     CheckConstraint(" OR ".join(f"kind = '{kind}'" for kind in KINDS), name="kind"),
     # What an older program would write, and nobody would find.
@@ -269,6 +271,16 @@ events = Table(
         "ix_events_refused",
         "at",
         **_partial("kind = 'refused'"),
+    ),
+    Index(
+        "ix_events_uploaded",
+        "checksum",
+        **_partial("kind = 'uploaded'"),
+    ),
+    Index(
+        "ix_events_request_id",
+        "request_id",
+        **_partial("request_id IS NOT NULL"),
     ),
     sqlite_strict=True,
     sqlite_autoincrement=True,

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from registry.core.policy import DEFAULTS
 from registry.store.journal import UNRESOLVED
 
-VERSION = 3
+VERSION = 4
 """The number of these texts. A test holds the two together."""
 
 RECORDED_AS = "views_version"
@@ -270,9 +270,21 @@ LEFT JOIN owners o ON o.id = f.owner_id
 LEFT JOIN entries e ON e.id = f.entry_id
 """
 
+_JOURNAL = """
+CREATE VIEW journal AS
+SELECT v.id, {utc[v.at]} AS at, v.kind,
+    v.namespace, v.component, v.endpoint, v.instance_id, v.lora_slug,
+    v.slug, v.suffix, v.filename, v.checksum, v.previous_checksum, v.size, v.previous_size,
+    CASE v.kind WHEN 'created' THEN v.size WHEN 'removed' THEN -v.size
+        WHEN 'replaced' THEN v.size - v.previous_size ELSE 0 END AS growth,
+    v.reason, v.actor, v.request_id, v.owner_id, v.entry_id, v.at AS at_ms
+FROM events v
+"""
+
 _TEXTS = {
     "clock": "CREATE VIEW clock AS SELECT {now_ms} AS now_ms",
     "holders": _HOLDERS.strip(),
     "owner_footprint": _OWNER_FOOTPRINT.strip(),
     "leaks": _LEAKS.strip(),
+    "journal": _JOURNAL.strip(),
 }

@@ -197,6 +197,9 @@ class EventResponse(msgspec.Struct):
     reason: str | None
     actor: str | None
     request_id: str | None
+    # Services before 0.5 do not tell.
+    size: types.Size | None = None
+    previous_size: types.Size | None = None
 
     @classmethod
     def of(cls, event: Event) -> EventResponse:
@@ -213,6 +216,8 @@ class EventResponse(msgspec.Struct):
             event.reason,
             event.actor,
             event.request_id,
+            event.size,
+            event.previous_size,
         )
 
     def record(self) -> Event:
@@ -229,6 +234,8 @@ class EventResponse(msgspec.Struct):
             self.reason,
             self.actor,
             self.request_id,
+            self.size,
+            self.previous_size,
         )
 
 

@@ -105,6 +105,7 @@ _SAID = {
     "detached": "detached",
     "expired": "ended: its lease lapsed, and the grace was over",
     "superseded": "ended: a newer instance took its place",
+    "uploaded": "content came in",
     "created": "a key that nobody held was registered",
     "registered": "holds the file from now on",
     "replaced": "registered other content; it was the only holder",

@@ -44,7 +44,9 @@ async def upload(request: Request) -> Response:
     registry = registry_of(request)
     checksum = request.path_params["checksum"]
     parts = body_parts(request, registry.settings.max_blob_bytes, "max_blob_bytes")
-    size, is_new = await registry.upload(checksum, parts)
+    size, is_new = await registry.upload(
+        checksum, parts, request_id=request_id_of(request), actor=actor_of(request)
+    )
     return answer(BlobResponse(checksum, size), 201 if is_new else 200)
 
 

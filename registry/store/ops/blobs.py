@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, bindparam, cast, delete, exists, func, insert
 
 from registry.core.policy import DEFAULTS
 from registry.store.engine import Connection
+from registry.store.journal import Uploaded, write_uploads
 from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import blobs, owner_refs, settings
 
@@ -20,6 +21,12 @@ class Upload:
     checksum: str
     size: int
     read: Callable[[], bytes]
+    actor: str | None = None
+    request_id: str | None = None
+
+    def journalled(self, *, is_new: bool) -> Uploaded:
+        """What the journal is told of it."""
+        return Uploaded(self.checksum, self.size, is_new, self.actor, self.request_id)
 
 
 _names = json_rows("rows", checksum=str)
@@ -75,6 +82,20 @@ _CONTENT = Statement(select(blobs.c.content).where(blobs.c.checksum == bindparam
 
 
 def store_blobs(conn: Connection, now: int, items: Sequence[Upload]) -> list[bool]:
+    """Keep uploaded content, and journal it; True where it was not here before."""
+    outcomes = store_content(conn, now, items)
+    told = zip(items, outcomes, strict=True)
+    write_uploads(conn, now, [item.journalled(is_new=is_new) for item, is_new in told])
+    return outcomes
+
+
+def journal_uploads(conn: Connection, now: int, items: Sequence[Uploaded]) -> list[None]:
+    """Journal content that `store_content` has kept beside the writers."""
+    write_uploads(conn, now, items)
+    return [None] * len(items)
+
+
+def store_content(conn: Connection, now: int, items: Sequence[Upload]) -> list[bool]:
     """Keep uploaded content; True where it was not here before.
 
     Content that was here has its upload grace renewed, so that nobody's removal takes it before

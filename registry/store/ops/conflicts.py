@@ -42,15 +42,19 @@ def refusals_of(
     item: Registration,
     conflicts: Sequence[ConflictingKey],
     entries: Mapping[ArtifactKey, EntryDraft],
+    sizes: Mapping[str, int],
 ) -> list[Refusal]:
-    """What the journal is told of a manifest that is refused."""
+    """What the journal is told of a manifest that is refused. `sizes` are those of copies."""
+    said = {artifact.key: artifact.size for artifact in item.artifacts}
     return [
         Refusal(
             owner=item.owner,
             key=conflict.key,
             entry_id=entries[conflict.key].id,
             offered=conflict.offered,
+            offered_size=sizes.get(conflict.offered, said[conflict.key]),
             registered=conflict.registered,
+            registered_size=entries[conflict.key].size,
             reason=f"held by {conflict.holders[0].owner}",
             actor=item.actor,
             request_id=item.request_id,

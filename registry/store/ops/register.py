@@ -12,7 +12,7 @@ answer. No operation commits, takes the time, or touches the world: it may run a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from registry.core.records import (
     Artifact,
@@ -234,7 +234,7 @@ class _Batch:
         return Registered(item.owner, row.lease, lines)
 
     def _refuse(self, item: Registration, conflicts: list[ConflictingKey]) -> Conflict:
-        self.refusals += refusals_of(item, conflicts, self.entries)
+        self.refusals += refusals_of(item, conflicts, self.entries, self.sizes)
         return conflict_of(item, conflicts)
 
     # Accepting
@@ -267,7 +267,8 @@ class _Batch:
         item = placement.item
         entry = self.entries.get(artifact.key)
         outcome = Outcome.SHARED
-        kind, previous, reason = "registered", None, placement.reason
+        kind, reason = "registered", placement.reason
+        previous: EntryDraft | None = None
         if entry is None:
             entry = EntryDraft(
                 self._next("entries"),
@@ -280,7 +281,7 @@ class _Batch:
             self._journal(item, owner, entry, "created", reason=reason)
             outcome = Outcome.CREATED
         elif entry.checksum != artifact.checksum:
-            kind, previous, outcome = "replaced", entry.checksum, Outcome.REPLACED
+            kind, previous, outcome = "replaced", replace(entry), Outcome.REPLACED
             entry.checksum = artifact.checksum
             entry.size = self._size(artifact)
             self.replaced.append(entry)
@@ -356,7 +357,7 @@ class _Batch:
         owner: OwnerDraft,
         entry: EntryDraft | None,
         kind: str,
-        previous: str | None = None,
+        previous: EntryDraft | None = None,
         reason: str | None = None,
     ) -> None:
         self.events.append(
@@ -365,7 +366,8 @@ class _Batch:
                 kind=kind,
                 owner_id=owner.id,
                 entry_id=entry.id if entry else None,
-                previous_checksum=previous,
+                previous_checksum=None if previous is None else previous.checksum,
+                previous_size=None if previous is None else previous.size,
                 reason=reason,
                 actor=item.actor,
                 request_id=item.request_id,

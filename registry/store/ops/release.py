@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     CTE,
@@ -109,56 +109,50 @@ def _lines(
 ) -> Select[tuple[int, str, int, int]]:
     """The lines of the journal in their order, each with its number: of every owner that it lets
     go of its refs, that it ends, and which entries go with their last ref."""
-    said = (leaving.c.reason, leaving.c.actor, leaving.c.request_id)
-    released = select(
-        leaving.c.position,
-        literal_column("0").label("step"),
-        literal_column("'released'").label("kind"),
-        leaving.c.owner_id,
-        owner_refs.c.entry_id,
-        *said,
-    ).where(owner_refs.c.owner_id == leaving.c.owner_id, _goes(of_model=of_model))
+    said = ("reason", "actor", "request_id")
+    # Not the bare id: to go by it SQLite would walk an index of everybody's refs.
+    of_entry = owner_refs.c.entry_id + literal_column("0")
+    # Who leaves last, by a window: a join with it would have no index (PostgreSQL).
+    going = (
+        select(
+            *(leaving.c[name] for name in ("position", "owner_id", *said)),
+            owner_refs.c.entry_id,
+            func.max(leaving.c.position).over(partition_by=of_entry).label("last_position"),
+            func.count().over(partition_by=of_entry).label("refs"),
+        )
+        .where(owner_refs.c.owner_id == leaving.c.owner_id, _goes(of_model=of_model))
+        .cte("going")
+        .prefix_with("MATERIALIZED")
+    )
+
+    def lines(step: int, kind: str) -> Select[Any]:
+        return select(
+            going.c.position,
+            literal_column(str(step)).label("step"),
+            literal_column(f"'{kind}'").label("kind"),
+            going.c.owner_id,
+            going.c.entry_id,
+            *(going.c[name] for name in said),
+        )
+
     ended = select(
         leaving.c.position,
         literal_column("1"),
         leaving.c.state,
         leaving.c.owner_id,
         cast(null(), BigInteger),
-        *said,
+        *(leaving.c[name] for name in said),
     ).where(leaving.c.state.is_not(None))
-    parts = [released, ended]
+    parts = [lines(0, "released"), ended]
     if with_removals:
         others = owner_refs.alias("others")
-        # Not the bare id: to group by it SQLite would walk an index of everybody's refs.
-        going = (
-            select(
-                leaving.c.position,
-                (owner_refs.c.entry_id + literal_column("0")).label("entry_id"),
+        all_refs = select(func.count()).where(others.c.entry_id == going.c.entry_id)
+        parts.append(
+            lines(2, "removed").where(
+                going.c.position == going.c.last_position,
+                going.c.refs == all_refs.scalar_subquery(),
             )
-            .where(owner_refs.c.owner_id == leaving.c.owner_id, _goes(of_model=of_model))
-            .subquery("going")
         )
-        last = (
-            select(func.max(going.c.position).label("position"), going.c.entry_id)
-            .group_by(going.c.entry_id)
-            .having(
-                func.count()
-                == select(func.count())
-                .select_from(others)
-                .where(others.c.entry_id == going.c.entry_id)
-                .scalar_subquery()
-            )
-            .subquery("last_holders")
-        )
-        removed = select(
-            leaving.c.position,
-            literal_column("2"),
-            literal_column("'removed'"),
-            leaving.c.owner_id,
-            last.c.entry_id,
-            *said,
-        ).where(last.c.position == leaving.c.position)
-        parts.append(removed)
     steps = union_all(*parts).subquery("steps")
     number = func.row_number().over(order_by=(steps.c.position, steps.c.step, steps.c.entry_id))
     names = ("kind", "owner_id", "entry_id", "reason", "actor", "request_id")
@@ -168,7 +162,7 @@ def _lines(
 def _journal(*, with_removals: bool = True, of_model: bool = False) -> Statement[Row]:
     leaving = select(_leaving).cte("leaving").prefix_with("MATERIALIZED")
     lines = _lines(leaving, with_removals=with_removals, of_model=of_model).subquery("lines")
-    what = ("slug", "suffix", "filename", "checksum")
+    what = ("slug", "suffix", "filename", "checksum", "size")
     why = ("reason", "actor", "request_id")
     return Statement(
         insert(events).from_select(
@@ -232,7 +226,7 @@ _DELETE_ENTRIES = Statement(delete(entries).where(entries.c.id.in_(_removed)))
 _last_release = events.alias("last_release")
 _names = (
     *("owner_id", "entry_id", *OWNER_NAMES),
-    *("slug", "suffix", "filename", "checksum", "reason", "actor", "request_id"),
+    *("slug", "suffix", "filename", "checksum", "size", "reason", "actor", "request_id"),
 )
 _JOURNAL_REMOVALS = Statement(
     insert(events).from_select(

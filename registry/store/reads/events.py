@@ -53,6 +53,8 @@ class _EventRow(NamedTuple):
     reason: str | None
     actor: str | None
     request_id: str | None
+    size: int | None
+    previous_size: int | None
 
 
 _event = select(*(events.c[name] for name in _EventRow._fields))
@@ -237,4 +239,6 @@ def _event_record(row: _EventRow) -> Event:
         reason=row.reason,
         actor=row.actor,
         request_id=row.request_id,
+        size=row.size,
+        previous_size=row.previous_size,
     )
