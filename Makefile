@@ -22,7 +22,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 RUNS = $(VENV)/.runs
 READY = $(VENV)/.ready
 # The tests start some thousand processes; where Python may not keep what it compiles, each would compile everything.
-COMPILE = $(BIN)/python -m compileall -q registry migrations
+BYTECODE = $(BIN)/python -m compileall -q registry migrations
 MODEL = build/model
 DYNAMO = build/dynamo
 UV = build/uv/bin/uv
@@ -41,11 +41,11 @@ run: $(RUNS)  ## serve on 127.0.0.1:8090 from registry.db (ARGS: options of `ser
 	@$(BIN)/metadata-registry serve $(ARGS)
 
 test: $(READY) $(MODEL)  ## run the tests (ARGS: options of pytest)
-	@$(COMPILE)
+	@$(BYTECODE)
 	@$(BIN)/pytest $(ARGS)
 
 interop: $(READY) $(DYNAMO)  ## run the tests with a real NVIDIA Dynamo (downloads 120 MB once; ARGS: options of pytest)
-	@$(COMPILE)
+	@$(BYTECODE)
 	@$(BIN)/pytest -o addopts= -ra -n 2 --dist worksteal tests/interop $(ARGS)
 	@if unshare --map-root-user --net true 2>/dev/null; then \
 	    unshare --map-root-user --net $(BIN)/python -m tests.interop.loopback $(BIN)/pytest -o addopts= -ra -n 2 \
