@@ -111,6 +111,7 @@ CALLS: dict[tuple[str, str], RequestSpec] = {
     ("GET", OWNER_PAGE): plain(f"/ui/owners/{HELD}", "read"),
     ("GET", "/ui/events"): plain("/ui/events", "read"),
     ("GET", "/ui/audit"): plain("/ui/audit", "read"),
+    ("GET", "/ui/words"): plain("/ui/words", "read"),
     ("GET", "/ui/sql"): plain("/ui/sql?q=SELECT+1", "administer"),
     ("GET", "/live"): plain("/live", "open"),
     ("GET", "/health"): plain("/health", "open"),

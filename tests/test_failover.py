@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from registry.core.records import ArtifactKey, Owner
+from registry.store.opening import missing_rights
 from registry.store.postgresql.address import conninfo_of
 from registry.store.postgresql.locks import WRITE_LOCK
 from tests.etcds import free_port
@@ -279,8 +280,78 @@ def test_a_standby_by_mistake_is_refused_at_the_start(
     wait_for(lambda: is_migrated(standby, url))
     said = refused(there)
     assert "it is a standby" in said
-    assert "?host=" in said
+    assert "A:5432,B:5432" in said
     assert "Traceback" not in said
+
+
+def test_what_an_administrator_changed_is_told_by_calls_and_by_health_and_never_as_our_fault(
+    primary: Cluster, url: str
+) -> None:
+    with (
+        start(url) as service,
+        psycopg.connect(conninfo_of(url), autocommit=True) as connection,
+    ):
+        set_fixed(service)
+        change = connection.execute
+        change("ALTER TABLE entries RENAME COLUMN size TO bytes")
+        assert_refused(register(service), "a column is missing")
+        wait_for(lambda: service.client.get("/health").status_code == 503)
+        assert "db check" in str(health(service))
+        change("ALTER TABLE entries RENAME COLUMN bytes TO size")
+        change("ALTER VIEW leaks RENAME TO drips")
+        wait_for(lambda: service.client.get("/health").status_code == 503)
+        assert "db upgrade" in str(health(service))
+        change("ALTER VIEW drips RENAME TO leaks")
+        wait_until_healthy(service)
+        change(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'not on Fridays'; END $$"
+        )
+        change(
+            "CREATE TRIGGER refuse BEFORE INSERT ON owners FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        assert_refused(register(service, number=77), "not on Fridays")
+        change("DROP TRIGGER refuse ON owners")
+        change("DROP FUNCTION refuse")
+        change("ALTER TABLE owners ADD CONSTRAINT theirs CHECK (namespace = 'x') NOT VALID")
+        assert_refused(register(service, number=78), "theirs")
+        change("ALTER TABLE owners DROP CONSTRAINT theirs")
+        assert register(service, number=79).status_code == 200
+        assert "Traceback" not in service.log
+
+
+def test_a_table_that_somebody_locked_keeps_nobody_waiting_for_long(
+    primary: Cluster, url: str
+) -> None:
+    with start(url) as service, psycopg.connect(conninfo_of(url)) as connection:
+        set_fixed(service)
+        connection.execute("LOCK TABLE entries")
+        with in_bounded_time():
+            assert_refused(register(service), "a lock of a table")
+        with in_bounded_time():
+            assert_refused(service.client.get("/v1/models"), "a lock of a table")
+        with in_bounded_time():
+            assert_refused(service.fetch(FIXED))
+        connection.rollback()
+        wait_until_healthy(service)
+        assert register(service).status_code == 200
+
+
+def test_the_rights_that_a_user_lacks_are_named_by_doctor(primary: Cluster, url: str) -> None:
+    name = name_of(url)
+    primary.execute("CREATE ROLE looker LOGIN")
+    try:
+        with psycopg.connect(conninfo_of(url), autocommit=True) as connection:
+            connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO looker")
+        said = missing_rights(primary.url(name).replace(f"//{ROLE}", "//looker"))
+        assert said is not None
+        assert "looker may not read and write" in said
+        assert "owners" in said
+        assert missing_rights(url) is None
+    finally:
+        with primary.connected(name) as administrator:
+            administrator.execute("DROP OWNED BY looker")
+        primary.execute("DROP ROLE looker")
 
 
 def test_a_database_that_only_pretends_to_lock_is_refused_at_the_start(

@@ -104,6 +104,33 @@ def test_what_does_not_read_is_refused_and_changes_nothing(
         assert connection.execute(state).fetchall() == before
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT lo_create(0)",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()",
+        'SELECT "pg_cancel_backend" /**/ (1)',
+        "SELECT PG_Advisory_Lock(1297237319), pg_sleep(60)",
+        "WITH a AS (SELECT pg_try_advisory_xact_lock(1)) TABLE a",
+        "SELECT set_config('jit', 'off', false)",
+        "SELECT query_to_xml('SELECT lo_create(0)', true, true, '')",
+        "SELECT pg_catalog.pg_notify('a', 'b')",
+        "EXPLAIN ANALYZE SELECT lo_create(0)",
+        'SELECT U&"lo\\005fcreate"(0)',
+    ],
+)
+def test_a_function_that_may_do_more_than_read_is_not_run(postgres_url: str, query: str) -> None:
+    with pytest.raises(Refused, match=r"may do more than read|as they are"):
+        asked(postgres_url, query)
+    count = "SELECT COUNT(*) FROM pg_largeobject_metadata"
+    assert list(asked(postgres_url, count).rows) == [(0,)]
+
+
+def test_functions_of_time_chance_and_size_are_run(postgres_url: str) -> None:
+    query = "SELECT clock_timestamp() IS NULL, random() > 2, pg_total_relation_size('events') < 0"
+    assert list(asked(postgres_url, query).rows) == [(False, False, False)]
+
+
 @pytest.mark.parametrize("name", GREEDY)
 def test_a_statement_takes_no_more_memory_and_time_than_it_may(
     postgres_url: str, name: str

@@ -75,10 +75,17 @@ class DatabaseCheck:
     def _look_inside(self) -> Lines:
         """The lines `database` and `clock`."""
         from registry.store import tables
-        from registry.store.opening import migrations_of, open_for_command, place_of
+        from registry.store.opening import (
+            migrations_of,
+            missing_rights,
+            open_for_command,
+            place_of,
+        )
 
         url = self._settings.database_url
         name, revision = place_of(url), migrations_of(url).current(url)
+        if (missing := missing_rights(url)) is not None:
+            return [failed("database", missing, "GRANT it on the server, as its owner.")]
         if revision is None:
             found = f"There is no registry in {name} yet."
             return [note("database", found, "`metadata-registry serve` makes it.")]

@@ -107,6 +107,20 @@ def migrations_of(url: str) -> Migrations:
     return of_sqlite
 
 
+def missing_rights(url: str) -> str | None:
+    """What a server does not let the user of a URL do, in a sentence; None: nothing, or it is a
+    file.
+
+    Raises:
+        RegistryError: the database cannot be reached.
+    """
+    if not _needs_postgresql(url):
+        return None
+    from registry.store.postgresql import inspect as of_postgresql
+
+    return of_postgresql.missing_rights(url)
+
+
 def prepare(url: str, *, notify: Notify = lambda sentence: None) -> None:
     """Make sure that this program can work with the database at a URL: see `migrate.prepare` of its
     engine."""

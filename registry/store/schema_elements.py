@@ -23,6 +23,7 @@ Elements = dict[Element, str]
 """What each element is: its SQL, or what else tells it."""
 
 WORDS_AROUND = 6
+WORDS_MAX = 40
 """As many words that are the same are shown before and behind a difference of two texts."""
 
 
@@ -55,8 +56,9 @@ def _equal_words(one: list[str], other: list[str]) -> int:
 
 def _part(words: list[str], begin: int, end: int) -> str:
     first, last = max(0, begin - WORDS_AROUND), min(len(words), len(words) - end + WORDS_AROUND)
-    shown = words[first:last]
-    return _shown(["..."] * (first > 0) + shown + ["..."] * (last < len(words)))
+    shown = words[first : min(last, first + WORDS_MAX)]
+    is_cut = first + len(shown) < len(words)
+    return _shown(["..."] * (first > 0) + shown + ["..."] * is_cut)
 
 
 def spaced(sql: str) -> str:

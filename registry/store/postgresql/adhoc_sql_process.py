@@ -35,6 +35,21 @@ DIGITS_MAX = 18
 """Of whole numbers, as far as JSON has them."""
 SYNTAX, FEATURE, PRIVILEGE = "42", "0A", "42501"
 
+_NAMES = re.compile(r"[^\W\d][\w$]*")
+_UNICODE_NAME = re.compile(r"u&\s*\"", re.IGNORECASE)
+_HARMLESS = (
+    *("clock_timestamp", "timeofday", "random", "gen_random_uuid", "pg_sleep"),
+    *("pg_database_size", "pg_relation_size", "pg_table_size", "pg_indexes_size"),
+    *("pg_total_relation_size", "pg_tablespace_size", "pg_blocking_pids", "pg_is_in_recovery"),
+    *("pg_current_wal_lsn", "pg_last_wal_replay_lsn", "pg_last_xact_replay_timestamp"),
+)
+_DOES_MORE = """
+    SELECT proname FROM pg_proc
+    WHERE provolatile = 'v' AND proname = ANY(%s) AND proname <> ALL(%s) ORDER BY proname LIMIT 1
+"""
+"""Functions that may do more than read. A transaction that is read-only stops few of them: not
+those that end connections, take locks or make large objects."""
+
 _COMMENTS = re.compile(r"\A(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
 _READS = ("select", "with", "values", "table", "explain", "show", "(")
 
@@ -83,12 +98,28 @@ def _run(url: str, query: str, timeout_s: float, max_rows: int, max_bytes: int) 
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
             f"SET LOCAL statement_timeout = '{max(1, int(timeout_s * 1000))}ms'; SELECT 1"
         )
+        _refuse_functions(connection, query)
         say("ready", None)
         try:
             return _say_rows(connection, query, max_rows, max_bytes)
         except psycopg.Error as error:
             _explain(error, timeout_s)
             raise
+        finally:
+            if not connection.broken:
+                connection.rollback()
+
+
+def _refuse_functions(connection: psycopg.Connection[Any], query: str) -> None:
+    """Raise Refused for a statement that names a function which may do more than read."""
+    if _UNICODE_NAME.search(query):
+        raise Refused('Names are to be written as they are, not as U&"...".')
+    words = list({form for name in _NAMES.findall(query) for form in (name, name.lower())})
+    found = connection.execute(_DOES_MORE, (words, list(_HARMLESS))).fetchall()
+    if found:
+        raise Refused(
+            f"{found[0][0]} is a function that may do more than read, so the statement was not run."
+        )
 
 
 def _say_rows(

@@ -19,7 +19,7 @@ BACKUPS = "PostgreSQL's tools make them, or the managed service"
 def find_problem(url: str) -> str | None:
     """Why a running service cannot work with the database as it is now, or None if it can."""
     try:
-        found = look(url)
+        found = look(url, to_serve=True)
         if is_usable(place_of(url), found):
             return None
     except RegistryError as error:

@@ -48,6 +48,8 @@ HALTED_TIMEOUT_S = 5
 """How long a writer that was halted keeps the lock from all others."""
 READ_TIMEOUT_S = 120
 READ_HALTED_TIMEOUT_S = 60
+LOCK_TIMEOUT_S = 5
+"""For a table that somebody else has locked, as LOCK TABLE and ALTER TABLE do."""
 
 _CLOCK = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
@@ -135,6 +137,7 @@ class PostgreSQLDatabase:
             # Else an int is sent as int2, int4 or int8 by its value: three statements of each.
             session.adapters.register_dumper(int, Int8Dumper)
             with self._watchdog.watching(session):
+                session.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
                 check_server(session, self._place)
                 self._accept(session)
         except DatabaseRefused as error:

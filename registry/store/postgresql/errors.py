@@ -14,19 +14,21 @@ QUERY_CANCELED = "57014"
 READ_ONLY = "25006"
 
 _BUSY = {
-    LOCK_NOT_AVAILABLE: "Another replica held the write lock all the time; nothing was written. "
-    "Try again.",
+    LOCK_NOT_AVAILABLE: "Somebody held what this needs all the time: another replica the write "
+    "lock, or somebody else a lock of a table (pg_locks shows who). Nothing was written. Try "
+    "again.",
     "40001": "The database could not order this change among others; nothing was written. Try "
     "again.",
     "40P01": "The database broke off this change, which waited for another in a circle; nothing "
     "was written. Try again.",
-    QUERY_CANCELED: "The database was busy for longer than this may take, and broke it off; "
-    "nothing was written. Try again.",
+    QUERY_CANCELED: "The database was busy for longer than this may take (or than the "
+    "statement_timeout of its user), and broke it off; nothing was written. Try again.",
 }
 
 _CAUSES = {
     "25006": "the server takes no writes: it is a standby, or set to read only. Name all servers "
-    "in the URL (?host=A:5432&host=B:5432), so that the primary is found",
+    "in the URL (A:5432,B:5432), so that the primary is found, and see that its user has no "
+    "default_transaction_read_only",
     "25P03": "this process was halted in the middle of a transaction, which the server broke off",
     "25P04": "a transaction took too long, and the server broke it off",
     "28P01": "the server refused the password; correct the URL or the password file",
@@ -47,6 +49,11 @@ _CAUSES = {
     "57P03": "the server is starting or stopping",
     "57P05": "the server closed a connection that was idle for long",
 }
+
+_OURS = ("pk_", "uq_", "ck_", "fk_", "ix_")
+"""How the names of the registry's own constraints begin."""
+_OF_OTHERS = ("09", "23", "27", "38", "39", "44", "P0")
+"""What triggers, rules and constraints raise."""
 
 _CAUSES_OF_CLASS = {
     "08": "the connection to the server is broken",
@@ -83,9 +90,19 @@ def translate(error: psycopg.Error, name: str) -> RegistryError | None:
     if state in _BUSY:
         return Busy(_BUSY[state])
     cause = _CAUSES.get(state) or _CAUSES_OF_CLASS.get(state[:2])
+    if cause is None and state.startswith(_OF_OTHERS) and not _is_ours(error):
+        said = error.diag.message_primary or "no reason"
+        cause = (
+            f"it refused the change, as the registry's own schema does not: {said}. Look for a "
+            "trigger, rule or constraint that was added; `metadata-registry db check` names it"
+        )
     if cause is None:
         return None
     return StorageUnavailable(f"The database {name} cannot be used: {cause} ({state}).")
+
+
+def _is_ours(error: psycopg.Error) -> bool:
+    return (error.diag.constraint_name or "").startswith(_OURS)
 
 
 def outcome_unknown(name: str, why: str) -> StorageUnavailable:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.core import stopping
 from registry.errors import Busy, DatabaseRefused, RegistryError, StorageUnavailable
+from registry.store import tables
 from registry.store.compatibility import SchemaState, without_revision
 from registry.store.postgresql import views
 from registry.store.postgresql.address import conninfo_of, place_of
@@ -29,6 +30,7 @@ ADMIN_NAME = "metadata-registry db"
 not taken for those of a service."""
 
 MIN_SERVER_VERSION = 140000
+LOCK_TIMEOUT_S = 2
 
 NOTHING = SchemaState()
 
@@ -72,6 +74,7 @@ def opened(url: str) -> Iterator[AdminConnection]:
         stopping.interruptible(Cancel(connection)),
     ):
         with _watchdog.watching(connection):
+            connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
             check_server(connection, place)
         yield connection
 
@@ -119,17 +122,58 @@ def check_server(connection: AdminConnection, place: str) -> None:
     refuse_pooler(connection, place)
 
 
-def look(url: str, *, to_write: bool = False) -> SchemaState:
+def look(url: str, *, to_write: bool = False, to_serve: bool = False) -> SchemaState:
     """What is in a database. An empty one holds nothing.
 
     Raises:
         DatabaseRefused: it is not ours.
-        StorageUnavailable: it cannot be reached; or, with `to_write`, it takes no writes.
+        StorageUnavailable: it cannot be reached; or, with `to_write`, it takes no writes; or, with
+            `to_serve`, a column or a view is missing.
     """
     with opened(url) as connection, _watchdog.watching(connection):
         if to_write:
             refuse_read_only(connection, place_of(url))
-        return look_through(connection, place_of(url))
+        found = look_through(connection, place_of(url))
+        if to_serve and found.revision == tables.HEAD_REVISION:
+            _read_nothing(connection)
+        return found
+
+
+def missing_rights(url: str) -> str | None:
+    """What the user of a URL may not do and a service does, in a sentence; None: nothing.
+
+    Raises:
+        RegistryError: the database cannot be reached.
+    """
+    with opened(url) as connection, _watchdog.watching(connection):
+        ((schema, user),) = connection.execute("SELECT current_schema(), current_user").fetchall()
+        if schema is None:
+            return "No schema of the search_path is there, of the URL or of the user."
+        if look_through(connection, place_of(url)).revision is None:
+            query = "SELECT has_schema_privilege(%s, 'CREATE')"
+            ((may,),) = connection.execute(query, (schema,)).fetchall()
+            return None if may else f"The user {user} may not make tables in the schema {schema}."
+        rights = " AND ".join(
+            f"has_table_privilege(name, '{each}')"
+            for each in ("SELECT", "INSERT", "UPDATE", "DELETE")
+        )
+        # The journal is only added to, and pruned.
+        names = [name for name in tables.metadata.tables if name != "events"]
+        found = connection.execute(
+            f"SELECT name FROM unnest(%s::text[]) AS name WHERE NOT ({rights})".encode(), (names,)
+        ).fetchall()
+        shown = ", ".join(name for (name,) in found)
+        return f"The user {user} may not read and write {shown}." if found else None
+
+
+def _read_nothing(connection: AdminConnection) -> None:
+    """Name every table, column and view that a service uses, and take no row."""
+    for table in tables.metadata.tables.values():
+        connection.execute(
+            f"SELECT {', '.join(each.name for each in table.c)} FROM {table.name} LIMIT 0".encode()
+        )
+    for view in views.VIEWS:
+        connection.execute(f"SELECT FROM {view} LIMIT 0".encode())
 
 
 def look_through(connection: AdminConnection, place: str) -> SchemaState:
@@ -192,6 +236,16 @@ def explained(place: str, error: Exception) -> RegistryError:
         return DatabaseRefused(
             f"{place} can only be read, as a standby can. Name the primary, or all servers with a "
             "comma between them."
+        )
+    if state in ("42703", "42P01"):
+        return StorageUnavailable(
+            f"{place}: {said}. `metadata-registry db check` names what is missing; a view is made "
+            "anew by `metadata-registry db upgrade`."
+        )
+    if state == "3F000":
+        return DatabaseRefused(
+            f"{place}: {said}. Make it (CREATE SCHEMA), or correct the search_path of the URL or "
+            "of the user."
         )
     if state in ("55P03", "40P01"):
         return Busy(f"{place}: others kept what is to be changed locked. Try again. ({said})")

@@ -137,7 +137,11 @@ def check(url: str) -> list[str]:
             raise DatabaseRefused(f"{no_registry(place)[:-1]}, or make one with `db upgrade`.")
         there = elements_of(connection)
     are_ours = version_of(found.views_version) <= views.VERSION
-    differences = find_differences(there, fresh_elements(url), with_views=are_ours)
+    fresh, restored = fresh_elements(url)
+    # pg_dump writes a view as the server tells it, which the server tells otherwise when it was
+    # restored: with a name for each column.
+    there |= {each: fresh[each] for each, text in restored.items() if there.get(each) == text}
+    differences = find_differences(there, fresh, with_views=are_ours)
     if found.revision != tables.HEAD_REVISION:
         differences.insert(
             0, f"the schema revision is {found.revision!r} instead of {tables.HEAD_REVISION!r}"
@@ -145,8 +149,9 @@ def check(url: str) -> list[str]:
     return differences
 
 
-def fresh_elements(url: str) -> Elements:
-    """What the revisions make, as the server of a database tells it.
+def fresh_elements(url: str) -> tuple[Elements, Elements]:
+    """What the revisions make, as the server of a database tells it; and the views as it tells
+    them once they were dumped and restored.
 
     They run on temporary tables, in a transaction that is rolled back: nobody else sees any of it.
 
@@ -157,9 +162,17 @@ def fresh_elements(url: str) -> Elements:
     with translated(place), engine.connect() as connection, connection.begin() as transaction:
         connection.exec_driver_sql("SET LOCAL search_path = pg_temp")
         run_alembic("upgrade", "head", connection=connection)
-        found = elements_of(driver_of(connection))
+        driver = driver_of(connection)
+        found = elements_of(driver)
+        for name in views.VIEWS:
+            ((text,),) = driver.execute(
+                "SELECT pg_get_viewdef(CAST(CAST(%s AS text) AS regclass), true)",
+                (f"pg_temp.{name}",),
+            ).fetchall()
+            driver.execute(f"CREATE OR REPLACE VIEW {name} AS {text}".encode())
+        again = elements_of(driver)
         transaction.rollback()
-    return found
+    return found, {each: text for each, text in again.items() if each.kind == "view"}
 
 
 def _run_revisions(url: str, direction: Direction, revision: str, notify: Notify) -> None:

@@ -46,7 +46,8 @@ def refuse_read_only(session: Session, name: str) -> None:
     if is_read_only:
         raise StorageUnavailable(
             f"The server of {name} takes no writes: it is a standby, or set to read only. Name "
-            "all servers in the URL (?host=A:5432&host=B:5432), so that the primary is found."
+            "all servers in the URL (A:5432,B:5432), so that the primary is found, and see that "
+            "its user has no default_transaction_read_only."
         )
 
 
