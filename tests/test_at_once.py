@@ -59,7 +59,7 @@ async def answers(tmp_path: Path) -> dict[str, list[Answer]]:
     found: dict[str, list[Answer]] = {}
     async with starlette._app.router.lifespan_context(starlette._app) as state:
         registry = state["registry"]
-        await registry.upload(checksum(CONTENT), _parts(CONTENT))
+        await registry.upload(checksum(CONTENT), _parts(CONTENT), None, None)
         offers = [
             Offer(COPIED, None, checksum(CONTENT), None),
             Offer(IN_PLACE, str(file), None, None),
