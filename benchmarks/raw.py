@@ -32,8 +32,9 @@ _RENEW = "UPDATE owners SET renewed_at = ?, lease_expires_at = ? WHERE id = ?"
 _ENTRY = "INSERT INTO entries VALUES (?, ?, '_base', 'config.json', ?, ?, 1, ?, ?, NULL)"
 _REF = "INSERT INTO owner_refs VALUES (?, ?, ?, NULL, NULL, 'ok', ?, ?, ?)"
 _EVENT = """
-    INSERT INTO events
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL, NULL)
+    INSERT INTO events (id, at, kind, owner_id, entry_id, namespace, component, endpoint,
+        instance_id, lora_slug, slug, suffix, filename, checksum, size)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 
@@ -52,7 +53,7 @@ class Loop:
         connection.execute(_OWNER, (*self._who, LEASE_MS, now + LEASE_MS, now, now))
         self._owner_id = self._last("owners")
         self._event_id += 1
-        ids, nothing = (self._owner_id, None), (None, None, None, None)
+        ids, nothing = (self._owner_id, None), (None, None, None, None, None)
         connection.execute(_EVENT, (self._event_id, now, "attached", *ids, *self._who, *nothing))
         connection.execute("COMMIT")
 
@@ -64,7 +65,7 @@ class Loop:
             self._entry_id += 1
             slug = f"raw-{self._entry_id}"
             key = (slug, "_base", "config.json")
-            about = (owner_id, self._entry_id, *self._who, *key, self._checksum)
+            about = (owner_id, self._entry_id, *self._who, *key, self._checksum, self._size)
             entries.append((self._entry_id, slug, self._checksum, self._size, now, now))
             events.append((self._event_id + 1, now, "created", *about))
             self._event_id += 2

@@ -39,8 +39,8 @@ _REF = """
 """
 _EVENT = """
     INSERT INTO events (id, at, kind, owner_id, entry_id, namespace, component, endpoint,
-        instance_id, lora_slug, slug, suffix, filename, checksum)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+        instance_id, lora_slug, slug, suffix, filename, checksum, size)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
 
 
@@ -58,7 +58,7 @@ class PostgreSQLLoop:
         self._event_id = self._one("SELECT coalesce(max(id), 0) FROM events") + 1
         now = self._now()
         self._owner_id = self._one(_OWNER, *self._who, LEASE_MS, now + LEASE_MS, now, now)
-        ids, nothing = (self._owner_id, None), (None, None, None, None)
+        ids, nothing = (self._owner_id, None), (None, None, None, None, None)
         attached = (self._event_id, now, "attached", *ids, *self._who, *nothing)
         self._cursor.execute(_EVENT, attached)
 
@@ -70,7 +70,7 @@ class PostgreSQLLoop:
             self._entry_id += 1
             slug = f"raw-{self._entry_id}"
             key = (slug, "_base", "config.json")
-            about = (owner_id, self._entry_id, *self._who, *key, self._checksum)
+            about = (owner_id, self._entry_id, *self._who, *key, self._checksum, self._size)
             entries.append((self._entry_id, slug, self._checksum, self._size, now, now))
             events.append((self._event_id + 1, now, "created", *about))
             self._event_id += 2
