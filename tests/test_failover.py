@@ -347,6 +347,7 @@ def test_the_rights_that_a_user_lacks_are_named_by_doctor(primary: Cluster, url:
         assert said is not None
         assert "looker may not read and write" in said
         assert "owners" in said
+        assert "events" in said
         assert missing_rights(url) is None
     finally:
         with primary.connected(name) as administrator:

@@ -154,11 +154,11 @@ def missing_rights(url: str) -> str | None:
             ((may,),) = connection.execute(query, (schema,)).fetchall()
             return None if may else f"The user {user} may not make tables in the schema {schema}."
         rights = " AND ".join(
-            f"has_table_privilege(name, '{each}')"
-            for each in ("SELECT", "INSERT", "UPDATE", "DELETE")
+            f"has_table_privilege(name, '{each}')" for each in ("SELECT", "INSERT", "DELETE")
         )
         # The journal is only added to, and pruned.
-        names = [name for name in tables.metadata.tables if name != "events"]
+        rights += " AND (name = 'events' OR has_table_privilege(name, 'UPDATE'))"
+        names = list(tables.metadata.tables)
         found = connection.execute(
             f"SELECT name FROM unnest(%s::text[]) AS name WHERE NOT ({rights})".encode(), (names,)
         ).fetchall()
