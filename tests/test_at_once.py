@@ -55,9 +55,9 @@ async def answers(tmp_path: Path) -> dict[str, list[Answer]]:
     url = f"sqlite:///{tmp_path}/registry.db"
     prepare(url)
     app = create_app(Settings(database_url=url, artifact_roots=(str(tmp_path),)))
-    starlette: Any = app._app
+    starlette: Any = app._app.app  # type: ignore[attr-defined]
     found: dict[str, list[Answer]] = {}
-    async with starlette._app.router.lifespan_context(starlette._app) as state:
+    async with starlette.router.lifespan_context(starlette) as state:
         registry = state["registry"]
         await registry.upload(checksum(CONTENT), _parts(CONTENT), None, None)
         offers = [

@@ -59,7 +59,7 @@ def described() -> dict[str, Any]:
 def test_every_route_of_the_application_is_described(described: dict[str, Any]) -> None:
     app: Any = create_app(Settings())
     while not hasattr(app, "routes"):
-        app = app._app
+        app = getattr(app, "app", None) or app._app
     routes = {
         (method, route.path)
         for route in app.routes

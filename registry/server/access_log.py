@@ -74,20 +74,59 @@ def tell(
     level = level or _level(route, status)
     if not log.isEnabledFor(level):
         return
-    error = error or scope.get("problem")
     grant = scope.get("grant")
+    _write(
+        level,
+        scope["method"],
+        scope["raw_path"],
+        route,
+        status,
+        seconds,
+        error or scope.get("problem"),
+        scope.get("request_id"),
+        None if grant is None else grant.name,
+    )
+
+
+def tell_call(
+    method: str,
+    raw_path: bytes,
+    route: str,
+    status: int,
+    seconds: float,
+    error: RegistryError | None,
+    request_id: str,
+    actor: str | None,
+) -> None:
+    """Write the access line of a request that came without a scope."""
+    level = _level(route, status)
+    if log.isEnabledFor(level):
+        _write(level, method, raw_path, route, status, seconds, error, request_id, actor)
+
+
+def _write(
+    level: int,
+    method: str,
+    raw_path: bytes,
+    route: str,
+    status: int,
+    seconds: float | None,
+    error: RegistryError | None,
+    request_id: str | None,
+    actor: str | None,
+) -> None:
     log.log(
         level,
         "answered",
         extra=fields(
-            method=scope["method"],
-            path=scope["raw_path"].decode("ascii", "backslashreplace")[:PATH_SHOWN_MAX],
+            method=method,
+            path=raw_path.decode("ascii", "backslashreplace")[:PATH_SHOWN_MAX],
             route=route,
             status=status,
             milliseconds=None if seconds is None else round(seconds * 1000, 2),
             **_fields_of(error, status),
-            request_id=scope.get("request_id"),
-            actor=None if grant is None else grant.name,
+            request_id=request_id,
+            actor=actor,
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,13 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from registry.config import Settings
-from registry.errors import MethodNotAllowed, NotFound
+from registry.errors import MethodNotAllowed, NotFound, RegistryError
 from registry.server.access_log import Observed
 from registry.server.auth import Access, guarded
 from registry.server.certificates import Certificate, watched
-from registry.server.fast_dispatch import Direct
 from registry.server.http import RequestIds, request_id_of, room_for_bodies
 from registry.server.metrics import Metrics
 from registry.server.metrics_endpoint import reporting
@@ -27,7 +28,8 @@ from registry.server.pages.running import showing
 from registry.server.read_path import Serving
 from registry.server.reloading import Reloads, reloading
 from registry.server.routes.operations import health_of
-from registry.server.routes.table import ROUTES
+from registry.server.routes.table import CALLS, ROUTES
+from registry.server.short_way import ShortWay
 from registry.server.siblings import Parent
 from registry.service.discovery_watch import DiscoveryWatch
 from registry.service.lanes import Shared
@@ -98,8 +100,27 @@ def create_app(
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    direct = Direct(app, ROUTES, access, metrics)
-    return Serving(direct, metrics, access, proxy)
+    return Serving(Explaining(app), ShortWay(CALLS, access, metrics), metrics, access, proxy)
+
+
+class Explaining:
+    """Has the reason of a start that failed be told without a traceback, where it is known."""
+
+    def __init__(self, app: Starlette) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, _explained(send) if scope["type"] == "lifespan" else send)
+
+
+def _explained(send: Send) -> Send:
+    async def explain(message: Message) -> None:
+        error = sys.exception()
+        if message["type"] == "lifespan.startup.failed" and isinstance(error, RegistryError):
+            message = {**message, "message": f"The service cannot start: {error.detail}"}
+        await send(message)
+
+    return explain
 
 
 def proxy_of(settings: Settings, access: Access) -> FileProxy | None:

@@ -130,6 +130,8 @@ class Metrics:
             _SECONDS_BUCKETS,
             "route",
         )
+        self._timed: dict[str, Histogram] = {}
+        """The histogram of each route; to find one by its label takes longer than to count."""
         self._reads = self._counter(
             "reads",
             "Reads of metadata files by outcome: memory (from memory), loaded (into memory first), "
@@ -164,7 +166,10 @@ class Metrics:
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request that is no read of a metadata file."""
         self.tally.requests[route, method_label(method), status] += 1
-        self._request_seconds.labels(route).observe(seconds)
+        timed = self._timed.get(route)
+        if timed is None:
+            timed = self._timed[route] = self._request_seconds.labels(route)
+        timed.observe(seconds)
 
     def wrote(self, outcomes: Mapping[tuple[str, str], int], items: int, seconds: float) -> None:
         """Count a transaction of writes: how many had which (operation, outcome), how many in

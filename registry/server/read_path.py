@@ -33,6 +33,7 @@ from registry.server.file_keys import PREFIX, ROUTES, Path, path_of
 from registry.server.http import ClientGone, Headers, problem, problem_for, request_id_for
 from registry.server.metrics import UNMATCHED, Metrics, method_label
 from registry.server.proxy.refusals import not_a_proxy, target_of
+from registry.server.short_way import ShortWay
 from registry.store.reads.lookup import GroupLocator, Location
 
 if TYPE_CHECKING:
@@ -61,10 +62,16 @@ class Serving:
     """Answers GET and HEAD below /v1/metadata/, and passes everything else on."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, access: Access, proxy: FileProxy | None = None
+        self,
+        app: ASGIApp,
+        short_way: ShortWay,
+        metrics: Metrics,
+        access: Access,
+        proxy: FileProxy | None = None,
     ) -> None:
         self._app = app
         self._proxy = proxy
+        self.take = short_way.take
         self._tally = metrics.tally
         self._access = access
         self._asks_all = access.readers_need_token

@@ -137,7 +137,7 @@ _sql_decoder = msgspec.json.Decoder(SqlRequest)
 _register_decoder = msgspec.json.Decoder(RegisterRequest)
 
 
-def decode_register(body: bytes) -> RegisterRequest:
+def decode_register(body: bytes | bytearray) -> RegisterRequest:
     """The manifest in a request body.
 
     Raises:
@@ -146,7 +146,7 @@ def decode_register(body: bytes) -> RegisterRequest:
     return _decoded(_register_decoder, body)
 
 
-def decode_renewals(body: bytes) -> RenewalsRequest:
+def decode_renewals(body: bytes | bytearray) -> RenewalsRequest:
     """Raises: Invalid."""
     return _decoded(_renewals_decoder, body)
 
@@ -179,7 +179,7 @@ def _whole(text: str) -> int | float:
 _whole_decoder = msgspec.json.Decoder(float_hook=_whole)
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def _decoded(decoder: msgspec.json.Decoder[T], body: bytes | bytearray) -> T:
     try:
         try:
             return decoder.decode(body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import uvicorn
@@ -64,6 +64,22 @@ class Soon(Protocol):
 AtOnce = Callable[[bytes, Headers, Mapping[str, Any]], Answer | Soon | None]
 """What an application may have beside itself: for the target, the headers and the state of a GET,
 an answer that needs no call. None: the application is to be called."""
+
+
+Response = tuple[int, bytes, bytes]
+"""The status, the headers and the bytes of an answer."""
+
+
+class AskedChange(Protocol):
+    """A change that the head of a request asks for. It is made when the body has come."""
+
+    def answer(self, body: bytearray) -> Coroutine[Any, Any, Response]:
+        """Make it, and say what is answered. It does not raise."""
+        ...
+
+
+Take = Callable[[bytes, bytes, Headers, Mapping[str, Any]], AskedChange | None]
+"""The same for the method, the target, the headers and the state of what is no GET."""
 
 OwnsAuthority = Callable[[bytes, bytes, tuple[str, int | None] | None], bool]
 """What an application may have to be asked whether a target that is a whole URL is its own: the

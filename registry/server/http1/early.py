@@ -4,19 +4,21 @@ waited for. An application takes twice the time that all the rest of a small ans
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from registry.server.http import Headers
-from registry.server.http1.config import AtOnce, Config, Soon
+from registry.server.http1.config import AskedChange, AtOnce, Config, Response, Soon, Take
 from registry.server.http1.ending import EndingConnection
 from registry.server.http1.part import Part
 from registry.server.http1.watch import Watch
 
 
 class Awaited:
-    """A request whose answer is looked up. It stands where uvicorn has a request's cycle, so that
+    """A request that no task was begun for. It stands where uvicorn has a request's cycle, so that
     what comes behind it waits."""
 
     __slots__ = (
@@ -25,16 +27,14 @@ class Awaited:
         "keep_alive",
         "more_body",
         "response_complete",
-        "soon",
         "url",
     )
 
     response_started = False
 
-    def __init__(self, url: bytes, headers: Headers, soon: Soon) -> None:
+    def __init__(self, url: bytes, headers: Headers) -> None:
         self.url = url
         self.headers = headers
-        self.soon = soon
         self.disconnected = self.response_complete = False
         self.more_body = self.keep_alive = True
 
@@ -52,8 +52,35 @@ class Awaited:
         return {"headers": self.headers}
 
 
+class LookedUp(Awaited):
+    """A request whose answer is looked up."""
+
+    __slots__ = ("soon",)
+
+    def __init__(self, url: bytes, headers: Headers, soon: Soon) -> None:
+        super().__init__(url, headers)
+        self.soon = soon
+
+
+class Called(Awaited):
+    """A request whose body is waited for, and then what it asks for."""
+
+    __slots__ = ("_begin", "body")
+
+    def __init__(self, url: bytes, headers: Headers, begin: Callable[[Called], None]) -> None:
+        super().__init__(url, headers)
+        self._begin: Callable[[Called], None] | None = begin
+        self.body = bytearray()
+
+    def set(self) -> None:
+        """Begin when all has come."""
+        if self._begin is not None and not self.more_body and not self.disconnected:
+            begin, self._begin = self._begin, None
+            begin(self)
+
+
 class PlainHead:
-    """What a parser says of a head that an `Awaited` is made for."""
+    """What a parser says of a head that a `LookedUp` is made for."""
 
     def get_http_version(self) -> str:
         """The version of HTTP."""
@@ -78,6 +105,7 @@ class EarlyConnection(EndingConnection):
     config: Config
     _answering: Any
     _at_once: AtOnce | None
+    _take: Take
     _is_answered: bool
     _is_own_host: bool
     _watch: Watch
@@ -91,11 +119,19 @@ class EarlyConnection(EndingConnection):
             or self.pipeline
             or self.flow.write_paused
             or self.transport.is_closing()
-            or parser.get_method() != b"GET"
             or parser.get_http_version() != "1.1"
             or not parser.should_keep_alive()
         ):
             return False
+        method = parser.get_method()
+        if method != b"GET":
+            asked = self._take(method, self.url, self.headers, self.app_state)
+            if asked is not None:
+                begin = partial(self._begin_change, asked)
+                called: Any = Called(self.url, self.headers, begin)
+                self.cycle = self._answering = called
+                self._part = Part.BODY
+            return asked is not None
         answer = at_once(self.url, self.headers, self.app_state)
         if answer is None:
             return False
@@ -111,16 +147,37 @@ class EarlyConnection(EndingConnection):
         self._is_answered = self._is_idle = True
         return True
 
+    def _begin_change(self, asked: AskedChange, called: Called) -> None:
+        """Have a change made, now that all of the request is there."""
+        task: Any = self.loop.create_task(asked.answer(called.body))
+        self.tasks.add(task)  # Who stops the service waits for these, and cancels what is left.
+        task.add_done_callback(partial(self._changed, called))
+
+    def _changed(self, called: Called, task: asyncio.Task[Response]) -> None:
+        """A change was made or refused."""
+        self.tasks.discard(task)
+        called.response_complete = True
+        if called.disconnected or self.transport.is_closing() or task.cancelled():
+            self.transport.close()
+            return
+        status, headers, content = task.result()
+        head = self._watch.head(self.server_state.default_headers, status)
+        end = b"\r\n" if called.keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(head + headers + end + content)
+        if not called.keep_alive:
+            self.transport.close()
+        self._go_idle()
+
     def _await(self, soon: Soon) -> None:
         """Answer later. Only then it shows whether a task is needed."""
-        awaited: Any = Awaited(self.url, self.headers, soon)
+        awaited: Any = LookedUp(self.url, self.headers, soon)
         self.cycle = self._answering = awaited
         self._part = Part.BODY
         coming: Any = soon.coming
         self.tasks.add(coming)  # Who stops the service waits for these, and cancels what is left.
         coming.add_done_callback(partial(self._came, awaited))
 
-    def _came(self, awaited: Awaited, coming: Any) -> None:
+    def _came(self, awaited: LookedUp, coming: Any) -> None:
         """What was looked up for an answer is there."""
         self.tasks.discard(coming)
         if awaited.disconnected or self.transport.is_closing():
@@ -139,12 +196,17 @@ class EarlyConnection(EndingConnection):
         self.transport.write(
             self._watch.head(self.server_state.default_headers) + answer[0] + answer[1]
         )
+        self._go_idle()
+
+    def _go_idle(self) -> None:
+        """An answer was given. Unless something waits behind it, no timer is set (see `look`)."""
         if (
             self._part is Part.BETWEEN
             and not self.pipeline
             and not self._held
             and not self._is_half_closed
             and self._refusal is None
+            and not self.transport.is_closing()
         ):
             self.server_state.total_requests += 1
             self._answered += 1
@@ -152,7 +214,7 @@ class EarlyConnection(EndingConnection):
         else:
             self.on_response_complete()
 
-    def _call_after_all(self, awaited: Awaited) -> None:
+    def _call_after_all(self, awaited: LookedUp) -> None:
         """Give a request to the application as if its head had just been parsed. What was parsed
         since waits behind it."""
         latest: Any = self.cycle

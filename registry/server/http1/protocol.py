@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from registry import errors
 from registry.server.hosts import TWO_HOSTS, target_of
-from registry.server.http1.config import AtOnce, Config, Flow, OwnsAuthority, Refused
+from registry.server.http1.config import AtOnce, Config, Flow, OwnsAuthority, Refused, Take
 from registry.server.http1.early import Awaited, EarlyConnection
 from registry.server.http1.framing import framing_of, make_parser
 from registry.server.http1.head_buffer import HeadBuffer
@@ -57,6 +57,7 @@ class HttpConnection(EarlyConnection):
         "_part",
         "_refusal",
         "_refused",
+        "_take",
         "_takes",
         "_unframed_bytes",
         "_watch",
@@ -70,6 +71,7 @@ class HttpConnection(EarlyConnection):
         self._watch = self.config.watch
         self._limits = self.config.limits
         self._at_once: AtOnce | None = getattr(self.app, "at_once", None)
+        self._take: Take = getattr(self.app, "take", _takes_nothing)
         self._takes: Callable[[bytes], bool] | None = getattr(self.app, "takes_host", None)
         self._owns: OwnsAuthority | None = getattr(self.app, "owns_authority", None)
         self._refused: Refused | None = getattr(self.app, "refused", None)
@@ -301,6 +303,10 @@ class HttpConnection(EarlyConnection):
             self.loop.call_soon(self._go_on)
         else:
             self._finish()
+
+
+def _takes_nothing(*_: object) -> None:
+    """Of an application that has no short way."""
 
 
 _SLASH = ord("/")

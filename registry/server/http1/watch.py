@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Protocol
 
 from registry.server.http import Headers
@@ -52,15 +53,20 @@ class Watch:
         self._told_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
         self._default_headers: Headers = []
-        self._head = b""
+        self._heads: dict[int, bytes] = {}
+        """The first lines of answers, by their status."""
 
-    def head(self, default_headers: Headers) -> bytes:
-        """The first lines of a 200, put together once for headers that change every second."""
+    def head(self, default_headers: Headers, status: int = 200) -> bytes:
+        """The first lines of an answer, put together once for headers that change every second."""
         if default_headers is not self._default_headers:
-            lines = [name + b": " + value + b"\r\n" for name, value in default_headers]
             self._default_headers = default_headers
-            self._head = b"".join((b"HTTP/1.1 200 OK\r\n", *lines))
-        return self._head
+            self._heads = {}
+        head = self._heads.get(status)
+        if head is None:
+            lines = [name + b": " + value + b"\r\n" for name, value in default_headers]
+            first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
+            head = self._heads[status] = b"".join((first, *lines))
+        return head
 
     def admit(self, connection: Watched) -> bool:
         """Take a connection in, if there is room for it. Who was greeted has its room already."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from registry.core.records import Owner
-from registry.server.auth import actor_of, grant_of
+from registry.server.auth import actor_of
+from registry.server.changes import ChangeRequest
 from registry.server.http import (
     answer,
     page_limit,
-    read_json_body,
     read_optional_json_body,
     registry_of,
     request_id_of,
@@ -29,9 +31,9 @@ from registry.wire.responses import (
 PATH = "/v1/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}"
 
 
-def _owner(request: Request) -> Owner:
+def _owner(parameters: Mapping[str, str]) -> Owner:
     names = ("namespace", "component", "endpoint", "instance_id", "suffix")
-    return Owner.parse("/".join(request.path_params[name] for name in names))
+    return Owner.parse("/".join(parameters[name] for name in names))
 
 
 async def list_owners(request: Request) -> Response:
@@ -48,42 +50,38 @@ async def list_owners(request: Request) -> Response:
 
 async def show_owner(request: Request) -> Response:
     """`GET /v1/owners/{owner}`: an owner with what it holds."""
-    found = registry_of(request).lookups.owner(_owner(request))
+    found = registry_of(request).lookups.owner(_owner(request.path_params))
     record, entries = await while_there(request, found)
     return answer(owner_response(record, entries))
 
 
-async def unregister_for_owner(request: Request) -> Response:
+async def unregister_for_owner(asked: ChangeRequest) -> ReceiptResponse:
     """`DELETE /v1/owners/{owner}`: release all that it holds and end it."""
-    receipt = await registry_of(request).unregister_for_owner(
-        _owner(request), request_id=request_id_of(request), actor=actor_of(request)
+    receipt = await asked.registry.unregister_for_owner(
+        _owner(asked.parameters), request_id=asked.request_id, actor=asked.actor
     )
-    return answer(ReceiptResponse.of(receipt))
+    return ReceiptResponse.of(receipt)
 
 
-async def renew(request: Request) -> Response:
+async def renew(asked: ChangeRequest) -> RenewedResponse:
     """`POST /v1/owners/{owner}/renew`: renew its lease."""
-    renewed = await registry_of(request).renew(_owner(request))
-    return answer(RenewedResponse.of(renewed))
+    return RenewedResponse.of(await asked.registry.renew(_owner(asked.parameters)))
 
 
-async def renew_many(request: Request) -> Response:
+async def renew_many(asked: ChangeRequest) -> RenewalsResponse:
     """`POST /v1/renewals`: renew the leases of many owners in one write."""
-    registry = registry_of(request)
-    body = await read_json_body(request, registry.settings.max_body_bytes)
-    owners = decode_renewals(body).records()
-    grant = grant_of(request)
+    owners = decode_renewals(asked.body).records()
     for namespace in {owner.namespace for owner in owners}:
-        grant.check_namespace(namespace)
-    outcomes = await registry.renew_many(owners) if owners else []
+        asked.grant.check_namespace(namespace)
+    outcomes = await asked.registry.renew_many(owners) if owners else []
     pairs = zip(owners, outcomes, strict=True)
-    return answer(RenewalsResponse([RenewalResponse.of(*pair) for pair in pairs]))
+    return RenewalsResponse([RenewalResponse.of(*pair) for pair in pairs])
 
 
 async def drain(request: Request) -> Response:
     """`POST /v1/owners/{owner}/drain`: announce a detach."""
     registry = registry_of(request)
-    owner = _owner(request)
+    owner = _owner(request.path_params)
     body = await read_optional_json_body(request, registry.settings.max_body_bytes)
     drained = await registry.drain(
         owner,

@@ -5,38 +5,30 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from registry.server.auth import actor_of, grant_of
-from registry.server.http import (
-    answer,
-    body_parts,
-    read_json_body,
-    registry_of,
-    request_id_of,
-)
+from registry.server.auth import actor_of
+from registry.server.changes import ChangeRequest
+from registry.server.http import answer, body_parts, registry_of, request_id_of
 from registry.wire.requests import decode_register
 from registry.wire.responses import BlobResponse, RegisteredResponse
 
 
-async def register(request: Request) -> Response:
+async def register(asked: ChangeRequest) -> RegisteredResponse:
     """`POST /v1/registrations`: a manifest for an owner."""
-    registry = registry_of(request)
-    body = await read_json_body(request, registry.settings.max_body_bytes)
-    manifest = decode_register(body)
+    manifest = decode_register(asked.body)
     owner, offers = manifest.owner.record(), [offer.record() for offer in manifest.artifacts]
-    grant = grant_of(request)
-    grant.check_namespace(owner.namespace)
-    grant.check_slugs(offer.key.slug for offer in offers)
-    registered = await registry.register(
+    asked.grant.check_namespace(owner.namespace)
+    asked.grant.check_slugs(offer.key.slug for offer in offers)
+    registered = await asked.registry.register(
         owner,
         offers,
         lease_ttl_ms=manifest.lease_ttl_ms,
         worker_name=manifest.worker_name,
         on_conflict=manifest.on_conflict,
         as_revision=manifest.as_revision,
-        request_id=request_id_of(request),
-        actor=actor_of(request),
+        request_id=asked.request_id,
+        actor=asked.actor,
     )
-    return answer(RegisteredResponse.of(registered))
+    return RegisteredResponse.of(registered)
 
 
 async def upload(request: Request) -> Response:

@@ -30,6 +30,7 @@ from registry.errors import (
     UnsupportedMediaType,
     UploadsPending,
 )
+from registry.server.changes import Changing
 from registry.server.http import PAGE_DEFAULT, check_query
 from registry.server.openapi.spec import (
     STORAGE,
@@ -92,7 +93,7 @@ CALLS: tuple[RequestSpec, ...] = (
     RequestSpec(
         "POST",
         "/v1/registrations",
-        registrations.register,
+        Changing(registrations.register, has_body=True),
         "Register a manifest for an owner",
         WRITING,
         ok("All of it is registered.", RegisteredResponse),
@@ -158,7 +159,7 @@ CALLS: tuple[RequestSpec, ...] = (
     RequestSpec(
         "DELETE",
         owners.PATH,
-        owners.unregister_for_owner,
+        Changing(owners.unregister_for_owner),
         "Release all that an owner holds and end it",
         WRITING,
         ok("What was released. An unknown owner releases nothing.", ReceiptResponse),
@@ -167,7 +168,7 @@ CALLS: tuple[RequestSpec, ...] = (
     RequestSpec(
         "POST",
         f"{owners.PATH}/renew",
-        owners.renew,
+        Changing(owners.renew),
         "Renew an owner's lease",
         WRITING,
         ok("The renewed lease.", RenewedResponse),
@@ -176,7 +177,7 @@ CALLS: tuple[RequestSpec, ...] = (
     RequestSpec(
         "POST",
         "/v1/renewals",
-        owners.renew_many,
+        Changing(owners.renew_many, has_body=True),
         "Renew the leases of many owners",
         WRITING,
         ok("For each owner its renewed lease, or why it has none.", RenewalsResponse),
