@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from registry.store.opening import open_database, prepare
+from registry.store.opening import open_database
 from tests.fleet import World
 from tests.places import SQLITE, Place, Places
 from tests.postgres import Cluster, Clusters
@@ -73,7 +73,7 @@ def place(places: Places, tmp_path: Path) -> Iterator[Place]:
 @pytest.fixture
 def database(place: Place) -> Iterator[Any]:
     """A migrated database."""
-    prepare(place.url)
+    place.migrate()
     opened = open_database(place.url)
     yield opened
     opened.close()

@@ -32,7 +32,7 @@ from registry.errors import RegistryError
 from registry.service.registry import Registry
 from registry.service.sweeper import policy_from
 from registry.store.engine import Connection, Engine
-from registry.store.opening import open_database, prepare
+from registry.store.opening import open_database
 from registry.store.ops import blobs, leases, register, unregister
 from registry.store.ops import prune as prune_module
 from registry.store.ops.expire import Sweep, Swept
@@ -95,7 +95,7 @@ class World:
     def __post_init__(self) -> None:
         self.place = as_place(self.where)
         self.url = self.place.url
-        prepare(self.url)
+        self.place.migrate()
         self.database: Engine
         self.open()
 

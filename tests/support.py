@@ -84,7 +84,9 @@ class Server:
 
     `flags` are options of `serve`: `lease_grace_s=1` is `--lease-grace-s 1`, a list repeats the
     option, True is a switch. `token` is sent by the client; `trust` tells whose certificates it
-    believes. `before_start` runs in the new process; `program` is what Python is to run.
+    believes. `before_start` runs in the new process; `program` is what Python is to run. A file of
+    SQLite that is not there yet is put there first, unless it is `from_nothing`: to have it made
+    takes a third of a start.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Server:
         trust: ssl.SSLContext | None = None,
         before_start: Callable[[], None] | None = None,
         program: Sequence[str] = ("-m", "registry"),
+        from_nothing: bool = False,
         **flags: Any,
     ) -> None:
         if isinstance(database, str):  # The URL of a database that is looked after elsewhere.
@@ -102,6 +105,9 @@ class Server:
         else:
             self.place = as_place(database)
             url, folder = self.place.url, self.place.folder
+            if isinstance(self.place, SQLitePlace) and not from_nothing:
+                with suppress(OSError):
+                    self.place.migrate()
         self.trust = trust or True
         self.log = ""
         command = [sys.executable, *program, "serve", "--port", "0"]

@@ -33,7 +33,7 @@ from registry.core.records import (
 from registry.errors import Busy, Conflict, StorageUnavailable
 from registry.store.engine import Connection, Engine
 from registry.store.group_commit import Writer
-from registry.store.opening import open_database, prepare
+from registry.store.opening import open_database
 from registry.store.ops import blobs, file_status, register, unregister
 from registry.store.sqlite.engine import Database
 from tests.places import Dump, Place, Places, SQLitePlace, as_place, on_both, on_sqlite
@@ -178,9 +178,9 @@ STEPS: dict[str, Step] = {
 
 
 def make_world(where: Path | Place, world: Sequence[Step] = WORLD) -> Engine:
-    url = as_place(where).url
-    prepare(url)
-    database = open_database(url, busy_timeout_s=0.05, clock=lambda: NOW)
+    place = as_place(where)
+    place.migrate()
+    database = open_database(place.url, busy_timeout_s=0.05, clock=lambda: NOW)
     with database.write() as conn:
         conn.run_text("INSERT INTO settings VALUES ('upload_grace_ms', '0')")
         for operation, items in world:

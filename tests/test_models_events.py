@@ -18,6 +18,7 @@ from registry.client import RegistryClient
 from registry.core.events import EventFilter, EventKind, EventOrder, EventPage
 from registry.core.listings import Model
 from registry.core.records import ArtifactKey, Owner
+from registry.errors import Invalid
 from registry.store.reads import events, queries
 from registry.store.sql import Statement
 from registry.store.sqlite.engine import Database
@@ -261,9 +262,9 @@ def long_journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]
             SELECT DISTINCT slug, '_base', 'a.json', 'blake3:' || printf('%064d', 0), 0, 1, 0, 0
             FROM told;
             INSERT INTO events (id, at, kind, owner_id, entry_id, namespace, component, endpoint,
-                instance_id, lora_slug, slug, suffix, filename, checksum)
+                instance_id, lora_slug, slug, suffix, filename, checksum, request_id)
             SELECT t.id, t.id, t.kind, o.id, e.id, 'ns', 'backend', 'generate', t.instance_id, '',
-                t.slug, '_base', 'a.json', e.checksum
+                t.slug, '_base', 'a.json', e.checksum, 'request-' || (t.id / 3)
             FROM told t JOIN owners o ON o.instance_id = t.instance_id
             JOIN entries e ON e.slug = t.slug AND e.suffix = '_base' AND e.filename = 'a.json'
             ORDER BY t.id;
@@ -286,6 +287,11 @@ FILTERS = {
     "popular slug": EventFilter(slug="popular"),
     "other slug": EventFilter(slug="model-3"),
     "busy owner, rare kind": EventFilter(owner=BUSY, kind=EventKind.SUPERSEDED),
+    "request": EventFilter(request_id="request-17"),
+    "request, kind that it did not do": EventFilter(
+        kind=EventKind.SUPERSEDED, request_id="request-17"
+    ),
+    "request that never was": EventFilter(request_id="none"),
     "all three": EventFilter(RARE, "model-3", EventKind.REGISTERED),
 }
 
@@ -314,7 +320,9 @@ def test_no_page_of_a_long_journal_looks_at_more_than_a_bounded_part_of_it(
         assert steps < 450, f"{steps} thousand steps"
 
 
-@pytest.mark.parametrize("name", ["rare kind", "other slug", "busy owner, rare kind", "all three"])
+@pytest.mark.parametrize(
+    "name", ["rare kind", "other slug", "busy owner, rare kind", "request", "all three"]
+)
 def test_the_pages_of_a_long_journal_together_hold_every_event_that_is_wanted(
     long_journal: Database, name: str
 ) -> None:
@@ -325,8 +333,9 @@ def test_the_pages_of_a_long_journal_together_hold_every_event_that_is_wanted(
             row[0]
             for row in connection.execute(
                 "SELECT id FROM events WHERE (?1 IS NULL OR instance_id = CAST(?1 AS TEXT)) "
-                "AND (?2 IS NULL OR slug = ?2) AND (?3 IS NULL OR kind = ?3) ORDER BY id",
-                (owner, wanted.slug, wanted.kind),
+                "AND (?2 IS NULL OR slug = ?2) AND (?3 IS NULL OR kind = ?3) "
+                "AND (?4 IS NULL OR request_id = ?4) ORDER BY id",
+                (owner, wanted.slug, wanted.kind, wanted.request_id),
             )
         ]
     for order in EventOrder:
@@ -343,7 +352,9 @@ def test_the_pages_of_a_long_journal_together_hold_every_event_that_is_wanted(
         assert pages <= LENGTH // events.EVENTS_LOOKED_AT + 1
 
 
-@pytest.mark.parametrize("name", ["none", "rare kind", "busy owner", "other slug", "all three"])
+@pytest.mark.parametrize(
+    "name", ["none", "rare kind", "busy owner", "other slug", "request", "all three"]
+)
 def test_every_look_at_the_journal_goes_by_an_index(long_journal: Database, name: str) -> None:
     values = events._event_values(FILTERS[name])
     found = events._event_statements(tuple(values), False)
@@ -356,6 +367,32 @@ def test_every_look_at_the_journal_goes_by_an_index(long_journal: Database, name
             plan = [row[3] for row in conn.run_text(f"EXPLAIN QUERY PLAN {text}", given)]
             assert [step for step in plan if step.startswith("SCAN events")] == [], plan
             assert any("USING" in step and "events" in step for step in plan), plan
+
+
+def test_what_a_request_did_is_found_by_its_id(server: Server) -> None:
+    """In every way to the journal; problems and the log name the id as well."""
+    server.register_copies(ONE, {CONFIG: b"{}", CHAT: b"hello"})
+    server.register_copies(TWO, {CONFIG: b"{}"})
+    gone = server.client.delete(f"/v1/owners/{ONE}", headers={"X-Request-Id": "why/gone?&1"})
+    assert gone.status_code == 200
+    expected = ["detached", "removed", "released", "released"]
+    found = events_of(server, request_id="why/gone?&1")["events"]
+    assert sorted(event["kind"] for event in found) == sorted(expected)
+    assert {event["request_id"] for event in found} == {"why/gone?&1"}
+    of_kind = events_of(server, request_id="why/gone?&1", kind="removed")["events"]
+    assert [event["filename"] for event in of_kind] == [CHAT.filename]
+    done = run(server, "events", "--request-id", "why/gone?&1", "--json")
+    assert len(json.loads(done.stdout)["events"]) == len(expected)
+    with RegistryClient(server.url) as client:
+        wanted = EventFilter(request_id="why/gone?&1")
+        assert len(client.events(wanted).events) == len(expected)
+        with pytest.raises(Invalid, match="1 to 128 visible characters"):
+            client.events(EventFilter(request_id="no id"))
+    page = server.client.get(f"/ui/owners/{ONE}", headers={"Accept": "text/html"}).text
+    link = "/ui/events?request_id=why%2Fgone%3F%261"
+    assert f'href="{link}"' in page
+    listed = server.client.get(link, headers={"Accept": "text/html"}).text
+    assert listed.count('<tr role="row">') == 1 + len(expected)
 
 
 # The command line

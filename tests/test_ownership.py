@@ -45,7 +45,7 @@ from registry.core.records import (
 )
 from registry.errors import Conflict, NotRegistered
 from registry.store.engine import Engine
-from registry.store.opening import open_database, prepare
+from registry.store.opening import open_database
 from registry.store.ops import blobs, unregister
 from registry.store.ops import register as register_ops
 from tests.places import SQLITE, Places, on_both
@@ -157,7 +157,7 @@ class Ownership(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="metadata-registry-tests-"))
         self.places = ExitStack()
         self.place = self.places.enter_context(places.at(self.folder))
-        prepare(self.place.url)
+        self.place.migrate()
         for place in PLACES:
             for content in CONTENTS:
                 self.file(content, place).parent.mkdir(exist_ok=True)

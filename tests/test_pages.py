@@ -236,6 +236,7 @@ def test_a_refusal_is_a_page_for_browsers_and_a_problem_for_programs(server: Ser
         ("/ui/nothing", 404, "not_found"),
         ("/ui/events?kind=none", 422, "invalid"),
         ("/ui/events?until=yesterday", 422, "invalid"),
+        ("/ui/events?request_id=%00", 422, "invalid"),
         ("/ui/sql?q=DELETE+FROM+owners", 422, "invalid"),
         ("/ui/sql?q=SELECT+1&format=xml", 422, "invalid"),
     ):

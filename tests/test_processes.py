@@ -59,6 +59,7 @@ def services(database_path: Path, root: Path) -> Iterator[list[Server]]:
                     workers=WORKERS,
                     artifact_root=root,
                     busy_timeout_s=BUSY_TIMEOUT_S,
+                    from_nothing=True,
                 )
             )
             for _ in range(SERVICES)

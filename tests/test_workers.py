@@ -38,7 +38,7 @@ DYING = "import os, sys\nif '--multiprocessing-fork' in sys.orig_argv: {}\n"
 def test_a_worker_that_ends_is_told_of_with_its_cause_counted_and_replaced(
     serve: Callable[..., Server], number: signal.Signals, cause: str
 ) -> None:
-    server = serve(workers=2)
+    server = serve(workers=2, from_nothing=True)
     wait_for(lambda: len(workers_of(server)) == 2)
     ended = workers_of(server)[0]
     os.kill(ended, number)

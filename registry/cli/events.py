@@ -39,6 +39,10 @@ def events(
     kind: Annotated[
         EventKind | None, typer.Option(metavar="KIND", help=f"Only of these: {KINDS}.")
     ] = None,
+    request_id: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Only what this request did: X-Request-Id of its answer."),
+    ] = None,
     last: Annotated[
         int, typer.Option("--last", "-n", metavar="N", min=0, help="Only the last N.")
     ] = LAST_DEFAULT,
@@ -59,7 +63,7 @@ def events(
     With --follow, until Ctrl-C or until whoever reads the output has gone; the JSON is then one
     object in each line.
     """
-    wanted = EventFilter(None if owner is None else Owner.parse(owner), slug, kind)
+    wanted = EventFilter(None if owner is None else Owner.parse(owner), slug, kind, request_id)
     from registry.client.client import RegistryClient
 
     with RegistryClient(url, token=token, ca_file=ca_file) as client:

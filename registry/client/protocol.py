@@ -221,6 +221,7 @@ def events_page(
     params = {"order": order.value, "limit": str(limit)}
     owner = None if wanted.owner is None else Owner.of(wanted.owner)
     given = {"owner": owner, "slug": wanted.slug, "kind": wanted.kind, "after": after}
+    given["request_id"] = wanted.request_id
     params |= {name: str(value) for name, value in given.items() if value is not None}
     read = reader(EventsResponse, EventsResponse.record)
     return Call(

@@ -25,10 +25,13 @@ NAME_PATTERN = (
 
 SLUG_MAX = 255
 SLUG_PATTERN = f"[a-z0-9][a-z0-9_-]{{0,{SLUG_MAX - 1}}}"
+REQUEST_ID_MAX = 128
+REQUEST_ID_PATTERN = f"[\\x21-\\x7e]{{1,{REQUEST_ID_MAX}}}"
 CHECKSUM_PATTERN = "blake3:[0-9a-f]{64}"
 _is_name = re.compile(NAME_PATTERN).fullmatch
 _is_slug = re.compile(SLUG_PATTERN).fullmatch
 _is_filename = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}").fullmatch
+_is_request_id = re.compile(REQUEST_ID_PATTERN).fullmatch
 _is_checksum = re.compile(CHECKSUM_PATTERN).fullmatch
 _no_slug_character = re.compile(r"[^a-z0-9_-]")
 _is_decimal = re.compile(r"0|[1-9][0-9]{0,19}").fullmatch
@@ -74,6 +77,15 @@ def _slug_of(value: str) -> str:
     """A hint for who gave a model's name instead of its slug."""
     slug = slug_text(value) if isinstance(value, str) else ""
     return f" The slug of a model of this name is {slug}." if _is_slug(slug) else ""
+
+
+def check_request_id(value: str) -> None:
+    """Raise Invalid unless `value` can be the id of a request."""
+    if not _is_request_id(value):
+        raise Invalid(
+            f"request_id is {shown(value)}; it must be 1 to {REQUEST_ID_MAX} visible characters of "
+            "ASCII, as the X-Request-Id of an answer is."
+        )
 
 
 def check_checksum(value: str) -> None:

@@ -65,6 +65,7 @@ class EventFilter:
     owner: Owner | None = None
     slug: str | None = None
     kind: EventKind | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry import errors
 from registry.content.budget import Room
+from registry.core.checks import REQUEST_ID_PATTERN
 from registry.core.text import shown
 from registry.wire.json_encoding import encode
 from registry.wire.problems import problem_of
@@ -69,12 +70,11 @@ CHALLENGE = 'Bearer realm="metadata-registry"'
 PROXY_CHALLENGE = 'Basic realm="metadata-registry", Bearer realm="metadata-registry"'
 INVALID_TOKEN = ', error="invalid_token"'
 BODIES_MAX_BYTES = 256 << 20
-REQUEST_ID_MAX = 128
 SHORTAGE_RETRY_AFTER_S = 5
 PAGE_DEFAULT = 100
 PAGE_MAX = 1000
 
-_is_request_id = re.compile(rb"[\x21-\x7e]{1,%d}" % REQUEST_ID_MAX).fullmatch
+_is_request_id = re.compile(REQUEST_ID_PATTERN.encode()).fullmatch
 
 log = logging.getLogger("registry.http")
 

@@ -17,6 +17,7 @@ from registry.core.checks import (
     LEASE_MAX_MS,
     LEASE_MIN_MS,
     NAME_PATTERN,
+    REQUEST_ID_PATTERN,
     SLUG_PATTERN,
 )
 
@@ -49,6 +50,13 @@ Name = Annotated[
     Meta(
         description="1 to 255 letters, digits, '.', '_' and '-'; not '.' or '..'.",
         extra_json_schema=_NAMES,
+    ),
+]
+RequestId = Annotated[
+    str,
+    Meta(
+        description="The X-Request-Id of an answer.",
+        extra_json_schema={"pattern": f"^{REQUEST_ID_PATTERN}$"},
     ),
 ]
 Slug = Annotated[

@@ -1,4 +1,4 @@
-"""`/ui/events`: the journal, by owner, model, kind and time."""
+"""`/ui/events`: the journal, by owner, model, kind, request and time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from registry.store.reads.overview import first_event_at
 from registry.store.reads.owner_lines import worker_names
 
 PATH = "/ui/events"
-FILTERS = ("owner", "slug", "kind", "until")
+FILTERS = ("owner", "slug", "kind", "request_id", "until")
 
 
 async def show_journal(request: Request) -> Response:

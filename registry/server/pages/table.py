@@ -125,6 +125,7 @@ PAGES: tuple[RequestSpec, ...] = (
             Parameter("owner", str, "Only events of this owner."),
             Parameter("slug", str, "Only events of this model."),
             Parameter("kind", KIND, "Only events of this kind."),
+            Parameter("request_id", str, "Only what this request did."),
             Parameter("until", str, "Only events before this time in UTC."),
             AFTER,
         ),

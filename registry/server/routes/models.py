@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from registry.core.checks import SLUG_PATTERN, check_slug
+from registry.core.checks import SLUG_PATTERN, check_request_id, check_slug
 from registry.core.events import EventFilter, EventKind, EventOrder
 from registry.core.records import Owner
 from registry.core.text import shown
@@ -65,13 +65,16 @@ def event_filter(given: Mapping[str, str]) -> EventFilter:
     """The events that query parameters ask for.
 
     Raises:
-        Invalid: one of them names no owner, slug or kind.
+        Invalid: one of them names no owner, slug, kind or request.
     """
     owner = Owner.parse(given["owner"]) if "owner" in given else None
     slug = given.get("slug")
     if slug is not None:
         check_slug("slug", slug)
-    return EventFilter(owner, slug, _kind(given.get("kind")))
+    request_id = given.get("request_id")
+    if request_id is not None:
+        check_request_id(request_id)
+    return EventFilter(owner, slug, _kind(given.get("kind")), request_id)
 
 
 def _kind(text: str | None) -> EventKind | None:

@@ -255,6 +255,7 @@ CALLS: tuple[RequestSpec, ...] = (
             Parameter("owner", types.OwnerText, "Only events of this owner."),
             Parameter("slug", types.Slug, "Only events of this model."),
             Parameter("kind", EventKind, "Only events of this kind."),
+            Parameter("request_id", types.RequestId, "Only what this request did."),
             Parameter("order", EventOrder, "Which come first.", EventOrder.OLDEST),
             AFTER_ID,
             LIMIT,

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
-    CompoundSelect,
     Select,
     bindparam,
     func,
@@ -18,6 +17,7 @@ from sqlalchemy import (
     text,
     union_all,
 )
+from sqlalchemy.sql.selectable import GenerativeSelect
 
 from registry.core.events import Event, EventFilter, EventOrder, EventPage
 from registry.core.listings import Entry
@@ -154,6 +154,8 @@ def _event_values(wanted: EventFilter) -> dict[str, str]:
         values["slug"] = wanted.slug
     if wanted.kind is not None:
         values["kind"] = wanted.kind
+    if wanted.request_id is not None:
+        values["request_id"] = wanted.request_id
     return values
 
 
@@ -188,11 +190,15 @@ def _event_statements(names: tuple[str, ...], newest_first: bool) -> _EventState
     )
 
 
-def _found_by_name(names: tuple[str, ...]) -> CompoundSelect[tuple[int]] | None:
-    """The ids of the events of an owner, or of a slug, or of both; some of them more than once.
+def _found_by_name(names: tuple[str, ...]) -> GenerativeSelect | None:
+    """The ids of the events of a request; or of an owner, or of a slug, or of both, some of them
+    more than once.
 
     Names lead to the ids that they stand for or stood for, and those to the events.
     """
+    if "request_id" in names:
+        # All that it is asked for with: one request has few events.
+        return select(events.c.id).where(*(events.c[name] == bindparam(name) for name in names))
     is_slug = [events.c.slug == bindparam("slug")] if "slug" in names else []
     if "namespace" in names:
         is_about = text(f"({ABOUT_OWNERS})")
