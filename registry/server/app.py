@@ -149,7 +149,7 @@ async def _not_here(request: Request, error: Exception) -> Response:
     path = request.scope["path"]  # `request.url` would be remembered by urllib.
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = sorted({method for route in ROUTES for method in _methods_at(route, request)})
-        return refusal(
+        return await refusal(
             request.scope,
             MethodNotAllowed(
                 f"{path} does not take {request.method}; it takes {', '.join(allowed)}.",
@@ -157,7 +157,7 @@ async def _not_here(request: Request, error: Exception) -> Response:
             ),
             request_id_of(request),
         )
-    return refusal(
+    return await refusal(
         request.scope,
         NotFound(f"There is nothing at {path}. See /openapi.json for what there is."),
         request_id_of(request),

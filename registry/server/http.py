@@ -7,7 +7,7 @@ import errno
 import logging
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
@@ -81,7 +81,7 @@ log = logging.getLogger("registry.http")
 T = TypeVar("T")
 
 Headers = list[tuple[bytes, bytes]]
-Refuse = Callable[[Scope, errors.RegistryError, str | None], Response]
+Refuse = Callable[[Scope, errors.RegistryError, str | None], Awaitable[Response]]
 
 
 def registry_of(request: Request) -> Registry:
@@ -273,7 +273,8 @@ class RequestIds:
             if started:
                 raise
             scope["problem"] = ours
-            await self._refuse(scope, ours, request_id)(scope, receive, send_with_id)
+            refusal = await self._refuse(scope, ours, request_id)
+            await refusal(scope, receive, send_with_id)
 
 
 class ClientGone(Exception):

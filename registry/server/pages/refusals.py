@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 from starlette.types import Scope
@@ -12,18 +14,23 @@ from registry.server.http import problem
 from registry.server.pages import rendering
 from registry.server.pages.accept import asks_for_page
 
+if TYPE_CHECKING:
+    from registry.server.pages.running import PagesState
+
 CHALLENGE = 'Basic realm="metadata-registry", charset="UTF-8"'
 """A browser asks its user for a name, which may be any, and a password, which is the token."""
 
 KEPT = ("Retry-After", "Allow")
 
 
-def refusal(scope: Scope, error: errors.RegistryError, request_id: str | None) -> Response:
+async def refusal(scope: Scope, error: errors.RegistryError, request_id: str | None) -> Response:
     """What is answered instead: the problem, or a page that says the same."""
     answer = problem(error, request_id)
     if not asks_for_page(scope):
         return answer
-    page = rendering.html(
+    pages: PagesState = scope["state"]["pages"]
+    make = partial(
+        rendering.html,
         "refused.html",
         answer.status_code,
         title=HTTPStatus(answer.status_code).phrase,
@@ -32,6 +39,7 @@ def refusal(scope: Scope, error: errors.RegistryError, request_id: str | None) -
         request_id=request_id,
         asks_for_token=isinstance(error, errors.Unauthenticated),
     )
+    page = await pages.render(make)
     for name in KEPT:
         if name in answer.headers:
             page.headers[name] = answer.headers[name]
