@@ -39,7 +39,10 @@ class OwnerState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        return self in (OwnerState.DETACHED, OwnerState.EXPIRED, OwnerState.SUPERSEDED)
+        return self in ENDED
+
+
+ENDED = frozenset({OwnerState.DETACHED, OwnerState.EXPIRED, OwnerState.SUPERSEDED})
 
 
 class Outcome(StrEnum):

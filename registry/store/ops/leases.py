@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sqlalchemy import BigInteger, bindparam, case, func, null, select, update
 
-from registry.core.records import Drained, Owner, OwnerState, Renewed
+from registry.core.records import ENDED, Drained, Owner, Renewed
 from registry.errors import LeaseGone, RegistryError, Superseded
 from registry.store.engine import Connection
 from registry.store.journal import EventRow, write_events
@@ -32,6 +32,17 @@ class Drain:
 _rows = json_rows("rows", id=int)
 _drains = json_rows("rows", id=int, deadline_ms=int)
 _renewed_until = bindparam("now", type_=BigInteger) + owners.c.lease_ttl_ms
+
+
+class _RenewedRow(NamedTuple):
+    id: int
+    lease_ttl_ms: int | None
+    lease_expires_at: int | None
+    refs: int
+    unserveable: int
+
+
+_count_refs = select(func.count()).where(owner_refs.c.owner_id == owners.c.id).correlate(owners)
 _RENEW = Statement(
     update(owners)
     .values(
@@ -44,26 +55,13 @@ _RENEW = Statement(
         ),
     )
     .where(owners.c.id.in_(select(_rows.c.id)))
-)
-
-
-class _RenewedRow(NamedTuple):
-    id: int
-    lease_ttl_ms: int | None
-    lease_expires_at: int | None
-    refs: int
-    unserveable: int
-
-
-_count_refs = select(func.count()).where(owner_refs.c.owner_id == owners.c.id).correlate(owners)
-_RENEWED = Statement(
-    select(
+    .returning(
         owners.c.id,
         owners.c.lease_ttl_ms,
         owners.c.lease_expires_at,
         _count_refs.scalar_subquery().label("refs"),
         _count_refs.where(owner_refs.c.status != "ok").scalar_subquery().label("unserveable"),
-    ).where(owners.c.id.in_(select(_rows.c.id))),
+    ),
     _RenewedRow,
 )
 _DRAIN = Statement(
@@ -82,19 +80,17 @@ def renew(conn: Connection, now: int, items: Sequence[Owner]) -> list[Renewed | 
 
     An owner without a lease is only noted as seen. Nothing is journalled: a fleet renews often.
     """
-    outcomes, live = _find_live(conn, items)
-    if live:
-        wanted = as_rows([[owner_id] for owner_id in set(live.values())])
-        conn.run(_RENEW, now=now, rows=wanted)
-        renewed = {row.id: row for row in conn.run(_RENEWED, rows=wanted)}
-        for index, owner_id in live.items():
-            row = renewed[owner_id]
-            outcomes[index] = Renewed(
-                items[index],
-                lease_of(row.lease_ttl_ms, row.lease_expires_at),
-                row.refs,
-                row.unserveable,
-            )
+    live, refused = _find_live(conn, items)
+    outcomes: list[Renewed | RegistryError] = []
+    wanted = as_rows([[owner_id] for owner_id in set(live.values())])
+    renewed = {row.id: row for row in conn.run(_RENEW, now=now, rows=wanted)} if live else {}
+    for index, owner in enumerate(items):
+        owner_id = live.get(index)
+        if owner_id is None:
+            outcomes.append(refused[index])
+            continue
+        _, ttl_ms, expires_at, refs, unserveable = renewed[owner_id]
+        outcomes.append(Renewed(owner, lease_of(ttl_ms, expires_at), refs, unserveable))
     return outcomes
 
 
@@ -108,8 +104,8 @@ def renew_many(
 
 def drain(conn: Connection, now: int, items: Sequence[Drain]) -> list[Drained | RegistryError]:
     """Announce a detach per owner; one that was ended is refused. The last deadline counts."""
-    refused, live = _find_live(conn, [item.owner for item in items])
-    outcomes: list[Drained | RegistryError] = list(refused)  # type: ignore[arg-type]
+    live, refused = _find_live(conn, [item.owner for item in items])
+    outcomes: dict[int, Drained | RegistryError] = dict(refused)
     if live:
         deadlines = {owner_id: items[index].deadline_ms for index, owner_id in live.items()}
         conn.run(_DRAIN, now=now, rows=as_rows(deadlines.items()))
@@ -131,28 +127,27 @@ def drain(conn: Connection, now: int, items: Sequence[Drain]) -> list[Drained | 
             )
             outcomes[index] = Drained(item.owner, now + item.deadline_ms)
         write_events(conn, now, events)
-    return outcomes
+    return [outcomes[index] for index in range(len(items))]
 
 
 def _find_live(
     conn: Connection, items: Sequence[Owner]
-) -> tuple[list[Renewed | RegistryError], dict[int, int]]:
-    """The refusal of each owner that has ended or never was; the ids of the others by position."""
-    wanted = as_rows([identity(owner) for owner in items])
+) -> tuple[dict[int, int], dict[int, RegistryError]]:
+    """The id of each owner that lives, and why each of the others is refused: it has ended, or
+    never was. Both by position."""
+    identities = [identity(owner) for owner in items]
     found = {
         identity_of(row): row.id
-        for row in conn.run(FIND_OWNERS, rows=wanted)
-        if not OwnerState(row.state).ended
+        for row in conn.run(FIND_OWNERS, rows=as_rows(identities))
+        if row.state not in ENDED
     }
-    live = {
-        index: found[identity(owner)]
-        for index, owner in enumerate(items)
-        if identity(owner) in found
-    }
-    gone = [instance_of(owner) for index, owner in enumerate(items) if index not in live]
+    live = {index: found[each] for index, each in enumerate(identities) if each in found}
+    if len(live) == len(items):
+        return live, {}
+    gone = {index: instance_of(items[index]) for index in range(len(items)) if index not in live}
     # All owners of an instance are replaced with it, also those that left before or never came.
-    replaced = find_superseded(conn, gone)() if gone else set()
-    refusals: list[Renewed | RegistryError] = [
-        Superseded() if instance_of(owner) in replaced else LeaseGone() for owner in items
-    ]
-    return refusals, live
+    replaced = find_superseded(conn, list(gone.values()))()
+    return live, {
+        index: Superseded() if instance in replaced else LeaseGone()
+        for index, instance in gone.items()
+    }
