@@ -467,7 +467,7 @@ WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 def test_settings_that_cannot_work_stop_the_start(database_path: Path, name: str) -> None:
     flags, said = WRONG_SETTINGS[name]
     with pytest.raises(AssertionError) as failed:
-        Server(database_path, **flags)
+        Server(database_path, from_nothing=True, **flags)
     assert said in str(failed.value)
     assert not database_path.exists()
 

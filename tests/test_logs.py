@@ -179,7 +179,7 @@ def test_what_comes_from_outside_cannot_break_a_line(serve: Callable[..., Server
 def test_a_start_and_an_end_say_only_what_matters(
     serve: Callable[..., Server], workers: int
 ) -> None:
-    server = serve(workers=workers)
+    server = serve(workers=workers, from_nothing=True)
     server.stop()
     lines = server.log.splitlines()
     assert "with schema revision" in lines[0]

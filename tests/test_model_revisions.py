@@ -337,6 +337,17 @@ def test_a_revision_with_a_file_replaced_under_its_own_slug_is_none_any_more(
     assert base_slugs(shared, slug) == {slug: None, revision: slug}
 
 
+def test_so_is_one_with_a_file_replaced_that_came_later(shared: Server, slug: str) -> None:
+    revision = revision_of(slug, NEW)
+    offer(shared, worker(slug, 1), slug, OLD)
+    offer(shared, worker(slug, 2), slug, NEW)
+    offer(shared, worker(slug, 3), revision, {"later.json": b"1"}, on_conflict="refuse")
+    assert base_slugs(shared, slug)[revision] == slug
+    answer = offer(shared, worker(slug, 3), revision, {"later.json": b"2"}, on_conflict="refuse")
+    assert outcomes(answer) == ["replaced"]
+    assert shown_beside(shared, slug) == {}
+
+
 def test_a_slug_that_is_as_long_as_may_be_is_no_revision_of_itself(
     shared: Server, slug: str
 ) -> None:

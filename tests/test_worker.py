@@ -1138,8 +1138,10 @@ def test_a_signal_ends_holding_with_a_detach(
     with held_by_command(service.url, model, store, "--name", name) as process:
         wait_for(lambda: len(FileDiscovery(store).list(Kind.MODEL)) == 1)
         assert entries_of(service, name) == 3
+        assert process.stdout is not None
+        output = process.stdout.readline()
         process.send_signal(number)
-        output, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors.count("\n")) == (code, 1), errors
     assert f"detached, as {number.name} came" in errors
     assert "3 files" in output

@@ -302,10 +302,10 @@ class _Batch:
         self, placement: Placement, entry: EntryDraft, key: ArtifactKey, *, is_replaced: bool
     ) -> None:
         """Say of which model an entry is a revision (S17): what becomes one is one, however it came
-        there; and with one file replaced under its own slug, none of the slug's files is any more,
-        since together they are not what it is named after."""
+        there; and with one file replaced under its own slug, be it one that came later, none of the
+        slug's files is any more, since together they are not what it is named after."""
         base_slug = placement.base_slug
-        if is_replaced and base_slug is None and entry.base_slug is not None:
+        if is_replaced and base_slug is None:
             self.unmarked.add((key.slug, key.suffix))
         elif base_slug not in (None, entry.base_slug) and (is_replaced or entry.base_slug is None):
             entry.base_slug = base_slug
