@@ -1139,9 +1139,12 @@ def test_a_signal_ends_holding_with_a_detach(
         wait_for(lambda: len(FileDiscovery(store).list(Kind.MODEL)) == 1)
         assert entries_of(service, name) == 3
         assert process.stdout is not None
-        output = process.stdout.readline()
+        output = ""
+        while "held until" not in output:
+            output += process.stdout.readline()
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        rest, errors = process.communicate(timeout=30)
+        output += rest
     assert (process.returncode, errors.count("\n")) == (code, 1), errors
     assert f"detached, as {number.name} came" in errors
     assert "3 files" in output
