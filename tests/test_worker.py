@@ -1140,7 +1140,7 @@ def test_a_signal_ends_holding_with_a_detach(
         assert entries_of(service, name) == 3
         assert process.stdout is not None
         output = ""
-        while "held until" not in output:
+        while "\nowner " not in output:
             output += process.stdout.readline()
         process.send_signal(number)
         rest, errors = process.communicate(timeout=30)
