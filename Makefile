@@ -46,14 +46,14 @@ test: $(READY) $(MODEL)  ## run the tests (ARGS: options of pytest)
 
 interop: $(READY) $(DYNAMO)  ## run the tests with a real NVIDIA Dynamo (downloads 120 MB once; ARGS: options of pytest)
 	@$(BYTECODE)
-	@$(BIN)/pytest -o addopts= -ra -n 2 --dist worksteal tests/interop $(ARGS)
+	@$(BIN)/pytest -o addopts= -ra -n auto --dist worksteal tests/interop $(ARGS)
 	@if unshare --map-root-user --net true 2>/dev/null; then \
 	    unshare --map-root-user --net $(BIN)/python -m tests.interop.loopback $(BIN)/pytest -o addopts= -ra -n 2 \
 	        --dist worksteal tests/interop/test_unchanged_fleet.py $(ARGS); \
 	else echo "No network namespaces here: tests/interop/test_unchanged_fleet.py is left out."; fi
 
 packages: $(READY) $(MODEL)  ## install both wheels, and run the steps of the image, in empty places (downloads 100 MB)
-	@$(BIN)/pytest -o addopts= -ra -n 2 --dist worksteal tests/packages $(ARGS)
+	@$(BIN)/pytest -o addopts= -ra -n auto --dist worksteal tests/packages $(ARGS)
 
 fuzz: $(READY)  ## make up many requests to the service, as every role (EXAMPLES=200 of each call)
 	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/test_openapi.py $(ARGS)

@@ -33,6 +33,11 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes `-n auto` is: tests wait for processes and times half of the while."""
+    return 2 * (os.cpu_count() or 1)
+
+
 @pytest.fixture
 def database_path(tmp_path: Path) -> Iterator[Path]:
     """Where a test's database is; checked when the test is over."""
