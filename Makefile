@@ -48,7 +48,7 @@ interop: $(READY) $(DYNAMO)  ## run the tests with a real NVIDIA Dynamo (downloa
 	@$(BYTECODE)
 	@$(BIN)/pytest -o addopts= -ra -n auto --dist worksteal tests/interop $(ARGS)
 	@if unshare --map-root-user --net true 2>/dev/null; then \
-	    unshare --map-root-user --net $(BIN)/python -m tests.interop.loopback $(BIN)/pytest -o addopts= -ra -n 2 \
+	    unshare --map-root-user --net $(BIN)/python -m tests.interop.loopback $(BIN)/pytest -o addopts= -ra -n auto \
 	        --dist worksteal tests/interop/test_unchanged_fleet.py $(ARGS); \
 	else echo "No network namespaces here: tests/interop/test_unchanged_fleet.py is left out."; fi
 
