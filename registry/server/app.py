@@ -31,7 +31,6 @@ from registry.server.routes.operations import health_of
 from registry.server.routes.table import CALLS, ROUTES
 from registry.server.short_way import ShortWay
 from registry.server.siblings import Parent
-from registry.service.discovery_watch import DiscoveryWatch
 from registry.service.lanes import Shared
 from registry.service.registry import Registry
 from registry.service.sweeper import Sweeper
@@ -39,6 +38,7 @@ from registry.store.opening import open_database
 
 if TYPE_CHECKING:
     from registry.server.proxy.proxy import FileProxy
+    from registry.service.discovery_watch import DiscoveryWatch
 
 
 def create_app(
@@ -138,6 +138,8 @@ def _watch_of(
     """The comparison with discovery, if one is wanted. Of several processes one looks."""
     if settings.discovery is None:
         return None
+    from registry.service.discovery_watch import DiscoveryWatch  # Others need no discovery store.
+
     if parent is None:
         return DiscoveryWatch(settings, registry.read)
     watch = DiscoveryWatch(settings, registry.read, leads=lambda: parent.leads, tell=parent.tell)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from registry.config import Settings
 from registry.core.checks import check_name
 from registry.core.public_urls import PublicUrls, public_urls_of
-from registry.discovery import open_discovery
 from registry.errors import Invalid, SettingsError
 
 
@@ -22,6 +21,8 @@ def check_discovery(settings: Settings) -> None:
                 "store. Give its URL with --discovery."
             )
         return
+    from registry.discovery import open_discovery  # Others need none.
+
     try:
         open_discovery(settings.discovery).close()
         for namespace in settings.discovery_namespaces:

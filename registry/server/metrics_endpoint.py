@@ -8,16 +8,19 @@ from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from math import nan
+from typing import TYPE_CHECKING
 
 from registry.errors import DiscoveryUnavailable, RegistryError
 from registry.server.certificates import Certificate
 from registry.server.metrics import FLUSH_EVERY_S, Metrics
 from registry.server.siblings import Parent
-from registry.service.discovery_watch import DiscoveryWatch
 from registry.service.lanes import Shared, start_threads
 from registry.service.registry import Registry
 from registry.store.reads.audit import OF_DISCOVERY
 from registry.store.reads.stats import Counted, Sizes, count_sizes
+
+if TYPE_CHECKING:
+    from registry.service.discovery_watch import DiscoveryWatch
 
 
 class Report:

@@ -14,14 +14,13 @@ from registry.server.http import registry_of
 from registry.server.pages import rendering
 from registry.server.pages.models import PAGE
 from registry.server.pages.texts import owners_of
-from registry.server.pages.urls import at
+from registry.server.pages.urls import JOURNAL, at
 from registry.server.routes.artifacts import cursor
 from registry.server.routes.models import event_filter
 from registry.store.reads.events import list_events
 from registry.store.reads.overview import first_event_at
 from registry.store.reads.owner_lines import worker_names
 
-PATH = "/ui/events"
 FILTERS = ("owner", "slug", "kind", "request_id", "until")
 
 
@@ -39,13 +38,13 @@ async def show_journal(request: Request) -> Response:
         request,
         "events.html",
         title="Events",
-        here=PATH,
+        here=JOURNAL,
         given=given,
         kinds=list(EventKind),
         events=page.events,
         workers=await lookups.look(worker_names, owners_of(page.events)),
         is_filtered=any(given.values()),
-        following=page.next and at(PATH, **given, after=page.next),
+        following=page.next and at(JOURNAL, **given, after=page.next),
     )
 
 

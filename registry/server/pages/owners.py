@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from registry.core.events import Event, EventFilter, EventKind, EventOrder
 from registry.core.listings import OwnerRecord
-from registry.core.records import Owner, OwnerState
+from registry.core.records import Owner
 from registry.core.text import shown
 from registry.errors import Invalid, UnknownOwner
 from registry.server.http import registry_of
 from registry.server.pages import rendering
 from registry.server.pages.accept import wants_html
 from registry.server.pages.advice import ADVICE
+from registry.server.pages.choices import STATES
 from registry.server.pages.findings import found_about, owners_named
 from registry.server.pages.models import FIND_MAX, PAGE
 from registry.server.pages.running import pages_of
@@ -36,17 +37,8 @@ from registry.store.reads.owner_lines import (
     owners_page,
     worker_names,
 )
-from registry.store.reads.stats import OWNER_STATES, SUSPECT
 
 PARTS = 5
-
-LIVE = frozenset({OwnerState.ACTIVE.value, OwnerState.DRAINING.value, SUSPECT})
-STATES: Mapping[str, frozenset[str]] = {
-    "": LIVE,
-    "all": frozenset(OWNER_STATES),
-    **{name: frozenset({name}) for name in OWNER_STATES},
-}
-"""The choices of the list: which states each shows. Nothing chosen: who has not ended."""
 
 
 async def show_owners(request: Request) -> Response:

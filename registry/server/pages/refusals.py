@@ -11,7 +11,6 @@ from starlette.types import Scope
 
 from registry import errors
 from registry.server.http import problem
-from registry.server.pages import rendering
 from registry.server.pages.accept import asks_for_page
 
 if TYPE_CHECKING:
@@ -30,8 +29,7 @@ async def refusal(scope: Scope, error: errors.RegistryError, request_id: str | N
         return answer
     pages: PagesState = scope["state"]["pages"]
     make = partial(
-        rendering.html,
-        "refused.html",
+        _page,
         answer.status_code,
         title=HTTPStatus(answer.status_code).phrase,
         detail=error.detail,
@@ -46,3 +44,9 @@ async def refusal(scope: Scope, error: errors.RegistryError, request_id: str | N
     if isinstance(error, errors.Unauthenticated):
         page.headers["WWW-Authenticate"] = CHALLENGE
     return page
+
+
+def _page(status: int, **context: object) -> Response:
+    from registry.server.pages import rendering  # Loaded with the first page.
+
+    return rendering.html("refused.html", status, **context)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import cast
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from registry.server.pages.figures import KeptFigures
 from registry.service.lanes import Lane
 from registry.service.registry import Registry
+
+if TYPE_CHECKING:
+    from registry.server.openapi.spec import Handler
+    from registry.server.pages.figures import KeptFigures
 
 SQL_AT_ONCE = 2
 SQL_WAITING_MAX = 8
@@ -24,12 +29,32 @@ class PagesState:
     """The state of the pages of one event loop."""
 
     def __init__(self, registry: Registry) -> None:
-        self.figures = KeptFigures(registry)
+        self._registry = registry
+        self._figures: KeptFigures | None = None
         self.sql = Lane(
             "sql", threads=SQL_AT_ONCE, waiting_max=SQL_WAITING_MAX, patience_s=SQL_PATIENCE_S
         )
-
+        self._handlers: dict[tuple[str, str], Handler] = {}
         self._renderer = ThreadPoolExecutor(1, thread_name_prefix="registry-pages")
+
+    @property
+    def figures(self) -> KeptFigures:
+        """What is counted of the whole."""
+        if self._figures is None:
+            from registry.server.pages.figures import KeptFigures  # Loaded with the first page.
+
+            self._figures = KeptFigures(self._registry)
+        return self._figures
+
+    async def loaded(self, module: str, name: str) -> Handler:
+        """The handler of a page. It is loaded in the thread, so that files are served meanwhile."""
+        handler = self._handlers.get((module, name))
+        if handler is None:
+            path = f"registry.server.pages.{module}"
+            load = partial(importlib.import_module, path)
+            found = await asyncio.get_running_loop().run_in_executor(self._renderer, load)
+            handler = self._handlers[module, name] = getattr(found, name)
+        return handler
 
     async def render(self, make: Callable[[], Response]) -> Response:
         """Have a page made by the thread for it, after those that were asked for before."""
@@ -38,7 +63,8 @@ class PagesState:
     def close(self) -> None:
         """Wait for what was begun."""
         self._renderer.shutdown(wait=True)
-        self.figures.close()
+        if self._figures is not None:
+            self._figures.close()
         self.sql.close()
 
 

@@ -17,18 +17,18 @@ from registry.errors import Forbidden, Invalid, Refused, RegistryError
 from registry.server.http import STATUS
 from registry.server.pages import rendering
 from registry.server.pages.accept import wants_html
+from registry.server.pages.choices import FORMATS
+from registry.server.pages.urls import SQL
 from registry.server.statements import ROWS_MAX, TIMEOUT_S, plain, run_statement
 from registry.store.query_result import QueryResult
 from registry.wire.json_encoding import encode
 
-PATH = "/ui/sql"
 TABLE_ROWS_MAX = 1000
 """Shown in a page; it says if there are more."""
 DATA_ROWS_MAX = ROWS_MAX
 """As CSV or JSON, of which a part could be taken for the whole: more are refused."""
 CELL_MAX = 1000
 """Characters of a value in a page."""
-FORMATS = ("html", "csv", "json")
 
 
 async def ask_in_sql(request: Request) -> Response:
@@ -90,7 +90,7 @@ async def _page(
         "sql.html",
         200 if error is None else STATUS[type(error)],
         title="SQL",
-        here=PATH,
+        here=SQL,
         query=query,
         error=None if error is None else error.detail,
         columns=() if result is None else result.columns,

@@ -9,17 +9,9 @@ from msgspec import Meta
 from registry.core.events import EventKind
 from registry.errors import Invalid, UnknownOwner
 from registry.server.openapi.spec import STORAGE, Parameter, RequestSpec, ResponseSpec
-from registry.server.pages.findings import show_findings
-from registry.server.pages.journal import PATH as EVENTS
-from registry.server.pages.journal import show_journal
-from registry.server.pages.models import show_artifact, show_model, show_models
-from registry.server.pages.overview import show_overview
-from registry.server.pages.owners import STATES, show_owner_page, show_owners
-from registry.server.pages.sql import FORMATS, ask_in_sql
-from registry.server.pages.sql import PATH as SQL
-from registry.server.pages.urls import OWNER
-from registry.server.pages.words import PATH as WORDS
-from registry.server.pages.words import show_words
+from registry.server.pages.choices import FORMATS, STATES
+from registry.server.pages.handler import PageHandler
+from registry.server.pages.urls import JOURNAL, OWNER, SQL, WORDS
 from registry.store.reads.audit import CLASSES
 from registry.wire import types
 from registry.wire.reports import ServiceResponse
@@ -43,7 +35,7 @@ PAGES: tuple[RequestSpec, ...] = (
     RequestSpec(
         "GET",
         "/",
-        show_overview,
+        PageHandler("overview", "show_overview"),
         "See the whole at a glance",
         GROUP,
         {
@@ -59,7 +51,7 @@ PAGES: tuple[RequestSpec, ...] = (
     RequestSpec(
         "GET",
         "/ui/models",
-        show_models,
+        PageHandler("models", "show_models"),
         "See the models",
         GROUP,
         PAGE | FOUND,
@@ -72,7 +64,7 @@ PAGES: tuple[RequestSpec, ...] = (
     RequestSpec(
         "GET",
         "/ui/models/{slug}/{suffix}",
-        show_model,
+        PageHandler("models", "show_model"),
         "See a model, its files and its holders",
         GROUP,
         PAGE | GONE,
@@ -82,7 +74,7 @@ PAGES: tuple[RequestSpec, ...] = (
     RequestSpec(
         "GET",
         "/ui/artifacts/{slug}/{suffix}/{filename}",
-        show_artifact,
+        PageHandler("models", "show_artifact"),
         "See a file, whose bytes it is served from, and its history",
         GROUP,
         PAGE | GONE,
@@ -92,7 +84,7 @@ PAGES: tuple[RequestSpec, ...] = (
     RequestSpec(
         "GET",
         "/ui/owners",
-        show_owners,
+        PageHandler("owners", "show_owners"),
         "See the owners",
         GROUP,
         PAGE | FOUND,
@@ -106,7 +98,7 @@ PAGES: tuple[RequestSpec, ...] = (
     RequestSpec(
         "GET",
         OWNER,
-        show_owner_page,
+        PageHandler("owners", "show_owner_page"),
         "See an owner, what it holds, and what would go dark without it",
         GROUP,
         PAGE,
@@ -115,8 +107,8 @@ PAGES: tuple[RequestSpec, ...] = (
     ),
     RequestSpec(
         "GET",
-        EVENTS,
-        show_journal,
+        JOURNAL,
+        PageHandler("journal", "show_journal"),
         "See what happened",
         GROUP,
         PAGE,
@@ -133,7 +125,7 @@ PAGES: tuple[RequestSpec, ...] = (
     RequestSpec(
         "GET",
         "/ui/audit",
-        show_findings,
+        PageHandler("findings", "show_findings"),
         "See what is wrong, and what to do",
         GROUP,
         PAGE,
@@ -143,7 +135,7 @@ PAGES: tuple[RequestSpec, ...] = (
     RequestSpec(
         "GET",
         WORDS,
-        show_words,
+        PageHandler("words", "show_words"),
         "See what the words mean",
         GROUP,
         PAGE,
@@ -152,7 +144,7 @@ PAGES: tuple[RequestSpec, ...] = (
     RequestSpec(
         "GET",
         SQL,
-        ask_in_sql,
+        PageHandler("sql", "ask_in_sql"),
         "Ask in SQL",
         GROUP,
         {

@@ -8,6 +8,9 @@ from urllib.parse import quote, urlencode
 
 from registry.core.records import Owner
 
+JOURNAL = "/ui/events"
+SQL = "/ui/sql"
+WORDS = "/ui/words"
 OWNER = "/ui/owners/{namespace}/{component}/{endpoint}/{instance_id}/{suffix}"
 """The route of an owner's page."""
 

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from registry.server.pages import rendering
-
-PATH = "/ui/words"
+from registry.server.pages import rendering, urls
 
 WORDS: Mapping[str, str] = {
     "worker": "a process that serves models; it may have a name that outlives its restarts",
@@ -47,4 +45,4 @@ WORDS: Mapping[str, str] = {
 
 async def show_words(request: Request) -> Response:
     """`GET /ui/words`: what the words mean."""
-    return await rendering.page(request, "words.html", title="Words", here=PATH, words=WORDS)
+    return await rendering.page(request, "words.html", title="Words", here=urls.WORDS, words=WORDS)
