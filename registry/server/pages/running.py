@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 SQL_AT_ONCE = 2
 SQL_WAITING_MAX = 8
 SQL_PATIENCE_S = 10.0
+TURN_S = 0.0005
+"""How long a page that is made keeps the interpreter, at most, when others want it."""
+
+T = TypeVar("T")
+_USUAL_S = sys.getswitchinterval()
 
 
 class PagesState:
@@ -52,13 +58,14 @@ class PagesState:
         if handler is None:
             path = f"registry.server.pages.{module}"
             load = partial(importlib.import_module, path)
-            found = await asyncio.get_running_loop().run_in_executor(self._renderer, load)
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._renderer, _gently, load)
             handler = self._handlers[module, name] = getattr(found, name)
         return handler
 
     async def render(self, make: Callable[[], Response]) -> Response:
         """Have a page made by the thread for it, after those that were asked for before."""
-        return await asyncio.get_running_loop().run_in_executor(self._renderer, make)
+        return await asyncio.get_running_loop().run_in_executor(self._renderer, _gently, make)
 
     def close(self) -> None:
         """Wait for what was begun."""
@@ -66,6 +73,16 @@ class PagesState:
         if self._figures is not None:
             self._figures.close()
         self.sql.close()
+
+
+def _gently(work: Callable[[], T]) -> T:
+    """Work that takes a while in Python alone. The event loop, which answers others, gets its turn
+    within `TURN_S` meanwhile, instead of the 5 ms that are usual."""
+    sys.setswitchinterval(TURN_S)
+    try:
+        return work()
+    finally:
+        sys.setswitchinterval(_USUAL_S)
 
 
 @contextmanager
