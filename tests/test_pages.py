@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from registry.server.pages.advice import ADVICE, SEVERITIES
 from registry.server.pages.charts import bar_chart, line_chart
 from registry.server.pages.findings import NAME_PATHS
 from registry.server.pages.markup import broken, coded, linked
+from registry.server.pages.running import TURN_S, _gently
 from registry.server.pages.sql import questions
 from registry.server.pages.words import WORDS
 from registry.server.tokens import Role
@@ -925,3 +927,12 @@ def test_a_chart_has_room_for_its_largest_value(largest: int) -> None:
     drawn = line_chart("title", "says", [None] * 3 + [largest] * 21, labels).line.split()
     assert len(drawn) == 21
     assert all(0 < float(point.split(",")[1]) <= chart.bottom for point in drawn)
+
+
+def test_a_page_that_is_made_lets_others_have_their_turn_soon() -> None:
+    """The interpreter's own 5 ms are added to every read meanwhile."""
+    usual_s = sys.getswitchinterval()
+    assert _gently(sys.getswitchinterval) == pytest.approx(TURN_S)
+    with pytest.raises(ZeroDivisionError):
+        _gently(lambda: 1 / 0)
+    assert sys.getswitchinterval() == usual_s
