@@ -250,8 +250,9 @@ def workers_of(server: Server) -> list[int]:
     for pid in (
         Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
     ):
-        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            found.append(int(pid))
+        with suppress(OSError):  # It may end meanwhile.
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
     return found
 
 

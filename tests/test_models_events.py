@@ -332,10 +332,16 @@ def test_the_pages_of_a_long_journal_together_hold_every_event_that_is_wanted(
         expected = [
             row[0]
             for row in connection.execute(
-                "SELECT id FROM events WHERE (?1 IS NULL OR instance_id = CAST(?1 AS TEXT)) "
-                "AND (?2 IS NULL OR slug = ?2) AND (?3 IS NULL OR kind = ?3) "
-                "AND (?4 IS NULL OR request_id = ?4) ORDER BY id",
-                (owner, wanted.slug, wanted.kind, wanted.request_id),
+                "SELECT id FROM events "
+                "WHERE (:owner IS NULL OR instance_id = CAST(:owner AS TEXT)) "
+                "AND (:slug IS NULL OR slug = :slug) AND (:kind IS NULL OR kind = :kind) "
+                "AND (:request IS NULL OR request_id = :request) ORDER BY id",
+                {
+                    "owner": owner,
+                    "slug": wanted.slug,
+                    "kind": wanted.kind,
+                    "request": wanted.request_id,
+                },
             )
         ]
     for order in EventOrder:
