@@ -291,3 +291,23 @@ def test_half_a_body_changes_nothing(service: Server) -> None:
         line.socket.shutdown(1)
         assert line.read_head()[0] == 400
     assert service.fetch(key_of(slug)).status_code == 404
+
+
+FAILING = """
+import sys
+from registry.server import short_way
+from registry.__main__ import main
+def fail(*_):
+    raise MemoryError
+short_way.tell_call = fail
+main()
+"""
+
+
+def test_a_change_that_cannot_be_answered_ends_its_connection(tmp_path: Path) -> None:
+    """Whatever fails behind the change: nobody waits for ever, and others are served."""
+    with Server(tmp_path / "registry.db", program=("-c", FAILING)) as server, Line(server) as line:
+        line.send(request("/v1/owners/a/b/c/7/_base/renew", method="POST"))
+        assert line.socket.recv(1) == b""
+        wait_for(lambda: "a change could not be answered" in server.log)
+        assert httpx2.get(f"{server.url}/live").status_code == 200

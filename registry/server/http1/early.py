@@ -5,6 +5,7 @@ waited for. An application takes twice the time that all the rest of a small ans
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -15,6 +16,8 @@ from registry.server.http1.config import AskedChange, AtOnce, Config, Response, 
 from registry.server.http1.ending import EndingConnection
 from registry.server.http1.part import Part
 from registry.server.http1.watch import Watch
+
+log = logging.getLogger("registry.http")
 
 
 class Awaited:
@@ -157,8 +160,11 @@ class EarlyConnection(EndingConnection):
         """A change was made or refused."""
         self.tasks.discard(task)
         called.response_complete = True
-        if called.disconnected or self.transport.is_closing() or task.cancelled():
-            self.transport.close()
+        failed = task.cancelled() or task.exception() is not None
+        if failed and not task.cancelled():
+            log.error("a change could not be answered", exc_info=task.exception())
+        if called.disconnected or self.transport.is_closing() or failed:
+            self.transport.close()  # Nobody waits for an answer that never comes.
             return
         status, headers, content = task.result()
         head = self._watch.head(self.server_state.default_headers, status)
