@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.core.public_urls import PublicUrls, public_urls_of
-from registry.core.records import Owner
+from registry.core.records import Identity, Owner
 from registry.discovery import Record, RecordKey
 from registry.errors import SettingsError
 from registry.service.advertised_cards import (
@@ -21,7 +21,7 @@ from registry.service.advertised_cards import (
     read_cards,
 )
 from registry.service.discovery_audit import LINGER_S, Looked, Suspicions, compare, owner_text
-from registry.store.owner_columns import Identity, identity
+from registry.store.owner_columns import identity
 from registry.store.reads.advertised import ActiveOwner, FileKey, HeldFile, RegistryLook
 from tests.compared import card_record
 from tests.support import checksum

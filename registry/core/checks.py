@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 
 from registry.core.text import shown
 from registry.errors import Invalid
@@ -28,7 +29,8 @@ SLUG_PATTERN = f"[a-z0-9][a-z0-9_-]{{0,{SLUG_MAX - 1}}}"
 REQUEST_ID_MAX = 128
 REQUEST_ID_PATTERN = f"[\\x21-\\x7e]{{1,{REQUEST_ID_MAX}}}"
 CHECKSUM_PATTERN = "blake3:[0-9a-f]{64}"
-_is_name = re.compile(NAME_PATTERN).fullmatch
+# A fleet has few names, and each call names three of them.
+_is_name = lru_cache(maxsize=1024)(re.compile(NAME_PATTERN).fullmatch)
 _is_slug = re.compile(SLUG_PATTERN).fullmatch
 _is_filename = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}").fullmatch
 _is_request_id = re.compile(REQUEST_ID_PATTERN).fullmatch
@@ -149,6 +151,16 @@ def check_name(field: str, value: str) -> None:
             f"{field} is {shown(value)}; it must be 1 to 255 letters, digits, '.', '_' and '-', "
             "and not '.' or '..'."
         )
+
+
+def check_owner_names(namespace: str, component: str, endpoint: str, lora_slug: str | None) -> None:
+    """Raise Invalid unless these are the names of an owner."""
+    if not (_is_name(namespace) and _is_name(component) and _is_name(endpoint)):
+        check_name("namespace", namespace)
+        check_name("component", component)
+        check_name("endpoint", endpoint)
+    if lora_slug is not None and not _is_slug(lora_slug):
+        check_slug("lora_slug", lora_slug)
 
 
 def check_filename(value: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from registry.core.checks import (
     BASE_SUFFIX,
@@ -19,6 +20,7 @@ from registry.core.checks import (
     check_filename,
     check_lease,
     check_name,
+    check_owner_names,
     check_slug,
     check_suffix,
     parse_instance_id,
@@ -84,16 +86,12 @@ class Owner:
     lora_slug: str | None = None
 
     def __post_init__(self) -> None:
-        check_name("namespace", self.namespace)
-        check_name("component", self.component)
-        check_name("endpoint", self.endpoint)
+        check_owner_names(self.namespace, self.component, self.endpoint, self.lora_slug)
         number = self.instance_id
         if type(number) is not int or not 0 <= number <= INSTANCE_ID_MAX:
             raise Invalid(
                 f"instance_id is {number!r}; it must be a whole number from 0 to {INSTANCE_ID_MAX}."
             )
-        if self.lora_slug is not None:
-            check_slug("lora_slug", self.lora_slug)
 
     @property
     def suffix(self) -> str:
@@ -136,6 +134,16 @@ class Owner:
         namespace, component, endpoint, instance_id, suffix = parts
         lora_slug = None if suffix == BASE_SUFFIX else suffix
         return cls(namespace, component, endpoint, parse_instance_id(instance_id), lora_slug)
+
+
+class Identity(NamedTuple):
+    """An owner as its columns spell it: `instance_id` as text, '' for no LoRA."""
+
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: str
+    lora_slug: str
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -13,11 +13,11 @@ from urllib.parse import unquote, urlsplit
 
 from registry.core.checks import check_checksum
 from registry.core.public_urls import URL_MAX, PublicUrls
-from registry.core.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Identity, Owner
 from registry.core.text import shown, shown_url
 from registry.discovery import Discovery, Kind, Record, Scannable
 from registry.errors import Invalid
-from registry.store.owner_columns import Identity, identity
+from registry.store.owner_columns import identity
 from registry.store.reads.advertised import FileKey
 
 LIVENESS_S = 30.0

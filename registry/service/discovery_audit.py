@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from registry.core.checks import BASE_SUFFIX
 from registry.core.findings import Finding
+from registry.core.records import Identity
 from registry.core.text import shown
 from registry.core.times import format_time
 from registry.service.advertised_cards import (
@@ -24,7 +25,6 @@ from registry.service.advertised_cards import (
     DiscoveryLook,
     shown_names,
 )
-from registry.store.owner_columns import Identity
 from registry.store.reads.advertised import RegistryLook
 from registry.store.reads.audit import OF_DISCOVERY
 

@@ -34,6 +34,7 @@ from registry.core.model_revisions import OnConflict
 from registry.core.records import (
     Artifact,
     Drained,
+    Identity,
     Offer,
     Owner,
     Receipt,
@@ -321,7 +322,7 @@ class Registry:
         """
         return await self.writer.submit(leases.renew, owner)
 
-    async def renew_many(self, owners: Sequence[Owner]) -> list[Renewed | RegistryError]:
+    async def renew_many(self, owners: Sequence[Identity]) -> list[leases.Renewal | RegistryError]:
         """Renew many leases in one write: for each, what `renew` would answer or raise.
 
         Raises:

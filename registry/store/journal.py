@@ -23,15 +23,9 @@ from sqlalchemy import (
     union_all,
 )
 
-from registry.core.records import ArtifactKey, Owner
+from registry.core.records import ArtifactKey, Identity, Owner
 from registry.store.engine import Connection
-from registry.store.owner_columns import (
-    OWNER_COLUMNS,
-    OWNER_NAMES,
-    Identity,
-    names_owner,
-    parameters_of,
-)
+from registry.store.owner_columns import OWNER_COLUMNS, OWNER_NAMES, names_owner, parameters_of
 from registry.store.sql import Row, Statement, as_rows, json_rows, one_of
 from registry.store.tables import ABOUT_OWNERS, entries, events, owners
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from sqlalchemy import ColumnElement, FromClause, and_, bindparam, func, select
 
-from registry.core.records import Lease, Owner
+from registry.core.records import Identity, Lease, Owner
 from registry.store.tables import owner_refs, owners
 
 OWNER_NAMES = ("namespace", "component", "endpoint", "instance_id", "lora_slug")
@@ -22,16 +22,6 @@ REF_COUNT = (
     .label("refs")
 )
 """How many refs an owner holds, as a column of its row."""
-
-
-class Identity(NamedTuple):
-    """An owner's columns: `instance_id` as text, '' for no LoRA."""
-
-    namespace: str
-    component: str
-    endpoint: str
-    instance_id: str
-    lora_slug: str
 
 
 class NamesOwner(Protocol):

@@ -8,9 +8,9 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from registry import errors
-from registry.core.checks import parse_instance_id
+from registry.core.checks import check_owner_names, parse_instance_id
 from registry.core.model_revisions import OnConflict
-from registry.core.records import ArtifactKey, Offer, Owner
+from registry.core.records import ArtifactKey, Identity, Offer, Owner
 from registry.core.times import milliseconds_of
 from registry.wire import types
 
@@ -47,6 +47,12 @@ class OwnerIdentity(msgspec.Struct, forbid_unknown_fields=True):
             self.lora_slug,
         )
 
+    def identity(self) -> Identity:
+        """As the tables spell it. Raises: Invalid, as `record`."""
+        check_owner_names(self.namespace, self.component, self.endpoint, self.lora_slug)
+        number = str(parse_instance_id(self.instance_id))
+        return Identity(self.namespace, self.component, self.endpoint, number, self.lora_slug or "")
+
     @classmethod
     def of(cls, owner: Owner) -> OwnerIdentity:
         return cls(
@@ -56,6 +62,12 @@ class OwnerIdentity(msgspec.Struct, forbid_unknown_fields=True):
             str(owner.instance_id),
             owner.lora_slug,
         )
+
+
+def owner_named(who: Identity) -> OwnerIdentity:
+    """The owner that its columns name."""
+    namespace, component, endpoint, instance_id, lora_slug = who
+    return OwnerIdentity(namespace, component, endpoint, instance_id, lora_slug or None)
 
 
 def owner_or_none(owner: Owner | None) -> OwnerIdentity | None:
@@ -108,9 +120,9 @@ class RenewalsRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     owners: Annotated[list[OwnerIdentity], msgspec.Meta(max_length=RENEWALS_MAX)]
 
-    def records(self) -> list[Owner]:
+    def identities(self) -> list[Identity]:
         """Raises: Invalid."""
-        return [owner.record() for owner in self.owners]
+        return [owner.identity() for owner in self.owners]
 
 
 class DrainRequest(msgspec.Struct, forbid_unknown_fields=True):

@@ -11,7 +11,6 @@ from registry.core.records import (
     Kept,
     Lease,
     Outcome,
-    Owner,
     OwnerState,
     Receipt,
     Registered,
@@ -140,12 +139,8 @@ class RenewalResponse(msgspec.Struct, omit_defaults=True):
     error: RenewalErrorResponse | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
-    def of(cls, owner: Owner, outcome: Renewed | RegistryError) -> RenewalResponse:
-        identity = OwnerIdentity.of(owner)
-        if isinstance(outcome, RegistryError):
-            return cls(identity, error=RenewalErrorResponse(outcome.code, outcome.detail))
-        lease = LeaseResponse.of(outcome.lease)
-        return cls(identity, lease, outcome.refs, outcome.unserveable)
+    def refused(cls, owner: OwnerIdentity, error: RegistryError) -> RenewalResponse:
+        return cls(owner, error=RenewalErrorResponse(error.code, error.detail))
 
     def record(self) -> Renewed | RegistryError:
         """Raises: Invalid: it says neither that it is renewed nor why not."""

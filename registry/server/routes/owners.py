@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from registry.core.records import Owner
+from registry.core.records import Identity, Owner
+from registry.errors import RegistryError
 from registry.server.auth import actor_of
 from registry.server.changes import ChangeRequest
 from registry.server.http import (
@@ -18,10 +19,13 @@ from registry.server.http import (
     request_id_of,
     while_there,
 )
+from registry.store.ops.leases import Renewal
+from registry.store.owner_columns import lease_of
 from registry.wire.listings import OwnersResponse, owner_response, owner_summary
-from registry.wire.requests import decode_drain, decode_renewals
+from registry.wire.requests import decode_drain, decode_renewals, owner_named
 from registry.wire.responses import (
     DrainedResponse,
+    LeaseResponse,
     ReceiptResponse,
     RenewalResponse,
     RenewalsResponse,
@@ -70,12 +74,30 @@ async def renew(asked: ChangeRequest) -> RenewedResponse:
 
 async def renew_many(asked: ChangeRequest) -> RenewalsResponse:
     """`POST /v1/renewals`: renew the leases of many owners in one write."""
-    owners = decode_renewals(asked.body).records()
+    owners = decode_renewals(asked.body).identities()
     for namespace in {owner.namespace for owner in owners}:
         asked.grant.check_namespace(namespace)
     outcomes = await asked.registry.renew_many(owners) if owners else []
-    pairs = zip(owners, outcomes, strict=True)
-    return RenewalsResponse([RenewalResponse.of(*pair) for pair in pairs])
+    return RenewalsResponse(_renewals(owners, outcomes))
+
+
+def _renewals(
+    owners: Sequence[Identity], outcomes: Sequence[Renewal | RegistryError]
+) -> list[RenewalResponse]:
+    """An answer for each owner. Most leases of a call are alike, and are spelled once."""
+    leases: dict[tuple[int | None, int | None], LeaseResponse | None] = {}
+    renewals = []
+    for who, outcome in zip(owners, outcomes, strict=True):
+        owner = owner_named(who)
+        if isinstance(outcome, RegistryError):
+            renewals.append(RenewalResponse.refused(owner, outcome))
+            continue
+        _, _, ttl_ms, expires_at, refs, unserveable = outcome
+        terms = ttl_ms, expires_at
+        if terms not in leases:
+            leases[terms] = LeaseResponse.of(lease_of(ttl_ms, expires_at))
+        renewals.append(RenewalResponse(owner, leases[terms], refs, unserveable))
+    return renewals
 
 
 async def drain(request: Request) -> Response:

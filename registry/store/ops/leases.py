@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, bindparam, case, func, null, select, update
+from sqlalchemy import BigInteger, and_, bindparam, case, func, null, select, update
 
-from registry.core.records import ENDED, Drained, Owner, Renewed
+from registry.core.records import Drained, Identity, Owner, Renewed
 from registry.errors import LeaseGone, RegistryError, Superseded
 from registry.store.engine import Connection
 from registry.store.journal import EventRow, write_events
-from registry.store.ops.release import FIND_OWNERS
-from registry.store.ops.supersede import find_superseded, instance_of
-from registry.store.owner_columns import identity, identity_of, lease_of
-from registry.store.sql import Statement, as_rows, json_rows
+from registry.store.ops.supersede import find_superseded
+from registry.store.owner_columns import OWNER_NAMES, identity, lease_of, same_owner
+from registry.store.sql import Statement, as_rows, json_rows, one_of
 from registry.store.tables import owner_refs, owners
 
 
@@ -29,40 +29,49 @@ class Drain:
     actor: str | None = None
 
 
-_rows = json_rows("rows", id=int)
+_ids = json_rows("rows", id=int)
 _drains = json_rows("rows", id=int, deadline_ms=int)
-_renewed_until = bindparam("now", type_=BigInteger) + owners.c.lease_ttl_ms
+_wanted = json_rows("rows", position=int, **dict.fromkeys(OWNER_NAMES, str))
+_is_wanted = and_(same_owner(owners, _wanted), one_of(owners.c.state, "active", "draining"))
 
 
-class _RenewedRow(NamedTuple):
-    id: int
+class Renewal(NamedTuple):
+    """A lease that is renewed, if the owner has one, and what a renewal tells of its refs."""
+
+    position: int
+    owner_id: int
     lease_ttl_ms: int | None
     lease_expires_at: int | None
     refs: int
     unserveable: int
 
 
+_now = bindparam("now", type_=BigInteger)
+# Never shorter: a clock that is an hour slow for a moment must not leave leases that lapse as it is
+# put right. Where it stays slow, the next sweep cuts them.
+_renewed_until = case(
+    (owners.c.lease_expires_at > _now + owners.c.lease_ttl_ms, owners.c.lease_expires_at),
+    else_=_now + owners.c.lease_ttl_ms,
+)
 _count_refs = select(func.count()).where(owner_refs.c.owner_id == owners.c.id).correlate(owners)
-_RENEW = Statement(
-    update(owners)
-    .values(
-        renewed_at=bindparam("now"),
-        # Never shorter: a clock that is an hour slow for a moment must not leave leases that lapse
-        # as it is put right. Where it stays slow, the next sweep cuts them.
-        lease_expires_at=case(
-            (owners.c.lease_expires_at > _renewed_until, owners.c.lease_expires_at),
-            else_=_renewed_until,
-        ),
-    )
-    .where(owners.c.id.in_(select(_rows.c.id)))
-    .returning(
-        owners.c.id,
+_FIND_RENEWALS = Statement(
+    select(
+        _wanted.c.position,
+        owners.c.id.label("owner_id"),
         owners.c.lease_ttl_ms,
-        owners.c.lease_expires_at,
+        _renewed_until.label("lease_expires_at"),
         _count_refs.scalar_subquery().label("refs"),
         _count_refs.where(owner_refs.c.status != "ok").scalar_subquery().label("unserveable"),
-    ),
-    _RenewedRow,
+    ).join_from(_wanted, owners, _is_wanted),
+    Renewal,
+)
+_RENEW = Statement(
+    update(owners)
+    .values(renewed_at=bindparam("now"), lease_expires_at=_renewed_until)
+    .where(owners.c.id.in_(select(_ids.c.id)))
+)
+_FIND_LIVE = Statement(
+    select(_wanted.c.position, owners.c.id).join_from(_wanted, owners, _is_wanted)
 )
 _DRAIN = Statement(
     update(owners)
@@ -80,34 +89,48 @@ def renew(conn: Connection, now: int, items: Sequence[Owner]) -> list[Renewed | 
 
     An owner without a lease is only noted as seen. Nothing is journalled: a fleet renews often.
     """
-    live, refused = _find_live(conn, items)
-    outcomes: list[Renewed | RegistryError] = []
-    wanted = as_rows([[owner_id] for owner_id in set(live.values())])
-    renewed = {row.id: row for row in conn.run(_RENEW, now=now, rows=wanted)} if live else {}
-    for index, owner in enumerate(items):
-        owner_id = live.get(index)
-        if owner_id is None:
-            outcomes.append(refused[index])
-            continue
-        _, ttl_ms, expires_at, refs, unserveable = renewed[owner_id]
-        outcomes.append(Renewed(owner, lease_of(ttl_ms, expires_at), refs, unserveable))
-    return outcomes
+    outcomes = _renew(conn, now, list(map(identity, items)))
+    return [
+        outcome
+        if isinstance(outcome, RegistryError)
+        else Renewed(
+            owner,
+            lease_of(outcome.lease_ttl_ms, outcome.lease_expires_at),
+            outcome.refs,
+            outcome.unserveable,
+        )
+        for owner, outcome in zip(items, outcomes, strict=True)
+    ]
 
 
 def renew_many(
-    conn: Connection, now: int, items: Sequence[Sequence[Owner]]
-) -> list[list[Renewed | RegistryError]]:
+    conn: Connection, now: int, items: Sequence[Sequence[Identity]]
+) -> list[list[Renewal | RegistryError]]:
     """As `renew`, for lists of owners: what is said of each, in its order."""
-    outcomes = iter(renew(conn, now, [owner for item in items for owner in item]))
-    return [[next(outcomes) for _ in item] for item in items]
+    outcomes = _renew(conn, now, [who for item in items for who in item])
+    ends = list(itertools.accumulate(map(len, items)))
+    return [outcomes[end - len(item) : end] for item, end in zip(items, ends, strict=True)]
+
+
+def _renew(conn: Connection, now: int, who: Sequence[Identity]) -> list[Renewal | RegistryError]:
+    found = conn.run(_FIND_RENEWALS, now=now, rows=_numbered(who))
+    if found:
+        ids = {row.owner_id for row in found}
+        conn.run(_RENEW, now=now, rows=as_rows([[owner_id] for owner_id in ids]))
+    if len(found) == len(who):
+        return list(found)
+    outcomes: dict[int, Renewal | RegistryError] = {row.position: row for row in found}
+    outcomes.update(_refusals(conn, who, outcomes.keys()))
+    return [outcomes[position] for position in range(len(who))]
 
 
 def drain(conn: Connection, now: int, items: Sequence[Drain]) -> list[Drained | RegistryError]:
     """Announce a detach per owner; one that was ended is refused. The last deadline counts."""
-    live, refused = _find_live(conn, [item.owner for item in items])
-    outcomes: dict[int, Drained | RegistryError] = dict(refused)
+    who = [identity(item.owner) for item in items]
+    live: dict[int, int] = dict(sorted(conn.run(_FIND_LIVE, rows=_numbered(who))))
+    outcomes: dict[int, Drained | RegistryError] = dict(_refusals(conn, who, live.keys()))
     if live:
-        deadlines = {owner_id: items[index].deadline_ms for index, owner_id in live.items()}
+        deadlines = {owner_id: items[position].deadline_ms for position, owner_id in live.items()}
         conn.run(_DRAIN, now=now, rows=as_rows(deadlines.items()))
         event_id = conn.last_ids().get("events", 0)
         events = []
@@ -130,24 +153,19 @@ def drain(conn: Connection, now: int, items: Sequence[Drain]) -> list[Drained | 
     return [outcomes[index] for index in range(len(items))]
 
 
-def _find_live(
-    conn: Connection, items: Sequence[Owner]
-) -> tuple[dict[int, int], dict[int, RegistryError]]:
-    """The id of each owner that lives, and why each of the others is refused: it has ended, or
-    never was. Both by position."""
-    identities = [identity(owner) for owner in items]
-    found = {
-        identity_of(row): row.id
-        for row in conn.run(FIND_OWNERS, rows=as_rows(identities))
-        if row.state not in ENDED
-    }
-    live = {index: found[each] for index, each in enumerate(identities) if each in found}
-    if len(live) == len(items):
-        return live, {}
-    gone = {index: instance_of(items[index]) for index in range(len(items)) if index not in live}
+def _numbered(who: Sequence[Identity]) -> str:
+    return as_rows([(position, *each) for position, each in enumerate(who)])
+
+
+def _refusals(
+    conn: Connection, who: Sequence[Identity], live: Set[int]
+) -> dict[int, RegistryError]:
+    """Why each of the owners is refused that is not at a live position: it has ended, or never
+    was."""
+    gone = {position: each[:4] for position, each in enumerate(who) if position not in live}
     # All owners of an instance are replaced with it, also those that left before or never came.
-    replaced = find_superseded(conn, list(gone.values()))()
-    return live, {
-        index: Superseded() if instance in replaced else LeaseGone()
-        for index, instance in gone.items()
+    replaced = find_superseded(conn, list(gone.values()))() if gone else set()
+    return {
+        position: Superseded() if instance in replaced else LeaseGone()
+        for position, instance in gone.items()
     }

@@ -18,6 +18,7 @@ from registry.core.records import (
     Artifact,
     ArtifactKey,
     ConflictingKey,
+    Identity,
     Lease,
     Outcome,
     Owner,
@@ -65,7 +66,7 @@ from registry.store.ops.supersede import (
     supersede,
     worker_of,
 )
-from registry.store.owner_columns import Identity, identity
+from registry.store.owner_columns import identity
 
 
 def register(

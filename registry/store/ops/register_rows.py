@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from sqlalchemy import bindparam, func, insert, literal, null, select, update
 
-from registry.core.records import ArtifactKey, Lease, Owner, RefStatus
+from registry.core.records import ArtifactKey, Identity, Lease, Owner, RefStatus
 from registry.store.engine import Connection
 from registry.store.ops.release import FIND_OWNERS
-from registry.store.owner_columns import Identity, identity, identity_of
+from registry.store.owner_columns import identity, identity_of
 from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import entries, owner_refs, owners
 

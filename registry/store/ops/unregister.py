@@ -8,11 +8,19 @@ from typing import NamedTuple
 
 from sqlalchemy import bindparam, delete, exists, func, select
 
-from registry.core.records import ArtifactKey, Kept, OwnerState, Receipt, Removal, Unregistration
+from registry.core.records import (
+    ArtifactKey,
+    Identity,
+    Kept,
+    OwnerState,
+    Receipt,
+    Removal,
+    Unregistration,
+)
 from registry.store.engine import Connection
 from registry.store.journal import EventRow, find_unresolved, write_departure, write_events
 from registry.store.ops.release import FIND_OWNERS, SINCE, FoundOwner, Freed, Release, release
-from registry.store.owner_columns import Identity, identity, identity_of
+from registry.store.owner_columns import identity, identity_of
 from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import entries, events, owner_refs
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from sqlalchemy import and_, bindparam, exists, or_, select
 
-from registry.core.records import RefStatus
+from registry.core.records import Identity, RefStatus
 from registry.store.engine import Connection
-from registry.store.owner_columns import OWNER_COLUMNS, Identity, identity_of
+from registry.store.owner_columns import OWNER_COLUMNS, identity_of
 from registry.store.sql import Statement, as_rows, json_rows
 from registry.store.tables import blobs, entries, owner_refs, owners
 
