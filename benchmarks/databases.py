@@ -18,6 +18,7 @@ from registry.core.checks import LEASE_MAX_MS
 from registry.core.hashing import checksum_of
 from registry.core.records import Artifact, ArtifactKey, Owner, Registration
 from registry.store.ops import blobs, leases, register
+from registry.store.owner_columns import identity
 from registry.store.sqlite import migrate
 from registry.store.sqlite.engine import Database
 from registry.store.tables import HEAD_REVISION
@@ -128,7 +129,7 @@ def _renew(path: Path, owners: int) -> None:
     for first in range(0, owners if due else 0, OWNERS_PER_TRANSACTION):
         numbers = range(first, min(first + OWNERS_PER_TRANSACTION, owners))
         with database.write() as conn:
-            leases.renew(conn, conn.now, [owner(number) for number in numbers])
+            leases.renew(conn, conn.now, [identity(owner(number)) for number in numbers])
     database.close()
 
 

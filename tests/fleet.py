@@ -38,6 +38,7 @@ from registry.store.ops import prune as prune_module
 from registry.store.ops.expire import Sweep, Swept
 from registry.store.ops.expire import sweep as sweep_operation
 from registry.store.ops.settings_table import Adoption, adopt
+from registry.store.owner_columns import identity, lease_of
 from registry.store.reads.audit import CLASSES, audit
 from registry.store.reads.verify import verify
 from registry.store.sqlite.engine import Database
@@ -184,7 +185,18 @@ class World:
 
     def renew(self, *owners: Owner) -> list[Renewed | RegistryError]:
         with self.database.write() as conn:
-            return leases.renew(conn, conn.now, owners)
+            outcomes = leases.renew(conn, conn.now, list(map(identity, owners)))
+        return [
+            each
+            if isinstance(each, RegistryError)
+            else Renewed(
+                owner,
+                lease_of(each.lease_ttl_ms, each.lease_expires_at),
+                each.refs,
+                each.unserveable,
+            )
+            for owner, each in zip(owners, outcomes, strict=True)
+        ]
 
     def drain(self, owner: Owner, deadline: int = 5 * MINUTE) -> Drained | RegistryError:
         return self.do(leases.drain, leases.Drain(owner, deadline))

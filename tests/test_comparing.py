@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry.core.identity import Identity
 from registry.core.public_urls import PublicUrls, public_urls_of
-from registry.core.records import Identity, Owner
+from registry.core.records import Owner
 from registry.discovery import Record, RecordKey
 from registry.errors import SettingsError
 from registry.service.advertised_cards import (

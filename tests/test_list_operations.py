@@ -24,6 +24,7 @@ from registry.core.records import (
 from registry.errors import Conflict, ContentMissing, RegistryError
 from registry.store.engine import Connection, Engine
 from registry.store.ops import blobs, file_status, leases, register, unregister
+from registry.store.owner_columns import identity
 from tests.places import on_both, on_postgresql, on_sqlite
 from tests.support import FAULTS, TABLES, Dump, checksum
 
@@ -113,7 +114,7 @@ OPERATIONS: dict[str, tuple[Operation, st.SearchStrategy[Any]]] = {
     ),
     "store_blobs": (blobs.store_blobs, uploads),
     "observe": (file_status.observe, observations),
-    "renew": (leases.renew, owners),
+    "renew": (leases.renew, owners.map(identity)),
     "drain": (leases.drain, st.builds(leases.Drain, owners, st.just(5000), names, names)),
 }
 

@@ -35,12 +35,16 @@ class LogPump(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record. It never waits and never raises."""
         try:
-            line = self.format(record) + "\n"
+            line = self.format(record)
         except Exception:
             self.handleError(record)
             return
+        self.take(line)
+
+    def take(self, line: str) -> None:
+        """Take a line. It never waits and never raises."""
         if self._lines.qsize() < LINES_MAX:
-            self._lines.put(line.encode(errors="backslashreplace"))
+            self._lines.put(line.encode(errors="backslashreplace") + b"\n")
         else:
             self._lost += 1
 

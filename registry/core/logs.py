@@ -62,47 +62,74 @@ def fields(**values: object) -> dict[str, dict[str, object]]:
     return {"fields": {name: value for name, value in values.items() if value is not None}}
 
 
+def tell(logger: logging.Logger, level: int, message: str, values: dict[str, object]) -> None:
+    """Write a record of an enabled level, with its fields. Where the log goes only where `set_up`
+    has sent it, no `LogRecord` is made: with one, the line of a request takes three times as long.
+    """
+    handlers = logging.getLogger().handlers
+    pump = handlers[0] if len(handlers) == 1 else None
+    form = pump.formatter if isinstance(pump, LogPump) else None
+    if not isinstance(pump, LogPump) or not isinstance(form, TextFormatter | JsonFormatter):
+        logger.log(level, message, extra=fields(**values))
+        return
+    found = {name: value for name, value in values.items() if value is not None}
+    pump.take(form.line(time.time(), logging.getLevelName(level), logger.name, message, found))
+
+
 class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO registry.http GET /v1/owners status=200`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        parts = [_at(record), record.levelname, record.name, printable(record.getMessage())]
-        parts += [f"{name}={printable(str(value))}" for name, value in _fields(record).items()]
-        line = " ".join(parts)
+        line = self.line(*_parts(record))
         trace = _trace(self, record)
         # Indented, so that no line of it looks like a record of its own.
         return f"{line}\n{textwrap.indent(trace, '  ')}" if trace else line
+
+    def line(
+        self, at_s: float, level: str, logger: str, message: str, values: dict[str, object]
+    ) -> str:
+        """The line of a record without a trace."""
+        parts = [_at(at_s), level, logger, message]
+        parts += [f"{name}={value}" for name, value in values.items()]
+        return printable(" ".join(parts))
 
 
 class JsonFormatter(logging.Formatter):
     """`{"at": "2026-01-31T12:00:00.000Z", "level": "info", ...}`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
-            "at": _at(record),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **_fields(record),
-        }
+        at_s, level, logger, message, values = _parts(record)
         trace = _trace(self, record)
-        if trace:
-            line["trace"] = trace
+        return self.line(
+            at_s, level, logger, message, {**values, "trace": trace} if trace else values
+        )
+
+    def line(
+        self, at_s: float, level: str, logger: str, message: str, values: dict[str, object]
+    ) -> str:
+        """The line of a record."""
+        line = {
+            "at": _at(at_s),
+            "level": level.lower(),
+            "logger": logger,
+            "message": message,
+            **values,
+        }
         return json.dumps(line, default=str)
 
 
-def _at(record: logging.LogRecord) -> str:
-    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+def _parts(record: logging.LogRecord) -> tuple[float, str, str, str, dict[str, object]]:
+    found: dict[str, object] = getattr(record, "fields", {})
+    return record.created, record.levelname, record.name, record.getMessage(), found
+
+
+def _at(at_s: float) -> str:
+    return f"{_second(int(at_s))}.{int(at_s % 1 * 1000):03}Z"
 
 
 @functools.lru_cache(maxsize=4)
 def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-
-
-def _fields(record: logging.LogRecord) -> dict[str, object]:
-    found: dict[str, object] = getattr(record, "fields", {})
-    return found
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:

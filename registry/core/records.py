@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
 
 from registry.core.checks import (
     BASE_SUFFIX,
@@ -134,16 +133,6 @@ class Owner:
         namespace, component, endpoint, instance_id, suffix = parts
         lora_slug = None if suffix == BASE_SUFFIX else suffix
         return cls(namespace, component, endpoint, parse_instance_id(instance_id), lora_slug)
-
-
-class Identity(NamedTuple):
-    """An owner as its columns spell it: `instance_id` as text, '' for no LoRA."""
-
-    namespace: str
-    component: str
-    endpoint: str
-    instance_id: str
-    lora_slug: str
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from registry.core.logs import fields
+from registry.core import logs
 from registry.errors import RegistryError
 from registry.server.metrics import UNMATCHED, Metrics
 
@@ -115,28 +115,25 @@ def _write(
     request_id: str | None,
     actor: str | None,
 ) -> None:
-    log.log(
-        level,
-        "answered",
-        extra=fields(
-            method=method,
-            path=raw_path.decode("ascii", "backslashreplace")[:PATH_SHOWN_MAX],
-            route=route,
-            status=status,
-            milliseconds=None if seconds is None else round(seconds * 1000, 2),
-            **_fields_of(error, status),
-            request_id=request_id,
-            actor=actor,
-        ),
-    )
+    values: dict[str, object] = {
+        "method": method,
+        "path": raw_path.decode("ascii", "backslashreplace")[:PATH_SHOWN_MAX],
+        "route": route,
+        "status": status,
+        "milliseconds": None if seconds is None else round(seconds * 1000, 2),
+        **_fields_of(error, status),
+        "request_id": request_id,
+        "actor": actor,
+    }
+    logs.tell(log, level, "answered", values)
 
 
 def tell_refused(error: RegistryError, status: int, request_id: str) -> None:
     """Write the access line of what no application was asked for."""
     # Not louder where the service is to blame: there may be thousands, and they are told together.
     if log.isEnabledFor(logging.INFO):
-        more = fields(status=status, **_fields_of(error, status), request_id=request_id)
-        log.info("refused", extra=more)
+        more = {"status": status, **_fields_of(error, status), "request_id": request_id}
+        logs.tell(log, logging.INFO, "refused", more)
 
 
 def _level(route: str, status: int) -> int:

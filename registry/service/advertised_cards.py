@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from registry.core.checks import check_checksum
+from registry.core.identity import Identity
 from registry.core.public_urls import URL_MAX, PublicUrls
-from registry.core.records import ArtifactKey, Identity, Owner
+from registry.core.records import ArtifactKey, Owner
 from registry.core.text import shown, shown_url
 from registry.discovery import Discovery, Kind, Record, Scannable
 from registry.errors import Invalid

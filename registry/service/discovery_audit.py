@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from registry.core.checks import BASE_SUFFIX
 from registry.core.findings import Finding
-from registry.core.records import Identity
+from registry.core.identity import Identity
 from registry.core.text import shown
 from registry.core.times import format_time
 from registry.service.advertised_cards import (

@@ -30,18 +30,17 @@ from registry.content.sources import Holdings
 from registry.content.streams import Stream
 from registry.content.uploads import Uploads, spool_directory
 from registry.core.checks import check_checksum, check_distinct, check_drain, check_lease
+from registry.core.identity import Identity
 from registry.core.model_revisions import OnConflict
 from registry.core.records import (
     Artifact,
     Drained,
-    Identity,
     Offer,
     Owner,
     Receipt,
     Registered,
     Registration,
     Removal,
-    Renewed,
     Unregistration,
 )
 from registry.errors import (
@@ -312,7 +311,7 @@ class Registry:
             self._holdings.forget_copy(checksum)
             return spool.size, is_new
 
-    async def renew(self, owner: Owner) -> Renewed:
+    async def renew(self, owner: Identity) -> leases.Renewal:
         """Renew an owner's lease (S9).
 
         Raises:

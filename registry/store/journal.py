@@ -23,7 +23,8 @@ from sqlalchemy import (
     union_all,
 )
 
-from registry.core.records import ArtifactKey, Identity, Owner
+from registry.core.identity import Identity
+from registry.core.records import ArtifactKey, Owner
 from registry.store.engine import Connection
 from registry.store.owner_columns import OWNER_COLUMNS, OWNER_NAMES, names_owner, parameters_of
 from registry.store.sql import Row, Statement, as_rows, json_rows, one_of

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from sqlalchemy import ColumnElement, FromClause, and_, bindparam, func, select
 
-from registry.core.records import Identity, Lease, Owner
+from registry.core.identity import Identity
+from registry.core.records import Lease, Owner
 from registry.store.tables import owner_refs, owners
 
 OWNER_NAMES = ("namespace", "component", "endpoint", "instance_id", "lora_slug")

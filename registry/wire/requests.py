@@ -8,9 +8,10 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from registry import errors
-from registry.core.checks import check_owner_names, parse_instance_id
+from registry.core.checks import parse_instance_id
+from registry.core.identity import Identity
 from registry.core.model_revisions import OnConflict
-from registry.core.records import ArtifactKey, Identity, Offer, Owner
+from registry.core.records import ArtifactKey, Offer, Owner
 from registry.core.times import milliseconds_of
 from registry.wire import types
 
@@ -49,9 +50,9 @@ class OwnerIdentity(msgspec.Struct, forbid_unknown_fields=True):
 
     def identity(self) -> Identity:
         """As the tables spell it. Raises: Invalid, as `record`."""
-        check_owner_names(self.namespace, self.component, self.endpoint, self.lora_slug)
-        number = str(parse_instance_id(self.instance_id))
-        return Identity(self.namespace, self.component, self.endpoint, number, self.lora_slug or "")
+        return Identity.checked(
+            self.namespace, self.component, self.endpoint, self.instance_id, self.lora_slug
+        )
 
     @classmethod
     def of(cls, owner: Owner) -> OwnerIdentity:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
-from registry.core.records import Identity, Owner
+from registry.core.checks import BASE_SUFFIX
+from registry.core.identity import Identity
+from registry.core.records import Owner
 from registry.errors import RegistryError
 from registry.server.auth import actor_of
 from registry.server.changes import ChangeRequest
@@ -69,7 +71,14 @@ async def unregister_for_owner(asked: ChangeRequest) -> ReceiptResponse:
 
 async def renew(asked: ChangeRequest) -> RenewedResponse:
     """`POST /v1/owners/{owner}/renew`: renew its lease."""
-    return RenewedResponse.of(await asked.registry.renew(_owner(asked.parameters)))
+    parts = asked.parameters
+    lora_slug = None if parts["suffix"] == BASE_SUFFIX else parts["suffix"]
+    who = Identity.checked(
+        parts["namespace"], parts["component"], parts["endpoint"], parts["instance_id"], lora_slug
+    )
+    renewed = await asked.registry.renew(who)
+    lease = LeaseResponse.of(lease_of(renewed.lease_ttl_ms, renewed.lease_expires_at))
+    return RenewedResponse(owner_named(who), lease, renewed.refs, renewed.unserveable)
 
 
 async def renew_many(asked: ChangeRequest) -> RenewalsResponse:
@@ -92,7 +101,7 @@ def _renewals(
         if isinstance(outcome, RegistryError):
             renewals.append(RenewalResponse.refused(owner, outcome))
             continue
-        _, _, ttl_ms, expires_at, refs, unserveable = outcome
+        _, ttl_ms, expires_at, refs, unserveable = outcome
         terms = ttl_ms, expires_at
         if terms not in leases:
             leases[terms] = LeaseResponse.of(lease_of(ttl_ms, expires_at))

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from sqlalchemy import BigInteger, and_, bindparam, case, func, null, select, update
 
-from registry.core.records import Drained, Identity, Owner, Renewed
+from registry.core.identity import Identity
+from registry.core.records import Drained, Owner
 from registry.errors import LeaseGone, RegistryError, Superseded
 from registry.store.engine import Connection
 from registry.store.journal import EventRow, write_events
 from registry.store.ops.supersede import find_superseded
-from registry.store.owner_columns import OWNER_NAMES, identity, lease_of, same_owner
+from registry.store.owner_columns import OWNER_NAMES, identity, same_owner
 from registry.store.sql import Statement, as_rows, json_rows, one_of
 from registry.store.tables import owner_refs, owners
 
@@ -38,7 +39,6 @@ _is_wanted = and_(same_owner(owners, _wanted), one_of(owners.c.state, "active", 
 class Renewal(NamedTuple):
     """A lease that is renewed, if the owner has one, and what a renewal tells of its refs."""
 
-    position: int
     owner_id: int
     lease_ttl_ms: int | None
     lease_expires_at: int | None
@@ -62,9 +62,9 @@ _FIND_RENEWALS = Statement(
         _renewed_until.label("lease_expires_at"),
         _count_refs.scalar_subquery().label("refs"),
         _count_refs.where(owner_refs.c.status != "ok").scalar_subquery().label("unserveable"),
-    ).join_from(_wanted, owners, _is_wanted),
-    Renewal,
+    ).join_from(_wanted, owners, _is_wanted)
 )
+"""Of each of the wanted that lives: its position, and what a `Renewal` is made of."""
 _RENEW = Statement(
     update(owners)
     .values(renewed_at=bindparam("now"), lease_expires_at=_renewed_until)
@@ -84,44 +84,28 @@ _DRAIN = Statement(
 )
 
 
-def renew(conn: Connection, now: int, items: Sequence[Owner]) -> list[Renewed | RegistryError]:
+def renew(conn: Connection, now: int, items: Sequence[Identity]) -> list[Renewal | RegistryError]:
     """New expiry per owner, and how many refs it holds; one that was ended is refused, not revived.
 
     An owner without a lease is only noted as seen. Nothing is journalled: a fleet renews often.
     """
-    outcomes = _renew(conn, now, list(map(identity, items)))
-    return [
-        outcome
-        if isinstance(outcome, RegistryError)
-        else Renewed(
-            owner,
-            lease_of(outcome.lease_ttl_ms, outcome.lease_expires_at),
-            outcome.refs,
-            outcome.unserveable,
-        )
-        for owner, outcome in zip(items, outcomes, strict=True)
-    ]
+    found = conn.run(_FIND_RENEWALS, now=now, rows=_numbered(items))
+    outcomes: dict[int, Renewal | RegistryError] = {row[0]: Renewal._make(row[1:]) for row in found}
+    if found:
+        ids = {row[1] for row in found}
+        conn.run(_RENEW, now=now, rows=as_rows([[owner_id] for owner_id in ids]))
+    if len(found) < len(items):
+        outcomes.update(_refusals(conn, items, outcomes.keys()))
+    return [outcomes[position] for position in range(len(items))]
 
 
 def renew_many(
     conn: Connection, now: int, items: Sequence[Sequence[Identity]]
 ) -> list[list[Renewal | RegistryError]]:
     """As `renew`, for lists of owners: what is said of each, in its order."""
-    outcomes = _renew(conn, now, [who for item in items for who in item])
+    outcomes = renew(conn, now, [who for item in items for who in item])
     ends = list(itertools.accumulate(map(len, items)))
     return [outcomes[end - len(item) : end] for item, end in zip(items, ends, strict=True)]
-
-
-def _renew(conn: Connection, now: int, who: Sequence[Identity]) -> list[Renewal | RegistryError]:
-    found = conn.run(_FIND_RENEWALS, now=now, rows=_numbered(who))
-    if found:
-        ids = {row.owner_id for row in found}
-        conn.run(_RENEW, now=now, rows=as_rows([[owner_id] for owner_id in ids]))
-    if len(found) == len(who):
-        return list(found)
-    outcomes: dict[int, Renewal | RegistryError] = {row.position: row for row in found}
-    outcomes.update(_refusals(conn, who, outcomes.keys()))
-    return [outcomes[position] for position in range(len(who))]
 
 
 def drain(conn: Connection, now: int, items: Sequence[Drain]) -> list[Drained | RegistryError]:

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from registry.core.identity import Identity
 from registry.core.records import (
     Artifact,
     ArtifactKey,
     ConflictingKey,
-    Identity,
     Lease,
     Outcome,
     Owner,

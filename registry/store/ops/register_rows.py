@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from sqlalchemy import bindparam, func, insert, literal, null, select, update
 
-from registry.core.records import ArtifactKey, Identity, Lease, Owner, RefStatus
+from registry.core.identity import Identity
+from registry.core.records import ArtifactKey, Lease, Owner, RefStatus
 from registry.store.engine import Connection
 from registry.store.ops.release import FIND_OWNERS
 from registry.store.owner_columns import identity, identity_of

@@ -8,15 +8,8 @@ from typing import NamedTuple
 
 from sqlalchemy import bindparam, delete, exists, func, select
 
-from registry.core.records import (
-    ArtifactKey,
-    Identity,
-    Kept,
-    OwnerState,
-    Receipt,
-    Removal,
-    Unregistration,
-)
+from registry.core.identity import Identity
+from registry.core.records import ArtifactKey, Kept, OwnerState, Receipt, Removal, Unregistration
 from registry.store.engine import Connection
 from registry.store.journal import EventRow, find_unresolved, write_departure, write_events
 from registry.store.ops.release import FIND_OWNERS, SINCE, FoundOwner, Freed, Release, release

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from sqlalchemy import and_, bindparam, exists, or_, select
 
-from registry.core.records import Identity, RefStatus
+from registry.core.identity import Identity
+from registry.core.records import RefStatus
 from registry.store.engine import Connection
 from registry.store.owner_columns import OWNER_COLUMNS, identity_of
 from registry.store.sql import Statement, as_rows, json_rows

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from sqlalchemy import bindparam, func, literal_column, select, text, tuple_
 
+from registry.core.identity import Identity
 from registry.core.listings import OwnerRecord
-from registry.core.records import Identity, Owner
+from registry.core.records import Owner
 from registry.errors import Invalid
 from registry.store.engine import Connection
 from registry.store.owner_columns import (
