@@ -14,7 +14,9 @@ import msgspec
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    FromClause,
     Insert,
+    Join,
     Subquery,
     Text,
     UpdateBase,
@@ -23,8 +25,10 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
+    true,
 )
 from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.expression import FunctionElement
 
@@ -89,6 +93,25 @@ class JsonItems(FunctionElement[str]):
 
     name = "json_items"
     inherit_cache = True
+
+
+class CrossJoin(Join):
+    """Every row of the left with every row of the right. SQLite goes through them in that order,
+    for each row of the left through the right (https://www.sqlite.org/optoverview.html#manual).
+    """
+
+    __visit_name__ = "cross_join"
+    inherit_cache = True
+
+    def __init__(self, left: FromClause, right: FromClause) -> None:
+        super().__init__(left, right, true())
+
+
+@compiles(CrossJoin)
+def _cross_join(element: CrossJoin, compiler: Any, **options: Any) -> str:
+    options["asfrom"] = True
+    left = compiler.process(element.left, **options)
+    return f"{left} CROSS JOIN {compiler.process(element.right, **options)}"
 
 
 def json_rows(parameter: str, **columns: type[str] | type[int]) -> Subquery:

@@ -19,9 +19,9 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     ColumnElement,
-    Select,
+    and_,
     bindparam,
-    cast,
+    case,
     delete,
     exists,
     func,
@@ -29,17 +29,21 @@ from sqlalchemy import (
     literal,
     literal_column,
     null,
+    or_,
     select,
     true,
+    tuple_,
     union_all,
     update,
 )
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from registry.core.records import OwnerState
 from registry.store.engine import Connection
 from registry.store.ops.blobs import collect_blobs
 from registry.store.owner_columns import OWNER_COLUMNS, OWNER_NAMES, same_owner
-from registry.store.sql import Row, Statement, as_rows, json_rows
+from registry.store.sql import CrossJoin, Row, Statement, as_rows, json_rows
 from registry.store.tables import entries, events, owner_refs, owners
 
 
@@ -92,6 +96,9 @@ FIND_OWNERS = Statement(
 # What is let go of: everything, or what is held of a model, which are statements of their own. One
 # for both, with an OR, has no plan that is good for both.
 
+RELEASED, ENDED, REMOVED = range(3)
+"""The lines of the journal about an owner that leaves, in their order."""
+
 _leaving = json_rows(
     "rows", position=int, owner_id=int, state=str, reason=str, actor=str, request_id=str
 )
@@ -104,82 +111,98 @@ def _goes(*, of_model: bool) -> ColumnElement[bool]:
     return owner_refs.c.entry_id.in_(_of_model) if of_model else true()
 
 
-def _lines(
-    leaving: CTE, *, with_removals: bool, of_model: bool
-) -> Select[tuple[int, str, int, int]]:
-    """The lines of the journal in their order, each with its number: of every owner that it lets
-    go of its refs, that it ends, and which entries go with their last ref."""
-    said = ("reason", "actor", "request_id")
-    # Not the bare id: to go by it SQLite would walk an index of everybody's refs.
-    of_entry = owner_refs.c.entry_id + literal_column("0")
-    # Who leaves last, by a window: a join with it would have no index (PostgreSQL).
-    going = (
-        select(
-            *(leaving.c[name] for name in ("position", "owner_id", *said)),
-            owner_refs.c.entry_id,
-            func.max(leaving.c.position).over(partition_by=of_entry).label("last_position"),
-            func.count().over(partition_by=of_entry).label("refs"),
-        )
-        .where(owner_refs.c.owner_id == leaving.c.owner_id, _goes(of_model=of_model))
-        .cte("going")
-        .prefix_with("MATERIALIZED")
-    )
+class _LineNumber(FunctionElement[int]):
+    """The number of a line of the journal, in an order that the rows come in (see `CrossJoin`)."""
 
-    def lines(step: int, kind: str) -> Select[Any]:
-        return select(
-            going.c.position,
-            literal_column(str(step)).label("step"),
-            literal_column(f"'{kind}'").label("kind"),
-            going.c.owner_id,
-            going.c.entry_id,
-            *(going.c[name] for name in said),
-        )
+    inherit_cache = True
 
-    ended = select(
-        leaving.c.position,
-        literal_column("1"),
-        leaving.c.state,
-        leaving.c.owner_id,
-        cast(null(), BigInteger),
-        *(leaving.c[name] for name in said),
-    ).where(leaving.c.state.is_not(None))
-    parts = [lines(0, "released"), ended]
-    if with_removals:
-        others = owner_refs.alias("others")
-        all_refs = select(func.count()).where(others.c.entry_id == going.c.entry_id)
-        parts.append(
-            lines(2, "removed").where(
-                going.c.position == going.c.last_position,
-                going.c.refs == all_refs.scalar_subquery(),
-            )
-        )
-    steps = union_all(*parts).subquery("steps")
-    number = func.row_number().over(order_by=(steps.c.position, steps.c.step, steps.c.entry_id))
-    names = ("kind", "owner_id", "entry_id", "reason", "actor", "request_id")
-    return select(number.label("number"), *(steps.c[name] for name in names))
+
+@compiles(_LineNumber)
+def _by_order(element: _LineNumber, compiler: Any, **options: Any) -> str:
+    last, *order = element.clauses
+    return str(compiler.process(last + func.row_number().over(order_by=order), **options))
+
+
+@compiles(_LineNumber, "sqlite")
+def _as_they_come(element: _LineNumber, compiler: Any, **options: Any) -> str:
+    return "NULL"  # The next one that was never given: the table has AUTOINCREMENT.
 
 
 def _journal(*, with_removals: bool = True, of_model: bool = False) -> Statement[Row]:
+    """Append the lines in their order: of every owner that it lets go of its refs, that it ends,
+    and which entries go with their last ref."""
     leaving = select(_leaving).cte("leaving").prefix_with("MATERIALIZED")
-    lines = _lines(leaving, with_removals=with_removals, of_model=of_model).subquery("lines")
+    numbers = (RELEASED, ENDED, REMOVED) if with_removals else (RELEASED, ENDED)
+    steps = union_all(
+        *(select(literal_column(str(number), BigInteger).label("step")) for number in numbers)
+    ).cte("steps")
+    step, position = steps.c.step, leaving.c.position
+    refs = and_(
+        step != ENDED, owner_refs.c.owner_id == leaving.c.owner_id, _goes(of_model=of_model)
+    )
+    is_line = or_(
+        and_(step == RELEASED, owner_refs.c.entry_id.is_not(None)),
+        and_(step == ENDED, leaving.c.state.is_not(None)),
+    )
+    if with_removals:
+        gone = _gone(leaving, of_model=of_model)
+        is_line = or_(
+            is_line,
+            and_(step == REMOVED, tuple_(owner_refs.c.entry_id, position).in_(select(gone))),
+        )
     what = ("slug", "suffix", "filename", "checksum", "size")
     why = ("reason", "actor", "request_id")
     return Statement(
         insert(events).from_select(
             ["id", "at", "kind", "owner_id", "entry_id", *OWNER_NAMES, *what, *why],
             select(
-                bindparam("last_event_id", type_=BigInteger) + lines.c.number,
+                _LineNumber(
+                    bindparam("last_event_id", type_=BigInteger),
+                    position,
+                    step,
+                    owner_refs.c.entry_id,
+                ),
                 bindparam("now"),
-                *(lines.c[name] for name in ("kind", "owner_id", "entry_id")),
+                case(
+                    (step == RELEASED, literal_column("'released'")),
+                    (step == ENDED, leaving.c.state),
+                    else_=literal_column("'removed'"),
+                ),
+                leaving.c.owner_id,
+                owner_refs.c.entry_id,
                 *OWNER_COLUMNS,
                 *(entries.c[name] for name in what),
-                *(lines.c[name] for name in why),
-            ).select_from(
-                lines.outerjoin(owners, owners.c.id == lines.c.owner_id).outerjoin(
-                    entries, entries.c.id == lines.c.entry_id
-                )
-            ),
+                *(leaving.c[name] for name in why),
+            )
+            .select_from(
+                CrossJoin(leaving, steps)
+                .outerjoin(owners, owners.c.id == leaving.c.owner_id)
+                .outerjoin(owner_refs, refs)
+                .outerjoin(entries, entries.c.id == owner_refs.c.entry_id)
+            )
+            .where(is_line),
         )
+    )
+
+
+def _gone(leaving: CTE, *, of_model: bool) -> CTE:
+    """The entries of which all refs go, each with the position of who leaves last."""
+    # Not the bare id: to go by it SQLite would walk an index of everybody's refs.
+    entry_id = (owner_refs.c.entry_id + literal_column("0")).label("entry_id")
+    going = (
+        select(entry_id, func.max(leaving.c.position).label("position"), func.count().label("refs"))
+        .join_from(leaving, owner_refs, owner_refs.c.owner_id == leaving.c.owner_id)
+        .where(_goes(of_model=of_model))
+        .group_by(entry_id)
+        .subquery("going")
+    )
+    others = owner_refs.alias("others")
+    all_refs = select(func.count()).where(others.c.entry_id == going.c.entry_id)
+    return (
+        select(going.c.entry_id, going.c.position)
+        .where(going.c.refs == all_refs.scalar_subquery())
+        .cte("gone")
+        .prefix_with("MATERIALIZED")
     )
 
 
