@@ -299,15 +299,21 @@ from registry.server import short_way
 from registry.__main__ import main
 def fail(*_):
     raise MemoryError
-short_way.tell_call = fail
+short_way.STEP = fail
 main()
 """
 
 
-def test_a_change_that_cannot_be_answered_ends_its_connection(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "begins"), [("problem", b""), ("tell_call", b"HTTP/1.1 410 ")])
+def test_a_change_of_which_a_step_fails_ends_its_connection(
+    tmp_path: Path, step: str, begins: bytes
+) -> None:
     """Whatever fails behind the change: nobody waits for ever, and others are served."""
-    with Server(tmp_path / "registry.db", program=("-c", FAILING)) as server, Line(server) as line:
+    program = ("-c", FAILING.replace("STEP", step))
+    with Server(tmp_path / "registry.db", program=program) as server, Line(server) as line:
         line.send(request("/v1/owners/a/b/c/7/_base/renew", method="POST"))
-        assert line.socket.recv(1) == b""
+        answer = b"".join(iter(lambda: line.socket.recv(1 << 16), b""))
+        assert answer.startswith(begins)
+        assert bool(answer) == bool(begins)
         wait_for(lambda: "a change could not be answered" in server.log)
         assert httpx2.get(f"{server.url}/live").status_code == 200

@@ -8,7 +8,7 @@ and before they are shown.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -120,6 +120,7 @@ class Metrics:
         self._own = CollectorRegistry()
         self._own.register(OwnProcess())
         self.tally = Counters()
+        self._written: deque[tuple[Mapping[tuple[str, str], int], int, float]] = deque()
         self._followed: list[tuple[Gauge, Callable[[], float]]] = []
         self._requests = self._counter(
             "requests", "Requests by route, method and status.", "route", "method", "status"
@@ -174,14 +175,17 @@ class Metrics:
     def wrote(self, outcomes: Mapping[tuple[str, str], int], items: int, seconds: float) -> None:
         """Count a transaction of writes: how many had which (operation, outcome), how many in
         all, and how long it took. For any thread."""
-        for labels, count in outcomes.items():
-            self._writes.labels(*labels).inc(count)
-        self._batch_items.observe(items)
-        self._commit_seconds.observe(seconds)
+        self._written.append((outcomes, items, seconds))
 
     def flush(self) -> None:
-        """Move the counts of the event loop into the metrics."""
+        """Move the counts of the event loop and of the writer into the metrics."""
         tally = self.tally
+        while self._written:
+            outcomes, items, seconds = self._written.popleft()
+            for labels, count in outcomes.items():
+                self._writes.labels(*labels).inc(count)
+            self._batch_items.observe(items)
+            self._commit_seconds.observe(seconds)
         for (route, method, status), count in tally.requests.items():
             self._requests.labels(route, method, str(status)).inc(count)
         for outcome, count in tally.reads.items():

@@ -130,7 +130,16 @@ class ShortRoute:
 class ShortChange:
     """A change that was asked for. See `http1.config.AskedChange`."""
 
-    __slots__ = ("_began", "_call", "_metrics", "_route", "_target")
+    __slots__ = (
+        "_began",
+        "_call",
+        "_metrics",
+        "_refusal",
+        "_route",
+        "_seconds",
+        "_status",
+        "_target",
+    )
 
     def __init__(
         self, route: ShortRoute, target: bytes, call: ChangeRequest, metrics: Metrics
@@ -140,31 +149,38 @@ class ShortChange:
         self._call = call
         self._metrics = metrics
         self._began = time.perf_counter()
+        self._seconds = 0.0
+        self._status = 0
+        self._refusal: RegistryError | None = None
 
     async def answer(self, body: bytes | bytearray) -> tuple[int, bytes, bytes]:
         """Make the change: the status, the headers and the body of the answer."""
         route, call = self._route, self._call
         request_id = call.request_id or ""
-        refusal = None
         try:
             call.body = body
             status, content = 200, encode(await route.change(call))
             headers = b"content-length: %d\r\ncontent-type: application/json\r\n" % len(content)
         except (Exception, asyncio.CancelledError) as error:
-            refusal = problem_for(error, request_id)
-            response = problem(refusal, request_id)
+            self._refusal = problem_for(error, request_id)
+            response = problem(self._refusal, request_id)
             status, content = response.status_code, bytes(response.body)
             headers = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
-        seconds = time.perf_counter() - self._began
-        self._metrics.answered(route.path, route.method, status, seconds)
-        tell_call(
-            route.method,
-            self._target,
-            route.path,
-            status,
-            seconds,
-            refusal,
-            request_id,
-            call.actor,
-        )
+        self._status, self._seconds = status, time.perf_counter() - self._began
         return status, headers + b"x-request-id: %b\r\n" % request_id.encode(), content
+
+    def tell(self) -> None:
+        """Count it and log it, now that its caller waits no more."""
+        route, call = self._route, self._call
+        if self._status:
+            self._metrics.answered(route.path, route.method, self._status, self._seconds)
+            tell_call(
+                route.method,
+                self._target,
+                route.path,
+                self._status,
+                self._seconds,
+                self._refusal,
+                call.request_id or "",
+                call.actor,
+            )

@@ -77,6 +77,10 @@ class AskedChange(Protocol):
         """Make it, and say what is answered. It does not raise."""
         ...
 
+    def tell(self) -> None:
+        """Count it and log it, when the answer is on its way."""
+        ...
+
 
 Take = Callable[[bytes, bytes, Headers, Mapping[str, Any]], AskedChange | None]
 """The same for the method, the target, the headers and the state of what is no GET."""

@@ -154,17 +154,22 @@ class EarlyConnection(EndingConnection):
         """Have a change made, now that all of the request is there."""
         task: Any = self.loop.create_task(asked.answer(called.body))
         self.tasks.add(task)  # Who stops the service waits for these, and cancels what is left.
-        task.add_done_callback(partial(self._changed, called))
+        task.add_done_callback(partial(self._changed, asked, called))
 
-    def _changed(self, called: Called, task: asyncio.Task[Response]) -> None:
-        """A change was made or refused."""
+    def _changed(self, asked: AskedChange, called: Called, task: asyncio.Task[Response]) -> None:
+        """A change was made or refused. It is told of when its caller has the answer."""
         self.tasks.discard(task)
         called.response_complete = True
-        failed = task.cancelled() or task.exception() is not None
-        if failed and not task.cancelled():
-            log.error("a change could not be answered", exc_info=task.exception())
-        if called.disconnected or self.transport.is_closing() or failed:
+        try:
+            self._answer_change(called, task)
+            asked.tell()
+        except Exception:
+            log.exception("a change could not be answered")
             self.transport.close()  # Nobody waits for an answer that never comes.
+
+    def _answer_change(self, called: Called, task: asyncio.Task[Response]) -> None:
+        if called.disconnected or self.transport.is_closing() or task.cancelled():
+            self.transport.close()
             return
         status, headers, content = task.result()
         head = self._watch.head(self.server_state.default_headers, status)
