@@ -9,6 +9,7 @@ import sys
 
 from benchmarks import (
     arriving,
+    journal,
     living,
     pages,
     reading,
@@ -39,7 +40,7 @@ GROUPS: Groups = {
 }
 """Every group of figures that is kept."""
 
-BY_NAME: Groups = {"pages": (pages.showing, 5)}
+BY_NAME: Groups = {"pages": (pages.showing, 5), "journal": (journal.price, 5)}
 """Those that are taken only when they are asked for."""
 
 

@@ -84,6 +84,58 @@ def lapsed(owners: int, tell: Callable[[str], None]) -> Path:
     return path
 
 
+def with_journal(entries: int, events: int, tell: Callable[[str], None]) -> list[Path]:
+    """Two copies of a database with so many entries and so many events, of owners and entries that
+    have long gone."""
+    kept = WORK / f"journal-{events}-{HEAD_REVISION}.db"
+    if not kept.exists():
+        partial = WORK / f"partial-{os.getpid()}.db"
+        shutil.copyfile(with_entries(entries, tell), partial)
+        _add_history(partial, events, tell)
+        partial.rename(kept)
+    copies = [WORK / f"journal-{number}.db" for number in range(2)]
+    for copy in copies:
+        for old in WORK.glob(f"{copy.name}*"):
+            old.unlink()
+        shutil.copyfile(kept, copy)
+    return copies
+
+
+_HISTORY = """
+    WITH RECURSIVE
+    numbers (n) AS (SELECT :first UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :end),
+    kinds (step, kind) AS (
+        VALUES (1, 'created'), (2, 'registered'), (3, 'released'), (4, 'removed'))
+    INSERT INTO events (at, kind, owner_id, entry_id, namespace, component, endpoint, instance_id,
+        lora_slug, slug, suffix, filename, checksum, size)
+    SELECT :now, kind, 1000000000 + n / :refs, 1000000000 + n, 'bench', 'backend', 'generate',
+        CAST(1000000000 + n / :refs AS TEXT), '', 'gone-' || n / :refs, '_base',
+        'file-' || n % :refs || '.json', :checksum, :size
+    FROM numbers, kinds ORDER BY n, step
+"""
+HISTORY_PER_TRANSACTION = 50_000
+
+
+def _add_history(path: Path, events: int, tell: Callable[[str], None]) -> None:
+    database = Database(f"sqlite:///{path}")
+    for first in range(0, events // 4, HISTORY_PER_TRANSACTION):
+        tell(f"making {events:,} events: {400 * first // events} %")
+        with database.write() as conn:
+            conn.run_text(
+                _HISTORY,
+                {
+                    "first": first,
+                    "end": min(first + HISTORY_PER_TRANSACTION, events // 4),
+                    "now": conn.now,
+                    "refs": REFS,
+                    "checksum": _checksums[0],
+                    "size": CONTENT_BYTES,
+                },
+            )
+    database.close()
+    _checkpoint(path)
+
+
 def _kept(entries: int, ttl_ms: int, kind: str, tell: Callable[[str], None]) -> Path:
     WORK.mkdir(parents=True, exist_ok=True)
     path = WORK / f"{kind}-{entries}-{HEAD_REVISION}.db"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from benchmarks import databases, load, programs
-from benchmarks.machine import cpu_s, memory_mib
+from benchmarks.machine import cpu_s, memory_mib, written_mib
 from benchmarks.measuring import Figure, Goal, Spread
 from benchmarks.programs import Program
 from benchmarks.reading import Tell, Tools
@@ -32,11 +32,13 @@ COMERS = 10**7
 
 @dataclass(slots=True)
 class Life:
-    """What was found: latencies of GETs, memory and processor time while the fleet lived."""
+    """What was found: latencies of GETs, memory, processor time and bytes written while the fleet
+    lived."""
 
     reads: load.Load | None = None
     memory: list[float] = field(default_factory=list)
     core: float = 0.0
+    written_mib_s: float = 0.0
 
 
 def fleet(_: Tools, __: int, tell: Tell) -> list[Figure]:
@@ -72,6 +74,7 @@ def fleet(_: Tools, __: int, tell: Tell) -> list[Figure]:
             Spread.of([late - early]),
             goal=Goal("ours", 4, at_most=True),
         ),
+        Figure("B14d", "written to disk", "MiB/s", Spread.of([found.written_mib_s])),
     ]
 
 
@@ -99,7 +102,7 @@ def _live(program: Program, tell: Tell) -> Life:
         doing(lambda: at_rate(_changes(), 2 * CHANGES_PER_S, _is_ok)),
         doing(read),
     ]
-    used_s, began = cpu_s(program.pid), time.perf_counter()
+    used_s, written, began = cpu_s(program.pid), written_mib(program.pid), time.perf_counter()
     for each in threads:
         each.start()
     while any(each.is_alive() for each in threads):
@@ -110,7 +113,9 @@ def _live(program: Program, tell: Tell) -> Life:
         each.join()
     if errors:
         raise errors[0]
-    life.core = 100 * (cpu_s(program.pid) - used_s) / (time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    life.core = 100 * (cpu_s(program.pid) - used_s) / seconds
+    life.written_mib_s = (written_mib(program.pid) - written) / seconds
     return life
 
 

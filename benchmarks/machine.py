@@ -101,3 +101,11 @@ def memory_mib(pid: int, *, peak: bool = False) -> float:
         if line.startswith(wanted):
             return int(line.split()[1]) / 1024
     raise ValueError(f"no {wanted} of process {pid}")
+
+
+def written_mib(pid: int) -> float:
+    """What a process has had written to disks so far."""
+    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+        if line.startswith("write_bytes:"):
+            return int(line.split()[1]) / (1 << 20)
+    raise ValueError(f"nothing is told of what process {pid} writes")

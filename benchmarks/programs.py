@@ -44,10 +44,18 @@ class Program:
 
 @contextmanager
 def registry(
-    database: Path | str, core: int | str = SERVER_CORE, **flags: object
+    database: Path | str,
+    core: int | str = SERVER_CORE,
+    *,
+    changed: str | None = None,
+    **flags: object,
 ) -> Iterator[Program]:
-    """The service as users start it, on a file of SQLite or at a URL; it answers /health."""
-    with started(_serve(database, flags), core) as (process, output):
+    """The service as users start it, on a file of SQLite or at a URL; it answers /health. `changed`
+    is a program that changes something of it and runs it."""
+    command = _serve(database, flags)
+    if changed is not None:
+        command[1:3] = ["-c", changed]
+    with started(command, core) as (process, output):
         program = _listening(process, output)
         wait_for_health(program)
         yield program
