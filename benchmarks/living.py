@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from benchmarks import databases, load, programs
 from benchmarks.machine import cpu_s, memory_mib, written_mib
-from benchmarks.measuring import Figure, Goal, Spread
+from benchmarks.measuring import Costs, Figure, Goal, Spread
 from benchmarks.programs import Program
 from benchmarks.reading import Tell, Tools
 from benchmarks.renewing import fill, owner_of
@@ -26,6 +26,17 @@ BEAT_S = 20
 CHANGES_PER_S = 50
 GETS_PER_S = 200
 SECONDS = 300.0
+RENEW = f"a renewal of {OWNERS} owners"
+ATTACH = "a registration of 10 files"
+DETACH = "an unregistering of 10 files"
+GET = "a GET of 1 KiB"
+PER_S = {
+    RENEW: INSTANCES / BEAT_S,
+    ATTACH: CHANGES_PER_S,
+    DETACH: CHANGES_PER_S,
+    GET: GETS_PER_S,
+}
+ALONE_S, ALONE_ROUNDS = 0.7, 3
 COMERS = 10**7
 """Instances from here on come and go."""
 
@@ -47,6 +58,8 @@ def fleet(_: Tools, __: int, tell: Tell) -> list[Figure]:
     path = databases.fresh("b14")
     fill(path, INSTANCES, OWNERS, LEASE_S, tell)
     with programs.registry(path) as program:
+        tell("what each call costs")
+        costs = _costs(program)
         found = _live(program, tell)
     _assert_nobody_lapsed(f"sqlite:///{path}")
     assert found.reads is not None
@@ -75,7 +88,54 @@ def fleet(_: Tools, __: int, tell: Tell) -> list[Figure]:
             goal=Goal("ours", 4, at_most=True),
         ),
         Figure("B14d", "written to disk", "MiB/s", Spread.of([found.written_mib_s])),
+        *(
+            Figure(name, f"processor time of {call}, alone", "us", costs[call])
+            for name, call in zip(("B14e", "B14f", "B14g", "B14h"), PER_S, strict=True)
+        ),
+        _foretold(costs, found.core),
     ]
+
+
+def _foretold(costs: dict[str, Spread], core: float) -> Figure:
+    """What the costs of the calls say of the share of the core, beside what was found."""
+    share = sum(per_s * costs[call].median for call, per_s in PER_S.items()) / 1e4
+    return Figure(
+        "B14i",
+        "share of a core that these costs foretell",
+        "%",
+        Spread.of([share]),
+        Spread.of([core]),
+        "found",
+        Spread.of([share / core]),
+    )
+
+
+def _costs(program: Program) -> dict[str, Spread]:
+    """Processor time of each kind of call, in microseconds, where one caller waits for each."""
+    newcomers = 10 * COMERS
+    coming, going = itertools.count(newcomers), itertools.count(newcomers)
+    streams: dict[str, tuple[Iterator[bytes], load.Check]] = {
+        RENEW: (_beats(), _is_renewed),
+        ATTACH: (
+            (databases.registration(n, databases.manifest(n % 1000, 10**6)) for n in coming),
+            _is_ok,
+        ),
+        DETACH: ((databases.unregistration(n) for n in going), _has_released),
+        GET: (_gets(), _is_ok),
+    }
+    found = {}
+    for call, (stream, check) in streams.items():
+        costs = Costs(program.pid)
+        seconds = ALONE_S * (2 if call == ATTACH else 1)  # More come than go.
+        measure = costs.rate(
+            lambda stream=stream, check=check, seconds=seconds: load.call_in_turn(  # type: ignore[misc]
+                [program.address], [stream], check, seconds=seconds
+            )
+        )
+        for _ in range(ALONE_ROUNDS):
+            measure()
+        found[call] = costs.us
+    return found
 
 
 def _live(program: Program, tell: Tell) -> Life:
@@ -150,6 +210,10 @@ def _gets() -> Iterator[bytes]:
 
 def _is_ok(answer: bytes) -> bool:
     return answer.startswith(b"HTTP/1.1 200")
+
+
+def _has_released(answer: bytes) -> bool:
+    return b'"released":10' in answer
 
 
 def _is_renewed(answer: bytes) -> bool:

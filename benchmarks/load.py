@@ -85,8 +85,12 @@ class Load:
     latencies_s: list[float]
 
     @property
+    def requests(self) -> int:
+        return len(self.latencies_s)
+
+    @property
     def per_s(self) -> float:
-        return len(self.latencies_s) / self.seconds
+        return self.requests / self.seconds
 
     def latency_s(self, part: float) -> float:
         """The latency that `part` of the requests did not exceed."""

@@ -10,9 +10,20 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+from benchmarks.machine import cpu_s
 
 Measure = Callable[[], float]
+
+
+class Run(Protocol):
+    """What a run of a load found."""
+
+    @property
+    def requests(self) -> int: ...
+    @property
+    def per_s(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,30 @@ class Figure:
         return {**asdict(self), "met": self.goal.met(self) if self.goal else None}
 
 
+class Costs:
+    """The processor time that requests take a program, its own code and the kernel for it."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._us: list[float] = []
+
+    def rate(self, run: Callable[[], Run]) -> Measure:
+        """Measures how many requests a second a run has answered, and notes what each took."""
+
+        def measure() -> float:
+            before = cpu_s(self._pid)
+            done = run()
+            self._us.append((cpu_s(self._pid) - before) * 1e6 / done.requests)
+            return done.per_s
+
+        return measure
+
+    @property
+    def us(self) -> Spread:
+        """For a request, in microseconds."""
+        return Spread.of(self._us)
+
+
 @dataclass(frozen=True, slots=True)
 class InTurn:
     """What rounds of a reference and of several programs of ours found, round by round."""
@@ -82,8 +117,10 @@ class InTurn:
         goal: Goal | None = None,
         compared_as: Literal["ratio", "difference"] = "ratio",
         by: str | None = None,
+        costs: Costs | None = None,
     ) -> Figure:
-        """A line of the table. `by` names one of ours that is the reference instead."""
+        """A line of the table. `by` names one of ours that is the reference instead, `costs` are
+        ours."""
         mine = self.ours[ours]
         others = self.ours[by] if by is not None else self.reference
         pairs = list(zip(mine, others, strict=True))
@@ -98,6 +135,7 @@ class InTurn:
             Spread.of(compared),
             compared_as,
             goal,
+            None if costs is None else costs.us,
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import databases, load, programs
 from benchmarks.machine import WORK, forget_peak, memory_mib
-from benchmarks.measuring import Figure, Goal, InTurn, Spread, in_turn
+from benchmarks.measuring import Costs, Figure, Goal, InTurn, Spread, in_turn
 from benchmarks.programs import Program
 from registry.core.hashing import checksum_of
 
@@ -100,22 +100,28 @@ def small_files(tools: Tools, rounds: int, tell: Tell) -> list[Figure]:
         def gets(program: Program, path: str) -> Callable[[], float]:
             return lambda: load.wrk(wrk, program.url(path)).per_s
 
-        def all_keys() -> float:
+        def costly(path: str) -> Callable[[], float]:
+            costs[path] = Costs(service.pid)
+            return costs[path].rate(lambda: load.wrk(wrk, service.url(path)))
+
+        def all_keys() -> load.Gets:
             script = str(Path(__file__).with_name("keys.lua"))
             url = many.url(f"/?{KEYS}")
             run = load.wrk_begun(wrk, url, connections=16, seconds=2, script=script)
-            return load.wrk_result(run).per_s
+            return load.wrk_result(run)
 
+        costs = {"keys": Costs(many.pid)}
         ours = {
-            "copied": gets(service, path_of(0)),
-            "in place": gets(service, path_of(1)),
+            "copied": costly(path_of(0)),
+            "in place": costly(path_of(1)),
             "starlette": gets(starlette, "/x"),
-            "keys": all_keys,
+            "keys": costs["keys"].rate(all_keys),
         }
         if tools.nginx is not None:
             nginx = stack.enter_context(programs.nginx(tools.nginx, folder, keeps_open=True))
             ours["nginx"] = gets(nginx, "/0.json")
         found = in_turn(gets(bare, "/"), ours, rounds, tell)
+        others = [_with_connections(wrk, number, service, bare, rounds, tell) for number in (1, 64)]
     work = "GET a 1 KiB file"
     beside = [
         found.figure(
@@ -129,8 +135,8 @@ def small_files(tools: Tools, rounds: int, tell: Tell) -> list[Figure]:
         )
     ]
     return (beside if "nginx" in ours else []) + [
-        _b1(found, "copied", "B1a", f"{work}, copied", 1.6),
-        _b1(found, "in place", "B1b", f"{work}, in place", 1.25),
+        _b1(found, "copied", "B1a", f"{work}, copied", costs[path_of(0)], 1.6),
+        _b1(found, "in place", "B1b", f"{work}, in place", costs[path_of(1)], 1.25),
         found.figure(
             "in place",
             "B1c",
@@ -140,13 +146,35 @@ def small_files(tools: Tools, rounds: int, tell: Tell) -> list[Figure]:
             goal=Goal("compared", 8),
             by="starlette",
         ),
-        _b1(found, "keys", "B1d", f"{work}, copied, {KEYS} keys in turn", None),
+        _b1(found, "keys", "B1d", f"{work}, copied, {KEYS} keys in turn", costs["keys"]),
+        *others,
     ]
 
 
-def _b1(found: InTurn, ours: str, name: str, work: str, goal: float | None) -> Figure:
+def _b1(
+    found: InTurn, ours: str, name: str, work: str, costs: Costs, goal: float | None = None
+) -> Figure:
     wanted = None if goal is None else Goal("compared", goal)
-    return found.figure(ours, name, work, "/s", "bare ASGI application", goal=wanted)
+    return found.figure(ours, name, work, "/s", "bare ASGI application", goal=wanted, costs=costs)
+
+
+def _with_connections(
+    wrk: str, number: int, service: Program, bare: Program, rounds: int, tell: Tell
+) -> Figure:
+    """The same with another number of connections."""
+    costs = Costs(service.pid)
+
+    def gets(program: Program, path: str) -> Callable[[], load.Gets]:
+        return lambda: load.wrk(wrk, program.url(path), connections=number)
+
+    found = in_turn(
+        lambda: gets(bare, "/")().per_s,
+        {"ours": costs.rate(gets(service, path_of(0)))},
+        rounds,
+        tell,
+    )
+    work = f"GET a 1 KiB file, copied, {number} connection{'s' if number > 1 else ''}"
+    return _b1(found, "ours", "B1i" if number == 1 else "B1j", work, costs)
 
 
 @contextmanager

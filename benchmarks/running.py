@@ -19,7 +19,7 @@ Group = Callable[[Tools, int, Tell], list[Figure]]
 Groups = Mapping[str, tuple[Group, int]]
 """Groups of figures by name, with their rounds."""
 
-BUDGET_S = 20 * 60
+BUDGET_S = 24 * 60
 """No group is begun after this; together with the longest group that makes half an hour."""
 
 LOG = WORK / "servers.log"
