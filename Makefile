@@ -84,7 +84,7 @@ bench: $(READY)  ## measure how fast it is, in at most half an hour (ONLY=B1,B3:
 bench-postgres: $(READY)  ## the same in PostgreSQL, in at most 15 minutes (ONLY=P1,P3: only these)
 	@$(BIN)/python -m benchmarks.fleet $(ONLY)
 
-bench-peers: $(READY)  ## measure the same registrations against etcd and MLflow
+bench-peers: $(READY)  ## measure the same work against etcd, MLflow and, if there is a build/dynamo, a real NVIDIA Dynamo
 	@$(BIN)/python -m benchmarks.peers
 
 screenshots: $(READY)  ## take the pictures of docs/pages.md anew (needs Chromium)

@@ -69,6 +69,8 @@ class Figure:
     goal: Goal | None = None
     cpu_us: Spread | None = None
     """Processor time of the server for a request, in microseconds."""
+    reference_cpu_us: Spread | None = None
+    """The same of the reference's server."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "met": self.goal.met(self) if self.goal else None}

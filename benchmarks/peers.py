@@ -1,4 +1,4 @@
-"""B9, B13: the same registrations and renewals against programs that people keep such records in.
+"""B1f to B1h, B9, B13: the same work against programs that people keep such records in.
 
     python -m benchmarks.peers
 
@@ -7,7 +7,8 @@ through its HTTP gateway; its data directory is on the same disk. MLflow's model
 SQLite: a registered model of that name with the record as a tag. Each request is a new key, 64
 callers send as fast as they are answered, every answer is checked, and each server is on the same
 core in turn. A renewal is etcd's keep-alive of a lease through its gateway, and one owner a call
-with us. Both are installed into environments of their own under build/peers, once.
+with us. Both are installed into environments of their own under build/peers, once. Reads are
+measured against a worker of NVIDIA Dynamo, if there is one in build/dynamo: see peers_dynamo.py.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 
-from benchmarks import databases, load, programs, report
+from benchmarks import databases, load, peers_dynamo, programs, report
 from benchmarks.machine import ROOT, WORK, describe, pin_load
-from benchmarks.measuring import Figure, Goal, in_turn
+from benchmarks.measuring import Figure, Goal, Measure, Spread, in_turn
 from benchmarks.programs import Program
 from benchmarks.reading import created
 from benchmarks.writing import CALLERS
@@ -188,10 +190,31 @@ def _ok(answer: bytes) -> bool:
     return answer.startswith(b"HTTP/1.1 200")
 
 
+def _renewals(ours: Program, theirs: Measure) -> Figure:
+    """B13: one of ours a call, beside what `theirs` measures."""
+    for number in range(CALLERS):
+        _hold(ours, number)
+    cpu_us: list[float] = []
+
+    def renew() -> load.Load:
+        streams = [our_renewals(number) for number in range(CALLERS)]
+        return load.call_in_turn([ours.address], streams, _ok, seconds=SECONDS)
+
+    found = in_turn(
+        theirs,
+        {"ours": programs.noting_cpu(ours, renew, cpu_us)},
+        ROUNDS,
+        lambda what: print(f"renewals: {what}", flush=True),
+    )
+    work = f"renew one lease a call, {CALLERS} callers"
+    figure = found.figure("ours", "B13", work, "/s", "etcd", goal=Goal("compared", 1.5))
+    return replace(figure, cpu_us=Spread.of(cpu_us))
+
+
 def main() -> int:
     """Take the figures and print the table."""
     pin_load()
-    figures: list[Figure] = []
+    figures = peers_dynamo.beside_dynamo(ROUNDS, lambda what: print(f"Dynamo: {what}", flush=True))
     with ExitStack() as stack:
         ours = stack.enter_context(programs.registry(databases.fresh("b9")))
         runs = iter(range(10**6))
@@ -200,10 +223,6 @@ def main() -> int:
             run = next(runs)
             streams = [databases.new_artifacts(n, 1, run) for n in range(CALLERS)]
             return load.call_in_turn([ours.address], streams, created, seconds=SECONDS).per_s
-
-        def renew() -> float:
-            streams = [our_renewals(number) for number in range(CALLERS)]
-            return load.call_in_turn([ours.address], streams, _ok, seconds=SECONDS).per_s
 
         def of(program: Program, streams: Callable[[Program], Streams]) -> Callable[[], float]:
             return lambda: (
@@ -225,20 +244,7 @@ def main() -> int:
                     lambda what, peer=peer: print(f"{peer}: {what}", flush=True),  # type: ignore[misc]
                 )
                 if peer == "etcd":
-                    for number in range(CALLERS):
-                        _hold(ours, number)
-                    renewed = in_turn(
-                        of(program, etcd_renewals),
-                        {"ours": renew},
-                        ROUNDS,
-                        lambda what: print(f"renewals: {what}", flush=True),
-                    )
-                    work = f"renew one lease a call, {CALLERS} callers"
-                    figures.append(
-                        renewed.figure(
-                            "ours", "B13", work, "/s", "etcd", goal=Goal("compared", 1.5)
-                        )
-                    )
+                    figures.append(_renewals(ours, of(program, etcd_renewals)))
             work = f"register one new artifact a request, {CALLERS} callers"
             figures.append(
                 found.figure("ours", name, work, "/s", peer, goal=Goal("compared", goal))

@@ -26,8 +26,7 @@ def row(figure: Figure) -> Row:
     ours = f"{number(figure.ours.median)} {figure.unit}"
     if figure.compared is None and figure.ours.low != figure.ours.high:
         ours += f" ({number(figure.ours.low)} to {number(figure.ours.high)})"
-    cpu = "" if figure.cpu_us is None else f"{number(figure.cpu_us.median)} us"
-    return figure.name, figure.work, ours, cpu, reference, compared, _goal(figure), met
+    return figure.name, figure.work, ours, _cpu(figure), reference, compared, _goal(figure), met
 
 
 def number(value: float) -> str:
@@ -35,6 +34,15 @@ def number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _cpu(figure: Figure) -> str:
+    if figure.cpu_us is None:
+        return ""
+    ours = f"{number(figure.cpu_us.median)} us"
+    if figure.reference_cpu_us is None:
+        return ours
+    return f"{ours} (reference {number(figure.reference_cpu_us.median)} us)"
 
 
 def _compared(figure: Figure, spread: Spread) -> str:
