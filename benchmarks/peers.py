@@ -23,13 +23,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 
 from benchmarks import databases, load, peers_dynamo, programs, report
 from benchmarks.machine import ROOT, WORK, describe, pin_load
-from benchmarks.measuring import Figure, Goal, Measure, Spread, in_turn
+from benchmarks.measuring import Costs, Figure, Goal, Measure, in_turn
 from benchmarks.programs import Program
 from benchmarks.reading import created
 from benchmarks.writing import CALLERS
@@ -194,7 +193,7 @@ def _renewals(ours: Program, theirs: Measure) -> Figure:
     """B13: one of ours a call, beside what `theirs` measures."""
     for number in range(CALLERS):
         _hold(ours, number)
-    cpu_us: list[float] = []
+    costs = Costs(ours.pid)
 
     def renew() -> load.Load:
         streams = [our_renewals(number) for number in range(CALLERS)]
@@ -202,13 +201,13 @@ def _renewals(ours: Program, theirs: Measure) -> Figure:
 
     found = in_turn(
         theirs,
-        {"ours": programs.noting_cpu(ours, renew, cpu_us)},
+        {"ours": costs.rate(renew)},
         ROUNDS,
         lambda what: print(f"renewals: {what}", flush=True),
     )
     work = f"renew one lease a call, {CALLERS} callers"
-    figure = found.figure("ours", "B13", work, "/s", "etcd", goal=Goal("compared", 1.5))
-    return replace(figure, cpu_us=Spread.of(cpu_us))
+    goal = Goal("compared", 1.5)
+    return found.figure("ours", "B13", work, "/s", "etcd", goal=goal, costs=costs)
 
 
 def main() -> int:

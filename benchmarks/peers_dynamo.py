@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from benchmarks import databases, load, programs, reading, report
 from benchmarks.machine import ROOT, WORK, describe, find_tool, pin_load
-from benchmarks.measuring import Figure, Goal, Measure, Spread, in_turn
+from benchmarks.measuring import Costs, Figure, Goal, Measure, in_turn
 from benchmarks.programs import Program
 from registry.core.hashing import checksum_of
 from registry.discovery import Kind
@@ -82,10 +82,10 @@ def _figure(
 ) -> Figure:
     name, connections, bound = row
     what = f"{connections} connection{'s' if connections > 1 else ''}"
-    cpu_us: dict[str, list[float]] = {ours.server: [], theirs.server: []}
+    costs = {file.server: Costs(file.program.pid) for file in (ours, theirs)}
 
     def gets(file: ServedFile) -> Measure:
-        return programs.noting_cpu(file.program, file.gets(wrk, connections), cpu_us[file.server])
+        return costs[file.server].rate(file.gets(wrk, connections))
 
     found = in_turn(
         gets(theirs), {ours.server: gets(ours)}, rounds, lambda now: tell(f"{what}, {now}")
@@ -94,8 +94,8 @@ def _figure(
     work = f"GET a 1 KiB file, {what}"
     return replace(
         found.figure(ours.server, name, work, "/s", theirs.server, goal=goal),
-        cpu_us=Spread.of(cpu_us[ours.server]),
-        reference_cpu_us=Spread.of(cpu_us[theirs.server]),
+        cpu_us=costs[ours.server].us,
+        reference_cpu_us=costs[theirs.server].us,
     )
 
 

@@ -13,15 +13,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from benchmarks.load import Gets, Load
-from benchmarks.machine import ROOT, SERVER_CORE, WORK, cpu_s
-from benchmarks.measuring import Measure
+from benchmarks.machine import ROOT, SERVER_CORE, WORK
 
 START_S = 60
 STOP_S = 20
@@ -42,18 +40,6 @@ class Program:
 
     def url(self, path: str) -> str:
         return f"http://{self.host}:{self.port}{path}"
-
-
-def noting_cpu(program: Program, run: Callable[[], Gets | Load], cpu_us: list[float]) -> Measure:
-    """The rate of a run of load. What a request took of the program's processor time is noted."""
-
-    def measure() -> float:
-        before = cpu_s(program.pid)
-        done = run()
-        cpu_us.append((cpu_s(program.pid) - before) * 1e6 / done.requests)
-        return done.per_s
-
-    return measure
 
 
 @contextmanager
