@@ -14,6 +14,7 @@ import select
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -211,7 +212,8 @@ def call_at_rate(
     each was due."""
     load = Load(seconds, [], [])
     with ExitStack() as stack, select.epoll() as poll:
-        free = [stack.enter_context(Caller(address)) for _ in range(callers)]
+        # One after the other: a connection that nobody uses for long is closed.
+        free = deque(stack.enter_context(Caller(address)) for _ in range(callers))
         busy: dict[int, tuple[Caller, float]] = {}
         for each in free:
             poll.register(each.socket.fileno(), select.EPOLLIN)
@@ -220,7 +222,7 @@ def call_at_rate(
         while (now := time.perf_counter() - began) < seconds or busy:
             due = sent / per_s
             if now < seconds and due <= now and free:
-                caller = free.pop()
+                caller = free.popleft()
                 caller.send(next(requests))
                 busy[caller.socket.fileno()] = (caller, began + due)
                 sent += 1
