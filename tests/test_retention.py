@@ -98,10 +98,30 @@ def test_many_tombstones_go_in_bounded_batches(
     pruned = [world.do(prune.prune, prune.Prune()) for _ in range(3)]
     assert [each.tombstones for each in pruned] == [10, 10, 5]
     assert [each.more for each in pruned] == [True, True, False]
+    assert [each.next_step(()).tombstones for each in pruned] == [True, True, False]
     world.assert_healthy()
 
 
 # The journal
+
+
+def test_steps_that_only_shorten_the_journal_do_not_go_through_the_owners(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten million events are ten thousand steps, and a fleet has a hundred thousand owners."""
+    monkeypatch.setattr(prune, "EVENTS_PER_PRUNE", 5)
+    world.adopt(journal_retention_ms=0)
+    for owner in world.attach_many(worker(number) for number in range(10)):
+        world.unregister(owner)
+    first = world.do(prune.prune, prune.Prune())
+    assert (first.events, first.more) == (5, True)
+    world.clock.now += DAY  # Whoever has left is due meanwhile, and waits for the next sweep.
+    second = world.do(prune.prune, first.next_step(()))
+    assert (second.events, second.tombstones, second.more) == (5, 0, True)
+    assert len(world.states()) == 10
+    world.prune()
+    assert world.states() == {}
+    world.assert_healthy()
 
 
 def test_the_journal_is_kept_for_its_age_and_what_explains_a_live_ref_for_longer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -87,17 +87,23 @@ def _sweep_all(database: Engine, release_brake: bool) -> tuple[Swept, RemovedRes
             break
         item = Sweep(repeated=True)
         time.sleep(BREATHER_S)
+    with database.read() as conn:
+        step = Prune(find_abandoned(conn, conn.now))
     while True:
-        with database.read() as conn:
-            checksums = find_abandoned(conn, conn.now)
-        with database.write() as conn, _counting(conn, removed):
-            pruned = prune(conn, conn.now, [Prune(checksums)])[0]
+        # Without uploads there is nothing to count, which looks at everything.
+        with (
+            database.write() as conn,
+            _counting(conn, removed) if step.checksums else nullcontext(),
+        ):
+            pruned = prune(conn, conn.now, [step])[0]
         removed.tombstones += pruned.tombstones
         removed.events += pruned.events
         if not pruned.more:
             swept = Swept(False, tuple(ended), released, False, done.paused, done.waiting)
             return swept, removed
         time.sleep(BREATHER_S)
+        with database.read() as conn:
+            step = pruned.next_step(find_abandoned(conn, conn.now) if step.checksums else ())
 
 
 @contextmanager

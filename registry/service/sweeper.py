@@ -149,12 +149,14 @@ class Sweeper:
         if time.monotonic() - self._uploads_at >= UPLOADS_LOOKED_AT_EVERY_S:
             checksums = await self._registry.read_at(find_abandoned)
             self._uploads_at = time.monotonic()
+        step = Prune(checksums)
         while True:
-            pruned = await self._registry.writer.submit(prune, Prune(checksums), rows=1000)
+            pruned = await self._registry.writer.submit(prune, step, rows=1000)
             if not pruned.more or self._stopping.is_set() or time.monotonic() > until:
                 return
             if checksums:
                 checksums = await self._registry.read_at(find_abandoned)
+            step = pruned.next_step(checksums)
             await asyncio.sleep(BREATHER_S)
 
     async def scrub_once(self) -> None:

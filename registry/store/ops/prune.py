@@ -24,10 +24,12 @@ from registry.store.engine import Connection
 from registry.store.ops.blobs import collect_blobs
 from registry.store.ops.settings_table import policy_of, read_variables, write_variables
 from registry.store.ops.supersede import UNREPLACED
-from registry.store.sql import Statement, as_rows, json_rows, one_of
+from registry.store.sql import Row, Statement, as_rows, json_rows, one_of
 from registry.store.tables import blobs, events, owner_refs, owners
 
-EVENTS_PER_PRUNE = 5_000
+EVENTS_PER_PRUNE = 1_000
+"""So few that whoever registers meanwhile waits for some 20 ms."""
+
 TOMBSTONES_PER_PRUNE = 1_000
 BLOBS_PER_PRUNE = 200
 JOURNAL_ROUND_MS = 3_600_000
@@ -37,9 +39,11 @@ INSTANCES_REMEMBERED = 10
 
 @dataclass(frozen=True, slots=True)
 class Prune:
-    """Uploads that looked abandoned; they are looked at again under the write lock."""
+    """Uploads that looked abandoned; they are looked at again under the write lock. Tombstones are
+    looked for among all owners, which is not done in every step of many."""
 
     checksums: tuple[str, ...] = ()
+    tombstones: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,10 @@ class Pruned:
     tombstones: int = 0
     events: int = 0
     more: bool = False
+
+    def next_step(self, checksums: tuple[str, ...]) -> Prune:
+        """What to prune then, besides uploads that look abandoned."""
+        return Prune(checksums, tombstones=self.tombstones == TOMBSTONES_PER_PRUNE)
 
 
 _named = owners.alias("named")
@@ -220,11 +228,7 @@ def _prune(conn: Connection, now: int, item: Prune) -> Pruned:
     variables = read_variables(conn)
     policy = policy_of(variables)
     _prune_uploads(conn, now, item.checksums)
-    tombstones = conn.run(
-        _DELETE_TOMBSTONES,
-        before=now - policy.tombstone_retention_ms,
-        row_limit=TOMBSTONES_PER_PRUNE,
-    )
+    tombstones = _prune_tombstones(conn, now - policy.tombstone_retention_ms, item)
     ((last,),) = conn.run(_LAST_EVENT)
     deleted, more = _prune_events(
         conn,
@@ -235,6 +239,12 @@ def _prune(conn: Connection, now: int, item: Prune) -> Pruned:
     )
     more = more or len(tombstones) == TOMBSTONES_PER_PRUNE
     return Pruned(len(tombstones), deleted, more or len(item.checksums) == BLOBS_PER_PRUNE)
+
+
+def _prune_tombstones(conn: Connection, before: int, item: Prune) -> list[Row]:
+    if not item.tombstones:
+        return []
+    return conn.run(_DELETE_TOMBSTONES, before=before, row_limit=TOMBSTONES_PER_PRUNE)
 
 
 def _prune_uploads(conn: Connection, now: int, checksums: Sequence[str]) -> None:
