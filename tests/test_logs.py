@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from registry.core.logs import JsonFormatter, TextFormatter, fields
+from registry.core.log_pump import LogPump
+from registry.core.logs import JsonFormatter, TextFormatter, fields, tell
 from registry.core.records import ArtifactKey, Owner
 from registry.server import tokens
 from registry.server.tokens import Role
@@ -187,6 +191,67 @@ def test_a_start_and_an_end_say_only_what_matters(
     assert lines[2].startswith("listening on ")
     assert lines[3].endswith("INFO registry the service has ended")
     assert len(lines) == 4
+
+
+@pytest.fixture
+def pumped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[logging.Formatter], list[str]]]:
+    """Sends the log of this process into a pipe, as the service does; gives the lines so far."""
+    read, write = os.pipe()
+    pump = LogPump(write)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [pump])
+    os.set_blocking(read, False)
+
+    def lines(form: logging.Formatter) -> list[str]:
+        pump.setFormatter(form)
+        pump.flush()
+        with suppress(BlockingIOError):
+            return os.read(read, 1 << 16).decode().splitlines()
+        return []
+
+    yield lines
+    pump.close()
+    os.close(read)
+
+
+@pytest.mark.parametrize("form", [TextFormatter(), JsonFormatter()])
+def test_a_line_is_the_same_with_a_record_and_without(
+    pumped: Callable[[logging.Formatter], list[str]], form: logging.Formatter
+) -> None:
+    pumped(form)
+    log = logging.getLogger("registry.access")
+    values: dict[str, object] = {
+        "path": "/v1/a\u001b[31m\nb\u202e",
+        "status": 200,
+        "milliseconds": 0.25,
+        "actor": None,
+        "code": "none",
+        "detail": 'a "quoted" ä',
+    }
+    log.warning("answered", extra=fields(**values))
+    tell(log, logging.WARNING, "answered", values)
+    first, second = (re.sub(r"[-\d]+T[:\d.]+Z", "NOW", line) for line in pumped(form))
+    assert first == second
+
+
+@pytest.mark.parametrize("where", ["filter", "handler", "no propagation", "level"])
+def test_whoever_hears_or_filters_the_log_is_not_passed_over(
+    pumped: Callable[[logging.Formatter], list[str]], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pumped(TextFormatter())
+    log, above = logging.getLogger("registry.access"), logging.getLogger("registry")
+    heard: list[logging.LogRecord] = []
+    if where == "filter":
+        monkeypatch.setattr(log, "filters", [lambda record: False])
+    elif where == "handler":
+        handler = logging.Handler()
+        monkeypatch.setattr(handler, "emit", heard.append)
+        monkeypatch.setattr(above, "handlers", [handler])
+    elif where == "no propagation":
+        monkeypatch.setattr(above, "propagate", False)
+    else:
+        monkeypatch.setattr(logging.getLogger().handlers[0], "level", logging.ERROR)
+    tell(log, logging.WARNING, "answered", {"status": 200})
+    assert len(pumped(TextFormatter())) == len(heard) == (where == "handler")
 
 
 def test_a_traceback_is_one_json_record() -> None:

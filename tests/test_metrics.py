@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -268,6 +269,26 @@ def test_what_happens_while_counts_are_moved_is_not_lost() -> None:
     text = metrics.text({}).decode()
     assert f'{PREFIX}reads_total{{outcome="memory"}} 4.0' in text
     assert f"{PREFIX}served_bytes_total 40.0" in text
+
+
+def test_transactions_are_counted_once_whoever_counts_them() -> None:
+    """The writer's thread counts many together, and the event loop what is left once a second."""
+    metrics = Metrics()
+
+    def write() -> None:
+        for _ in range(1000):
+            metrics.wrote({("register", "ok"): 2, ("renew", "ok"): 1}, 3, 0.001)
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        metrics.flush()
+    metrics.flush()
+    text = metrics.text({}).decode()
+    assert f'{PREFIX}writes_total{{operation="register",outcome="ok"}} 6000.0' in text
+    assert f'{PREFIX}writes_total{{operation="renew",outcome="ok"}} 3000.0' in text
+    assert f"{PREFIX}commit_seconds_count 3000.0" in text
 
 
 # Several processes

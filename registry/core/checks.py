@@ -18,6 +18,7 @@ COUNT_MAX = 2**63 - 1
 PATH_MAX = 4096
 PATH_COMPONENTS_MAX = 255
 FAR_S = 10**12
+NAME_MAX = 255
 NAME_PATTERN = (
     "(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}"
     r"|\.[A-Za-z0-9_-][A-Za-z0-9._-]{0,253}|\.\.[A-Za-z0-9._-]{1,253})"
@@ -29,14 +30,24 @@ SLUG_PATTERN = f"[a-z0-9][a-z0-9_-]{{0,{SLUG_MAX - 1}}}"
 REQUEST_ID_MAX = 128
 REQUEST_ID_PATTERN = f"[\\x21-\\x7e]{{1,{REQUEST_ID_MAX}}}"
 CHECKSUM_PATTERN = "blake3:[0-9a-f]{64}"
-# A fleet has few names, and each call names three of them.
-_is_name = lru_cache(maxsize=1024)(re.compile(NAME_PATTERN).fullmatch)
+_name_match = re.compile(NAME_PATTERN).fullmatch
 _is_slug = re.compile(SLUG_PATTERN).fullmatch
 _is_filename = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}").fullmatch
 _is_request_id = re.compile(REQUEST_ID_PATTERN).fullmatch
 _is_checksum = re.compile(CHECKSUM_PATTERN).fullmatch
 _no_slug_character = re.compile(r"[^a-z0-9_-]")
 _is_decimal = re.compile(r"0|[1-9][0-9]{0,19}").fullmatch
+
+
+@lru_cache(maxsize=1024)
+def _is_short_name(value: str) -> bool:
+    return _name_match(value) is not None
+
+
+def _is_name(value: str) -> bool:
+    """A fleet has few names, and each call has three of them: they are remembered. What is too long
+    to be one is not."""
+    return len(value) <= NAME_MAX and _is_short_name(value)
 
 
 def parse_instance_id(value: int | str) -> int:

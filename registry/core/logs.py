@@ -69,11 +69,29 @@ def tell(logger: logging.Logger, level: int, message: str, values: dict[str, obj
     handlers = logging.getLogger().handlers
     pump = handlers[0] if len(handlers) == 1 else None
     form = pump.formatter if isinstance(pump, LogPump) else None
-    if not isinstance(pump, LogPump) or not isinstance(form, TextFormatter | JsonFormatter):
+    if (
+        not isinstance(pump, LogPump)
+        or not isinstance(form, TextFormatter | JsonFormatter)
+        or level < pump.level
+        or pump.filters
+        or not _leads_to_root(logger)
+    ):
         logger.log(level, message, extra=fields(**values))
         return
     found = {name: value for name, value in values.items() if value is not None}
     pump.take(form.line(time.time(), logging.getLevelName(level), logger.name, message, found))
+
+
+def _leads_to_root(logger: logging.Logger) -> bool:
+    """Whether nobody hears or filters a logger's records before they come to the root."""
+    if logger.filters:
+        return False
+    each = logger
+    while each.parent is not None:
+        if each.handlers or not each.propagate:
+            return False
+        each = each.parent
+    return True
 
 
 class TextFormatter(logging.Formatter):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +38,8 @@ values.ValueClass = values.MutexValue
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 PREFIX = "metadata_registry_"
 FLUSH_EVERY_S = 1.0
+WRITTEN_MAX = 64
+"""As many transactions of the writer are counted together: while it counts, nobody is answered."""
 UNMATCHED = "unmatched"
 """The route of a request that no route takes."""
 
@@ -176,16 +179,23 @@ class Metrics:
         """Count a transaction of writes: how many had which (operation, outcome), how many in
         all, and how long it took. For any thread."""
         self._written.append((outcomes, items, seconds))
+        if len(self._written) >= WRITTEN_MAX:
+            self._count_written()
+
+    def _count_written(self) -> None:
+        """For any thread, also for several at once."""
+        with suppress(IndexError):
+            while True:
+                outcomes, items, seconds = self._written.popleft()
+                for labels, count in outcomes.items():
+                    self._writes.labels(*labels).inc(count)
+                self._batch_items.observe(items)
+                self._commit_seconds.observe(seconds)
 
     def flush(self) -> None:
         """Move the counts of the event loop and of the writer into the metrics."""
         tally = self.tally
-        while self._written:
-            outcomes, items, seconds = self._written.popleft()
-            for labels, count in outcomes.items():
-                self._writes.labels(*labels).inc(count)
-            self._batch_items.observe(items)
-            self._commit_seconds.observe(seconds)
+        self._count_written()
         for (route, method, status), count in tally.requests.items():
             self._requests.labels(route, method, str(status)).inc(count)
         for outcome, count in tally.reads.items():

@@ -162,10 +162,13 @@ class EarlyConnection(EndingConnection):
         called.response_complete = True
         try:
             self._answer_change(called, task)
-            asked.tell()
         except Exception:
             log.exception("a change could not be answered")
             self.transport.close()  # Nobody waits for an answer that never comes.
+        try:
+            asked.tell()
+        except Exception:
+            log.exception("a change could not be counted")
 
     def _answer_change(self, called: Called, task: asyncio.Task[Response]) -> None:
         if called.disconnected or self.transport.is_closing() or task.cancelled():
