@@ -159,6 +159,7 @@ def test_who_is_refused_can_read_why_and_ask_in_vain(serve: Callable[..., Server
             assert b"retry-after: 1" in said.lower()
             peer.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert peer.recv(1000) == b""
+        wait_for(lambda: "as many as this process bears" in server.log)
     assert server.log.count("as many as this process bears") == 1
 
 
