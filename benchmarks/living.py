@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from benchmarks import databases, load, programs
 from benchmarks.machine import cpu_s, memory_mib, written_mib
@@ -128,9 +129,7 @@ def _costs(program: Program) -> dict[str, Spread]:
         costs = Costs(program.pid)
         seconds = ALONE_S * (2 if call == ATTACH else 1)  # More come than go.
         measure = costs.rate(
-            lambda stream=stream, check=check, seconds=seconds: load.call_in_turn(  # type: ignore[misc]
-                [program.address], [stream], check, seconds=seconds
-            )
+            partial(load.call_in_turn, [program.address], [stream], check, seconds=seconds)
         )
         for _ in range(ALONE_ROUNDS):
             measure()

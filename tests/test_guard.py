@@ -7,6 +7,7 @@ virtual machine instructions, which come out the same on any machine.
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 import re
 import sqlite3
@@ -17,7 +18,14 @@ from typing import Any
 import pytest
 
 import registry.store
-from registry.core.records import Artifact, ArtifactKey, Owner, Registration, Unregistration
+from registry.core.records import (
+    Artifact,
+    ArtifactKey,
+    Owner,
+    Registration,
+    Removal,
+    Unregistration,
+)
 from registry.store.engine import Connection
 from registry.store.ops import expire, leases, register, register_rows, release, unregister
 from registry.store.ops.expire import Sweep
@@ -200,6 +208,50 @@ def test_statements_of_a_sweep_do_not_grow_with_the_lapsed_owners(small: Traced)
         assert len(swept.ended) == lapsed
         counts.append(len(small.statements))
     assert counts[1] <= counts[0] <= 32
+
+
+# Order
+
+
+@pytest.mark.parametrize("has_statistics", [False, True])
+@pytest.mark.parametrize("way", ["unregister", "remove"])
+def test_the_journal_of_an_ending_is_in_its_order_whatever_the_planner_knows(
+    small: Traced, way: str, has_statistics: bool
+) -> None:
+    """Owner by owner: the refs that it lets go of, its end, the entries that go with their last."""
+    for number in (30, 35, 40):
+        both = Registration(owner(3000 + number), registration(number).artifacts, 60_000)
+        small.perform(register.register, [both])
+    leaving = [35, 3035, 12, 3030, 30, 3040]
+    with small.write() as conn:
+        if has_statistics:
+            conn.run_text("ANALYZE")
+        last = conn.last_ids()["events"]
+    if way == "unregister":
+        wanted: list[Any] = [Unregistration(owner(number)) for number in leaving]
+        small.perform(unregister.unregister, wanted)
+    else:
+        small.perform(unregister.remove, [Removal("model-30", "_base")])
+    with small.read() as conn:
+        rows = conn.run_text(
+            "SELECT instance_id, kind, entry_id FROM events WHERE id > :last ORDER BY id",
+            {"last": last},
+        )
+    found = [
+        (int(instance), [(kind, entry_id) for _, kind, entry_id in lines])
+        for instance, lines in itertools.groupby(rows, key=lambda row: row[0])
+    ]
+    numbers = leaving if way == "unregister" else [30, 3030]
+    assert [number for number, _ in found] == numbers
+    for number, lines in found:
+        ids = sorted(entry_id for kind, entry_id in lines if kind == "released")
+        assert len(ids) == REFS
+        goes = number in ((3035, 12, 30) if way == "unregister" else (3030,))
+        assert lines == [
+            *(("released", entry_id) for entry_id in ids),
+            *([("detached", None)] if way == "unregister" else []),
+            *(("removed", entry_id) for entry_id in ids if goes),
+        ]
 
 
 # Work

@@ -96,8 +96,9 @@ class JsonItems(FunctionElement[str]):
 
 
 class CrossJoin(Join):
-    """Every row of the left with every row of the right. SQLite goes through them in that order,
-    for each row of the left through the right (https://www.sqlite.org/optoverview.html#manual).
+    """Every row of the left with every row of the right. SQLite's planner leaves that order as it
+    is, and goes for each row of the left through the right (https://www.sqlite.org/optoverview.html,
+    on CROSS JOIN).
     """
 
     __visit_name__ = "cross_join"

@@ -28,7 +28,7 @@ from registry.store.sql import Row, Statement, as_rows, json_rows, one_of
 from registry.store.tables import blobs, events, owner_refs, owners
 
 EVENTS_PER_PRUNE = 1_000
-"""So few that whoever registers meanwhile waits for some 20 ms."""
+"""A step takes some 25 ms on a slow machine: as long does whoever registers meanwhile wait."""
 
 TOMBSTONES_PER_PRUNE = 1_000
 BLOBS_PER_PRUNE = 200

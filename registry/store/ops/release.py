@@ -112,7 +112,11 @@ def _goes(*, of_model: bool) -> ColumnElement[bool]:
 
 
 class _LineNumber(FunctionElement[int]):
-    """The number of a line of the journal, in an order that the rows come in (see `CrossJoin`)."""
+    """The id of a line of the journal: the last id, and behind it by what the lines are ordered.
+
+    SQLite sorts nothing: the loops of the statement are nested in that order (see `CrossJoin`), and
+    the refs of an owner are found by an index, in the order of their entries.
+    """
 
     inherit_cache = True
 
