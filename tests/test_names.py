@@ -1,9 +1,15 @@
-"""Names of owners: what is remembered of them, and what is not."""
+"""What is remembered of what comes from outside: names of owners, and no text of any length."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
+import registry
 from registry.core import checks
 from registry.core.identity import Identity
 from registry.core.records import Owner
@@ -47,3 +53,41 @@ def test_columns_are_those_of_the_owner() -> None:
             Identity.checked("a", "b", "c", wrong, None)
     with pytest.raises(Invalid, match="lora_slug"):
         Identity.checked("a", "b", "c", 7, "_base")
+
+
+CACHES: dict[str, str] = {
+    "client.answers._checks": "types of ours",
+    "core.checks._is_short_name": "texts of at most 255 characters",
+    "core.logs._second": "numbers",
+    "core.times._format_second": "numbers",
+    "network.environment._read_authorities": "what the configuration names",
+    "network.environment._system_trust": "nothing",
+    "server.pages.rendering._environment": "nothing",
+    "server.pages.rendering._style": "nothing",
+    "server.pages.rendering.policy": "nothing",
+    "server.pages.sql.questions": "nothing",
+    "store.ops.lost_roots._count_lost": "numbers",
+    "store.ops.lost_roots._missing_below": "numbers",
+    "store.ops.lost_roots._outside": "numbers",
+    "store.postgresql.connection._statement_of": "the text of statements of ours",
+    "store.reads.events._event_statements": "names of filters",
+    "store.reads.queries._entries_page": "names of filters",
+}
+"""The functions whose results are kept, and what they are kept by. What a caller sends is none of
+it, unless its length is bounded: a cache of a thousand texts of a few megabytes is all memory."""
+
+
+def cached() -> Iterator[tuple[str, Any]]:
+    for module in pkgutil.walk_packages(registry.__path__, "registry."):
+        if not module.name.endswith("__main__"):
+            for value in vars(importlib.import_module(module.name)).values():
+                if hasattr(value, "cache_info") and value.__module__ == module.name:
+                    yield f"{module.name}.{value.__qualname__}".removeprefix("registry."), value
+
+
+def test_every_cache_says_what_it_is_kept_by() -> None:
+    found = dict(cached())
+    assert found.keys() == CACHES.keys()
+    for name, kept_by in CACHES.items():
+        bound = found[name].cache_info().maxsize
+        assert bound is not None or kept_by in ("nothing", "types of ours"), name
