@@ -5,7 +5,8 @@ finds everything done and does nothing; a revision that fails leaves the schema 
 
 The views are made anew after the last revision: those of the program at the newest revision, and
 at an older one what its programs need, see `views_at`. On PostgreSQL, where nothing that a view
-speaks of can be changed, they are dropped before the first one.
+speaks of can be changed, they are dropped before the first one; where there is none to run they
+stay, and nobody who reads them waits.
 
 Whoever calls Alembic from a program passes what it wants in `config.attributes`:
 
@@ -206,7 +207,7 @@ def migrate(connection: Connection) -> bool:
 
 def run_revisions(connection: Connection, before: str | None) -> str | None:
     """Run them; the revision that the schema has then."""
-    if connection.dialect.name != "postgresql":
+    if connection.dialect.name != "postgresql" or before == destination():
         context.run_migrations()
         return current_revision()
     with connection.begin_nested() as attempt:
@@ -217,6 +218,13 @@ def run_revisions(connection: Connection, before: str | None) -> str | None:
         if after == before:
             attempt.rollback()  # The views are there again.
         return after
+
+
+def destination() -> object:
+    """The revision that is asked for. A command that asks for none runs none."""
+    if "destination_rev" not in context.get_context().opts:
+        return current_revision()
+    return context.get_revision_argument()
 
 
 # Views
