@@ -30,7 +30,8 @@ def data(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "data"
     folder.mkdir()
     yield folder
-    assert_sound(folder / "registry.db")
+    if (folder / "registry.db").exists():  # Not where the test was skipped.
+        assert_sound(folder / "registry.db")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
