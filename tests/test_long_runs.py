@@ -68,6 +68,10 @@ class LongRun(RuleBasedStateMachine):
         # Tombstones stay, so that who was replaced is refused to the end.
         self.world.adopt(tombstone_retention_ms=3650 * DAY, journal_max_rows=20)
         self.time = 0
+        self.swept_at = 0
+        self.longest_gap = 0
+        """Between two sweeps. Who drains stays longer by that: none of it counts, nor does what it
+        had of it before it said that it would leave."""
         self.alive: dict[Owner, Life] = {}
         self.named: set[int] = set()
         """The instances that gave the worker's name, and were not replaced."""
@@ -197,6 +201,8 @@ class LongRun(RuleBasedStateMachine):
     def sweep(self, by_command: bool = False) -> None:
         """Nobody is ended before its lease and the grace are over in real time, nor who drains
         before its deadline."""
+        self.longest_gap = max(self.longest_gap, self.time - self.swept_at)
+        self.swept_at = self.time
         for each in self.world.sweep(release_brake=by_command).ended:
             life = self.alive.pop(each.owner)
             if each.state is OwnerState.EXPIRED:
@@ -242,7 +248,8 @@ class LongRun(RuleBasedStateMachine):
     def fall_silent(self) -> None:
         """What had a lease, or said that it would leave, is gone within a bounded time."""
         until = self.time + max([LEASE, *(life.lease or 0 for life in self.alive.values())])
-        until += GRACE + BRAKE_MAX + 20 * MINUTE
+        gap = max(self.longest_gap, self.time - self.swept_at)
+        until += GRACE + BRAKE_MAX + 20 * MINUTE + gap
         while self.time < until:
             self.pass_time(90 * SECOND)
             self.sweep()
