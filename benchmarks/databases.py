@@ -181,7 +181,9 @@ def _renew(path: Path, owners: int) -> None:
     for first in range(0, owners if due else 0, OWNERS_PER_TRANSACTION):
         numbers = range(first, min(first + OWNERS_PER_TRANSACTION, owners))
         with database.write() as conn:
-            leases.renew(conn, conn.now, [identity(owner(number)) for number in numbers])
+            leases.RenewOperation().renew(
+                conn, conn.now, [identity(owner(number)) for number in numbers]
+            )
     database.close()
 
 

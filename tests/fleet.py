@@ -92,6 +92,7 @@ class World:
 
     where: Path | Place
     clock: Clock = field(default_factory=Clock)
+    renewing: leases.RenewOperation = field(default_factory=leases.RenewOperation)
 
     def __post_init__(self) -> None:
         self.place = as_place(self.where)
@@ -185,7 +186,7 @@ class World:
 
     def renew(self, *owners: Owner) -> list[Renewed | RegistryError]:
         with self.database.write() as conn:
-            outcomes = leases.renew(conn, conn.now, list(map(identity, owners)))
+            outcomes = self.renewing.renew(conn, conn.now, list(map(identity, owners)))
         return [
             each
             if isinstance(each, RegistryError)

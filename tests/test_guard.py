@@ -169,7 +169,7 @@ def test_a_read_takes_two_statements_and_a_repeated_one_takes_one(small: Traced)
 BATCHES: dict[str, tuple[Operation, Callable[[int], Any], int]] = {
     "register": (register.register, lambda n: registration(1000 + n), 14),
     "register again": (register.register, registration, 12),
-    "renew": (leases.renew, lambda n: identity(owner(n)), 3),
+    "renew": (leases.RenewOperation().renew, lambda n: identity(owner(n)), 3),
     "unregister": (unregister.unregister, lambda n: Unregistration(owner(n)), 16),
 }
 """Operations, their items by number, and the most statements that a batch of them may take."""
@@ -181,6 +181,15 @@ def test_statements_do_not_grow_with_a_batch(small: Traced, name: str) -> None:
     first = small.perform(operation, [item(90)])
     many = small.perform(operation, [item(number) for number in range(80)])
     assert many <= first <= most
+
+
+def test_a_renewal_finds_its_owners_by_the_ids_that_it_knows(small: Traced) -> None:
+    renew = leases.RenewOperation().renew
+    many = [identity(owner(number)) for number in range(80)]
+    by_name = small.perform(renew, many[:40])
+    by_id = small.perform(renew, many[:40])
+    by_both = small.perform(renew, many)
+    assert (by_name, by_id, by_both) == (3, 3, 4)
 
 
 def test_statements_do_not_grow_with_a_manifest(small: Traced) -> None:
@@ -276,15 +285,21 @@ def test_work_does_not_grow_with_the_database(small: Traced, large: Traced) -> N
     """A hundred times the entries, and at most a quarter more instructions."""
     owners = range(20, 40)
     new = [registration(20_000 + number) for number in owners]
-    steps: list[tuple[Operation, Sequence[Any]]] = [
-        (register.register, new),
-        (unregister.unregister, [Unregistration(each.owner) for each in new]),
-        (leases.renew, [identity(owner(number)) for number in owners]),
-        (unregister.unregister, [Unregistration(owner(number)) for number in owners]),
-        (register.register, [registration(number) for number in owners]),
-    ]
+    renewed = [identity(owner(number)) for number in owners]
+
+    def steps() -> list[tuple[Operation, Sequence[Any]]]:
+        renew = leases.RenewOperation().renew
+        return [
+            (register.register, new),
+            (unregister.unregister, [Unregistration(each.owner) for each in new]),
+            *((renew, renewed), (renew, renewed)),
+            (unregister.unregister, [Unregistration(owner(number)) for number in owners]),
+            (register.register, [registration(number) for number in owners]),
+        ]
+
     found = [
-        [reads(database), *(work(database, *step) for step in steps)] for database in (small, large)
+        [reads(database), *(work(database, *step) for step in steps())]
+        for database in (small, large)
     ]
     for few, many in zip(*found, strict=True):
         assert many <= 1.25 * few, found

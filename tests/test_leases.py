@@ -7,6 +7,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -118,6 +119,52 @@ def test_renewals_of_one_list_are_judged_each_for_itself(world: World) -> None:
     world.assert_healthy()
 
 
+def test_an_id_that_is_somebody_elses_by_now_renews_nobody_in_its_place(world: World) -> None:
+    """A transaction that is rolled back gives its ids back."""
+    lost, other = worker(1), worker(2)
+    with suppress(InterruptedError), world.database.write() as conn:
+        register.register(conn, conn.now, [Registration(lost, (), LEASE)])
+        (renewed,) = world.renewing.renew(conn, conn.now, [identity(lost)])
+        raise InterruptedError
+    assert isinstance(renewed, leases.Renewal)
+    world.attach(other)
+    assert world.sql("SELECT id FROM owners") == [(renewed.owner_id,)]
+    world.clock.now += SECOND
+    assert [type(each) for each in world.renew(lost)] == [LeaseGone]
+    assert world.sql("SELECT renewed_at FROM owners") == [(START,)]
+    first, second = world.renew(other, lost)
+    assert isinstance(first, Renewed)
+    assert type(second) is LeaseGone
+    world.assert_healthy()
+
+
+def test_whoever_is_registered_anew_after_its_tombstone_is_renewed(world: World) -> None:
+    mine = worker(1)
+    world.attach(mine)
+    assert lease_of(world.renew(mine)[0])
+    world.unregister(mine)
+    world.clock.now += 8 * DAY
+    world.prune()
+    assert world.states() == {}
+    assert type(world.renew(mine)[0]) is LeaseGone
+    world.attach(mine)
+    for _ in range(2):
+        assert lease_of(world.renew(mine)[0]) == Lease(LEASE, world.clock.now + LEASE)
+    world.assert_healthy()
+
+
+def test_more_owners_than_are_remembered_are_all_renewed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "KNOWN_MAX", 3)
+    fleet = world.attach_many(map(worker, range(1, 9)))
+    for count in (2, 3, 8, 8, 1):
+        world.clock.now += SECOND
+        for renewed in world.renew(*fleet[:count]):
+            assert lease_of(renewed) == Lease(LEASE, world.clock.now + LEASE)
+    world.assert_healthy()
+
+
 def test_a_renewal_answers_what_the_worker_holds_when_an_administrator_took_it_away(
     world: World,
 ) -> None:
@@ -147,9 +194,11 @@ def test_renewals_of_10_000_owners_share_commits_and_write_no_journal(world: Wor
     database = traced or open_database(world.url, clock=world.clock)
     writer = Writer(database, queue_max=len(fleet))
 
+    renewing = leases.RenewOperation()
+
     async def renew_all() -> Sequence[leases.Renewal]:
         renewals = [
-            asyncio.ensure_future(writer.submit(leases.renew, identity(each))) for each in fleet
+            asyncio.ensure_future(writer.submit(renewing.renew, identity(each))) for each in fleet
         ]
         await asyncio.sleep(0)  # All wait in the queue before the writer takes the first.
         writer.start()
@@ -372,7 +421,9 @@ def test_many_renewals_are_one_commit_and_none_in_the_journal(world: World) -> N
         world.attach(each)
     before = world.sql("SELECT COUNT(*) FROM events")
     with world.database.write() as conn:
-        [outcomes] = leases.renew_many(conn, conn.now, [list(map(identity, fleet))])
+        [outcomes] = leases.RenewOperation().renew_many(
+            conn, conn.now, [list(map(identity, fleet))]
+        )
     assert not any(isinstance(each, RegistryError) for each in outcomes)
     assert world.sql("SELECT COUNT(*) FROM events") == before
     world.assert_healthy()

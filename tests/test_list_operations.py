@@ -114,7 +114,7 @@ OPERATIONS: dict[str, tuple[Operation, st.SearchStrategy[Any]]] = {
     ),
     "store_blobs": (blobs.store_blobs, uploads),
     "observe": (file_status.observe, observations),
-    "renew": (leases.renew, owners.map(identity)),
+    "renew": (leases.RenewOperation().renew, owners.map(identity)),
     "drain": (leases.drain, st.builds(leases.Drain, owners, st.just(5000), names, names)),
 }
 

@@ -302,6 +302,7 @@ class Fleet:
     def __init__(self, conn: Connection) -> None:
         self.conn, self.now, self.lived = conn, START, 0
         self.alive, self.dead = FLEET[:8], set(FLEET[8:])
+        self.renewing = leases_module.RenewOperation()
         content = Artifact(key(), "blake3:" + "0" * 64, 2, "/models/config.json")
         register.register(conn, self.now, [Registration(each, (content,), LEASE) for each in FLEET])
         self.sweep()
@@ -311,7 +312,7 @@ class Fleet:
         for _ in range(-(-duration // (20 * SECOND))):
             self.now += 20 * SECOND
             self.lived += 20 * SECOND
-            for outcome in leases_module.renew(
+            for outcome in self.renewing.renew(
                 self.conn, self.now, list(map(identity, self.alive))
             ):
                 assert not isinstance(outcome, RegistryError)

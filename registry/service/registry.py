@@ -101,6 +101,7 @@ class Registry:
         self._holdings = Holdings(
             database, self._places, self._cache, self._run, self.observations.note
         )
+        self._renewing = leases.RenewOperation()
         self.lookups = Lookups(database, self._holdings.looks.find_ways)
         self._pending = PendingUploads(
             settings.pending_upload_bytes, partial(self.read, blobs.pending_bytes)
@@ -319,7 +320,7 @@ class Registry:
             Superseded: a newer instance has taken its place (S11).
             Busy, StorageUnavailable: nothing was changed.
         """
-        return await self.writer.submit(leases.renew, owner)
+        return await self.writer.submit(self._renewing.renew, owner)
 
     async def renew_many(self, owners: Sequence[Identity]) -> list[leases.Renewal | RegistryError]:
         """Renew many leases in one write: for each, what `renew` would answer or raise.
@@ -327,7 +328,7 @@ class Registry:
         Raises:
             Busy, StorageUnavailable: nothing was changed.
         """
-        return await self.writer.submit(leases.renew_many, owners, rows=len(owners))
+        return await self.writer.submit(self._renewing.renew_many, owners, rows=len(owners))
 
     async def drain(
         self,

@@ -130,8 +130,15 @@ def json_rows(parameter: str, **columns: type[str] | type[int]) -> Subquery:
     return select(*selected).select_from(items).subquery(parameter)
 
 
+def json_numbers(parameter: str) -> Subquery:
+    """A list of whole numbers as a table with the column `id`: one JSON parameter."""
+    items = JsonItems(bindparam(parameter, type_=Text)).table_valued("value", name="item")
+    number = cast(literal_column("item.value", Text), BigInteger)
+    return select(number.label("id")).select_from(items).subquery(parameter)
+
+
 def as_rows(rows: Iterable[Any]) -> str:
-    """Lists as the JSON parameter that `json_rows` takes."""
+    """Lists as the JSON parameter that `json_rows` takes, or numbers for `json_numbers`."""
     return _encode(rows if isinstance(rows, list) else list(rows)).decode()
 
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, and_, bindparam, case, func, null, select, update
+from sqlalchemy import (
+    BigInteger,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal_column,
+    null,
+    select,
+    update,
+)
 
 from registry.core.identity import Identity
 from registry.core.records import Drained, Owner
@@ -15,8 +26,8 @@ from registry.errors import LeaseGone, RegistryError, Superseded
 from registry.store.engine import Connection
 from registry.store.journal import EventRow, write_events
 from registry.store.ops.supersede import find_superseded
-from registry.store.owner_columns import OWNER_NAMES, identity, same_owner
-from registry.store.sql import Statement, as_rows, json_rows, one_of
+from registry.store.owner_columns import OWNER_COLUMNS, OWNER_NAMES, identity, same_owner
+from registry.store.sql import Row, Statement, as_rows, json_numbers, json_rows, one_of
 from registry.store.tables import owner_refs, owners
 
 
@@ -30,10 +41,11 @@ class Drain:
     actor: str | None = None
 
 
-_ids = json_rows("rows", id=int)
+_ids = json_numbers("rows")
 _drains = json_rows("rows", id=int, deadline_ms=int)
+_names = json_rows("rows", **dict.fromkeys(OWNER_NAMES, str))
 _wanted = json_rows("rows", position=int, **dict.fromkeys(OWNER_NAMES, str))
-_is_wanted = and_(same_owner(owners, _wanted), one_of(owners.c.state, "active", "draining"))
+_lives = one_of(owners.c.state, "active", "draining")
 
 
 class Renewal(NamedTuple):
@@ -53,25 +65,36 @@ _renewed_until = case(
     (owners.c.lease_expires_at > _now + owners.c.lease_ttl_ms, owners.c.lease_expires_at),
     else_=_now + owners.c.lease_ttl_ms,
 )
-_count_refs = select(func.count()).where(owner_refs.c.owner_id == owners.c.id).correlate(owners)
-_FIND_RENEWALS = Statement(
-    select(
-        _wanted.c.position,
-        owners.c.id.label("owner_id"),
-        owners.c.lease_ttl_ms,
-        _renewed_until.label("lease_expires_at"),
-        _count_refs.scalar_subquery().label("refs"),
-        _count_refs.where(owner_refs.c.status != "ok").scalar_subquery().label("unserveable"),
-    ).join_from(_wanted, owners, _is_wanted)
+UNSERVEABLE = 2**32
+"""What a ref counts more, in a sum, if its file is gone or drifted: two counts in one walk."""
+_unserveable = literal_column(str(UNSERVEABLE), BigInteger)
+_counts = (
+    select(func.count() + _unserveable * func.count(func.nullif(owner_refs.c.status, "ok")))
+    .where(owner_refs.c.owner_id == owners.c.id)
+    .correlate(owners)
+    .scalar_subquery()
 )
-"""Of each of the wanted that lives: its position, and what a `Renewal` is made of."""
+_found = select(
+    owners.c.id.label("owner_id"),
+    owners.c.lease_ttl_ms,
+    _renewed_until.label("lease_expires_at"),
+    cast(_counts, BigInteger).label("counts"),
+    *OWNER_COLUMNS,
+)
+_FIND_BY_NAME = Statement(
+    _found.join_from(_names, owners, and_(same_owner(owners, _names), _lives))
+)
+_FIND_BY_ID = Statement(_found.join_from(_ids, owners, and_(owners.c.id == _ids.c.id, _lives)))
+"""Those of the owners that live: what a `Renewal` is made of, and their names."""
 _RENEW = Statement(
     update(owners)
     .values(renewed_at=bindparam("now"), lease_expires_at=_renewed_until)
     .where(owners.c.id.in_(select(_ids.c.id)))
 )
 _FIND_LIVE = Statement(
-    select(_wanted.c.position, owners.c.id).join_from(_wanted, owners, _is_wanted)
+    select(_wanted.c.position, owners.c.id).join_from(
+        _wanted, owners, and_(same_owner(owners, _wanted), _lives)
+    )
 )
 _DRAIN = Statement(
     update(owners)
@@ -84,35 +107,87 @@ _DRAIN = Statement(
 )
 
 
-def renew(conn: Connection, now: int, items: Sequence[Identity]) -> list[Renewal | RegistryError]:
-    """New expiry per owner, and how many refs it holds; one that was ended is refused, not revived.
-
-    An owner without a lease is only noted as seen. Nothing is journalled: a fleet renews often.
-    """
-    found = conn.run(_FIND_RENEWALS, now=now, rows=_numbered(items))
-    outcomes: dict[int, Renewal | RegistryError] = {row[0]: Renewal._make(row[1:]) for row in found}
-    if found:
-        ids = {row[1] for row in found}
-        conn.run(_RENEW, now=now, rows=as_rows([[owner_id] for owner_id in ids]))
-    if len(found) < len(items):
-        outcomes.update(_refusals(conn, items, outcomes.keys()))
-    return [outcomes[position] for position in range(len(items))]
+KNOWN_MAX = 1 << 16
+"""So many ids are remembered, some 150 bytes each."""
 
 
-def renew_many(
-    conn: Connection, now: int, items: Sequence[Sequence[Identity]]
-) -> list[list[Renewal | RegistryError]]:
-    """As `renew`, for lists of owners: what is said of each, in its order."""
-    outcomes = renew(conn, now, [who for item in items for who in item])
-    ends = list(itertools.accumulate(map(len, items)))
-    return [outcomes[end - len(item) : end] for item, end in zip(items, ends, strict=True)]
+class RenewOperation:
+    """Renews leases, and remembers the ids of their owners: by an id an owner is found in half the
+    time that its names take. What is found is believed only if it has the names that were asked
+    for."""
+
+    def __init__(self) -> None:
+        self._ids: dict[int, int] = {}
+        """By the hash of an owner's names, so that nothing of what callers send is kept."""
+
+    def renew(
+        self, conn: Connection, now: int, items: Sequence[Identity]
+    ) -> list[Renewal | RegistryError]:
+        """New expiry per owner, and how many refs it holds; one that was ended is refused, not
+        revived.
+
+        An owner without a lease is only noted as seen. Nothing is journalled: a fleet renews often.
+        """
+        outcomes = self._find(conn, now, items)
+        found = [each for each in outcomes if each is not None]
+        if found:
+            ids = sorted({each.owner_id for each in found})
+            conn.run(_RENEW, now=now, rows=as_rows(ids))
+        if len(found) == len(items):
+            return list(found)
+        gone = {n: items[n] for n, each in enumerate(outcomes) if each is None}
+        refusals = _refusals(conn, gone)
+        return [each or refusals[n] for n, each in enumerate(outcomes)]
+
+    def renew_many(
+        self, conn: Connection, now: int, items: Sequence[Sequence[Identity]]
+    ) -> list[list[Renewal | RegistryError]]:
+        """As `renew`, for lists of owners: what is said of each, in its order."""
+        outcomes = self.renew(conn, now, [who for item in items for who in item])
+        ends = list(itertools.accumulate(map(len, items)))
+        return [outcomes[end - len(item) : end] for item, end in zip(items, ends, strict=True)]
+
+    def _find(self, conn: Connection, now: int, items: Sequence[Identity]) -> list[Renewal | None]:
+        """What becomes of each of the owners; None: it does not live."""
+        known = [self._ids.get(hash(who)) for who in items]
+        ids = [owner_id for owner_id in known if owner_id is not None]
+        rows = conn.run(_FIND_BY_ID, now=now, rows=as_rows(ids)) if ids else []
+        by_id = {row[0]: row for row in rows}
+        outcomes: list[Renewal | None] = []
+        for who, owner_id in zip(items, known, strict=True):
+            row = by_id.get(owner_id)
+            # A transaction that was rolled back leaves its ids to others.
+            outcomes.append(_renewal(row) if row is not None and row[4:] == who else None)
+        if None in outcomes:
+            pairs = list(zip(items, outcomes, strict=True))
+            named = self._find_by_name(conn, now, [who for who, each in pairs if each is None])
+            outcomes = [each or named.get(who) for who, each in pairs]
+        return outcomes
+
+    def _find_by_name(
+        self, conn: Connection, now: int, items: Sequence[Identity]
+    ) -> dict[Identity, Renewal]:
+        """Those of the owners that live."""
+        rows = conn.run(_FIND_BY_NAME, now=now, rows=as_rows(items))
+        found = {Identity._make(row[4:]): _renewal(row) for row in rows}
+        if len(self._ids) + len(found) > KNOWN_MAX:
+            self._ids.clear()
+        self._ids.update((hash(who), each.owner_id) for who, each in found.items())
+        return found
+
+
+def _renewal(row: Row) -> Renewal:
+    owner_id, ttl_ms, expires_at, counts = row[:4]
+    unserveable, refs = divmod(counts, UNSERVEABLE)
+    return Renewal(owner_id, ttl_ms, expires_at, refs, unserveable)
 
 
 def drain(conn: Connection, now: int, items: Sequence[Drain]) -> list[Drained | RegistryError]:
     """Announce a detach per owner; one that was ended is refused. The last deadline counts."""
     who = [identity(item.owner) for item in items]
     live: dict[int, int] = dict(sorted(conn.run(_FIND_LIVE, rows=_numbered(who))))
-    outcomes: dict[int, Drained | RegistryError] = dict(_refusals(conn, who, live.keys()))
+    gone = {index: each for index, each in enumerate(who) if index not in live}
+    outcomes: dict[int, Drained | RegistryError] = dict(_refusals(conn, gone))
     if live:
         deadlines = {owner_id: items[position].deadline_ms for position, owner_id in live.items()}
         conn.run(_DRAIN, now=now, rows=as_rows(deadlines.items()))
@@ -141,15 +216,12 @@ def _numbered(who: Sequence[Identity]) -> str:
     return as_rows([(position, *each) for position, each in enumerate(who)])
 
 
-def _refusals(
-    conn: Connection, who: Sequence[Identity], live: Set[int]
-) -> dict[int, RegistryError]:
-    """Why each of the owners is refused that is not at a live position: it has ended, or never
-    was."""
-    gone = {position: each[:4] for position, each in enumerate(who) if position not in live}
+def _refusals(conn: Connection, gone: Mapping[int, Identity]) -> dict[int, RegistryError]:
+    """Why each of the owners is refused, which has ended or never was, by its position."""
+    instances = {position: each[:4] for position, each in gone.items()}
     # All owners of an instance are replaced with it, also those that left before or never came.
-    replaced = find_superseded(conn, list(gone.values()))() if gone else set()
+    replaced = find_superseded(conn, list(instances.values()))() if instances else set()
     return {
         position: Superseded() if instance in replaced else LeaseGone()
-        for position, instance in gone.items()
+        for position, instance in instances.items()
     }
