@@ -185,11 +185,7 @@ def write_events(conn: Connection, now: int, rows: Sequence[EventRow]) -> None:
     """Append events. The rows that they name by id must still be there."""
     groups: dict[_Said, list[tuple[object, ...]]] = {}
     for row in rows:
-        said = (
-            *(row.previous_checksum, row.previous_size),
-            *(row.reason, row.actor, row.request_id),
-        )
-        groups.setdefault(said, []).append((row.id, row.kind, row.owner_id, row.entry_id))
+        groups.setdefault(row[4:], []).append(row[:4])
     if len(rows) < ALIKE_MIN * len(groups):
         conn.run(_INSERT, now=now, rows=as_rows(rows))
         return

@@ -95,6 +95,13 @@ class JsonItems(FunctionElement[str]):
     inherit_cache = True
 
 
+class JsonValues(FunctionElement[str]):
+    """The elements of a JSON array of texts or numbers, a row each, in the column `value`."""
+
+    name = "json_values"
+    inherit_cache = True
+
+
 class CrossJoin(Join):
     """Every row of the left with every row of the right. SQLite's planner leaves that order as it
     is, and goes for each row of the left through the right (https://www.sqlite.org/optoverview.html,
@@ -130,15 +137,17 @@ def json_rows(parameter: str, **columns: type[str] | type[int]) -> Subquery:
     return select(*selected).select_from(items).subquery(parameter)
 
 
-def json_numbers(parameter: str) -> Subquery:
-    """A list of whole numbers as a table with the column `id`: one JSON parameter."""
-    items = JsonItems(bindparam(parameter, type_=Text)).table_valued("value", name="item")
-    number = cast(literal_column("item.value", Text), BigInteger)
-    return select(number.label("id")).select_from(items).subquery(parameter)
+def json_column(parameter: str, name: str, kind: type[str] | type[int]) -> Subquery:
+    """A list as a table of one column: one JSON parameter, which is read faster than lists in a
+    list."""
+    items = JsonValues(bindparam(parameter, type_=Text)).table_valued("value", name="item")
+    value: Any = literal_column("item.value", Text)
+    column = cast(value, BigInteger) if kind is int else value
+    return select(column.label(name)).select_from(items).subquery(parameter)
 
 
 def as_rows(rows: Iterable[Any]) -> str:
-    """Lists as the JSON parameter that `json_rows` takes, or numbers for `json_numbers`."""
+    """Lists as the JSON parameter that `json_rows` takes, or values for `json_column`."""
     return _encode(rows if isinstance(rows, list) else list(rows)).decode()
 
 

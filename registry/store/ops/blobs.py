@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, bindparam, cast, delete, exists, func, insert
 from registry.core.policy import DEFAULTS
 from registry.store.engine import Connection
 from registry.store.journal import Uploaded, write_uploads
-from registry.store.sql import Statement, as_rows, json_rows
+from registry.store.sql import Statement, as_rows, json_column
 from registry.store.tables import blobs, owner_refs, settings
 
 
@@ -29,7 +29,7 @@ class Upload:
         return Uploaded(self.checksum, self.size, is_new, self.actor, self.request_id)
 
 
-_names = json_rows("rows", checksum=str)
+_names = json_column("rows", "checksum", str)
 _upload_grace_ms = func.coalesce(
     select(cast(settings.c.value, BigInteger))
     .where(settings.c.name == "upload_grace_ms")
@@ -101,7 +101,7 @@ def store_content(conn: Connection, now: int, items: Sequence[Upload]) -> list[b
     Content that was here has its upload grace renewed, so that nobody's removal takes it before
     its uploader has registered it. If its bytes were found to be wrong, they are put right.
     """
-    names = as_rows(sorted({(item.checksum,) for item in items}))
+    names = as_rows(sorted({item.checksum for item in items}))
     here = {row[0] for row in conn.run(_RENEW, now=now, rows=names)}
     wrong = {row[0] for row in conn.run(_WRONG, rows=names)} if here else set()
     outcomes = []
@@ -124,7 +124,7 @@ def sizes_of(conn: Connection, checksums: Iterable[str]) -> dict[str, int]:
 
 def find_sizes(conn: Connection, checksums: Iterable[str]) -> Callable[[], dict[str, int]]:
     """As `sizes_of`, called for when all else was asked."""
-    names = as_rows([[checksum] for checksum in set(checksums)])
+    names = as_rows(list(set(checksums)))
     if names == "[]":
         return dict
     rows = conn.ask(_SIZES, rows=names)
@@ -133,7 +133,7 @@ def find_sizes(conn: Connection, checksums: Iterable[str]) -> Callable[[], dict[
 
 def collect_blobs(conn: Connection, now: int, checksums: Iterable[str]) -> None:
     """Delete those of the contents that no owner ref names and whose upload grace is over."""
-    names = [[checksum] for checksum in sorted(set(checksums))]
+    names = sorted(set(checksums))
     if names:
         conn.run(_COLLECT, now=now, rows=as_rows(names))
 

@@ -32,7 +32,6 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
-    not_,
     or_,
     select,
     update,
@@ -49,7 +48,7 @@ from registry.store.ops.release import Release, release
 from registry.store.ops.settings_table import policy_of, read_variables
 from registry.store.ops.sweep_state import LeaseCounts, SweepState, state_of, write_state
 from registry.store.owner_columns import OWNER_COLUMNS, REF_COUNT, owner_of
-from registry.store.sql import Statement, one_of
+from registry.store.sql import Statement
 from registry.store.tables import owner_refs, owners
 
 OWNERS_PER_SWEEP = 500
@@ -79,9 +78,17 @@ def _greatest(first: ColumnElement[int], second: ColumnElement[int]) -> ColumnEl
 
 _now: ColumnElement[int] = bindparam("now", type_=BigInteger)
 _grace: ColumnElement[int] = bindparam("grace", type_=BigInteger)
-_leased = and_(one_of(owners.c.state, "active", "draining"), owners.c.lease_expires_at.is_not(None))
-_overdrained = and_(owners.c.state == "draining", owners.c.drain_deadline_at <= _now)
-_overdue = and_(_leased, owners.c.lease_expires_at + _grace <= _now, not_(_overdrained))
+# By times, which are read faster than states: constraints say that who lives has not ended, and
+# that who drains has a deadline. What most owners are not comes first.
+_lives = owners.c.ended_at.is_(None)
+_leased = and_(owners.c.lease_expires_at.is_not(None), _lives)
+_lapsed = and_(owners.c.lease_expires_at <= _now, _lives)
+_overdrained = owners.c.drain_deadline_at <= _now
+_overdue = and_(
+    owners.c.lease_expires_at + _grace <= _now,
+    _lives,
+    or_(owners.c.drain_deadline_at.is_(None), owners.c.drain_deadline_at > _now),
+)
 _expirable = and_(_overdue, bindparam("floor") + owners.c.lease_ttl_ms + _grace <= _now)
 
 
@@ -89,15 +96,25 @@ def _count_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
 
 
+_latest_lease = _now + owners.c.lease_ttl_ms
+_latest_drain = _now + LEASE_MAX_MS
+_ahead = or_(
+    owners.c.lease_expires_at > _latest_lease,
+    owners.c.drain_deadline_at > _latest_drain,
+    owners.c.ended_at > _now,
+)
 _COUNTS = Statement(
     select(
-        func.count().label("leased"),
-        _count_of(owners.c.lease_expires_at <= _now).label("lapsed"),
+        _count_of(_leased).label("leased"),
+        _count_of(_lapsed).label("lapsed"),
         _count_of(_overdue).label("overdue"),
         _count_of(_expirable).label("expirable"),
-    ).where(_leased),
+        _count_of(_overdrained).label("overdrained"),
+        _count_of(_ahead).label("ahead"),
+    ),
     LeaseCounts,
 )
+"""Most sweeps have nothing to do: they see it by this one walk over the owners."""
 
 
 class _DueOwner(NamedTuple):
@@ -139,8 +156,6 @@ _POSTPONE_DRAINS = Statement(
     )
     .where(owners.c.state == "draining")
 )
-_latest_lease = _now + owners.c.lease_ttl_ms
-_latest_drain = _now + LEASE_MAX_MS
 _TAKE_BACK = Statement(
     update(owners)
     .values(
@@ -148,13 +163,7 @@ _TAKE_BACK = Statement(
         drain_deadline_at=_least(owners.c.drain_deadline_at, _latest_drain),
         ended_at=_least(owners.c.ended_at, _now),
     )
-    .where(
-        or_(
-            owners.c.lease_expires_at > _latest_lease,
-            owners.c.drain_deadline_at > _latest_drain,
-            owners.c.ended_at > _now,
-        )
-    )
+    .where(_ahead)
 )
 _TAKE_BACK_VERIFIED = Statement(
     update(owner_refs)
@@ -187,6 +196,9 @@ def _sweep(conn: Connection, now: int, item: Sweep) -> Swept:
     outage = _was_out(state, policy, now)
     _mind_the_clock(conn, state, policy, item, now, outage=outage)
     counts = _count(conn, state, policy, now)
+    if counts.ahead and not item.dry_run:
+        conn.run(_TAKE_BACK, now=now)
+        counts = _count(conn, state, policy, now)
     floor = state.expiry_floor_at
     brake = Brake(conn, now, policy, tells=not item.dry_run)
     allowed, paused = brake.judge(state, counts, _most(item), release=item.release_brake)
@@ -197,12 +209,12 @@ def _sweep(conn: Connection, now: int, item: Sweep) -> Swept:
             "after an outage, or when the brake let go, everybody has time to renew; nobody is "
             "ended before its lease and the grace have passed anew"
         )
-    drained = [] if outage else _due(conn, _OVERDRAINED, item, now=now)
+    drained = [] if outage else _due(conn, _OVERDRAINED, item, counts.overdrained, now=now)
     expired = _due(
         conn,
         _EXPIRABLE,
         item,
-        at_most=min(allowed, _most(item) - len(drained)),
+        min(counts.expirable, allowed, _most(item) - len(drained)),
         now=now,
         grace=policy.lease_grace_ms,
         floor=state.expiry_floor_at,
@@ -241,7 +253,8 @@ def _was_out(state: SweepState, policy: Policy, now: int) -> bool:
 def _mind_the_clock(
     conn: Connection, state: SweepState, policy: Policy, item: Sweep, now: int, *, outage: bool
 ) -> None:
-    """Move the floor after a gap; take back what a clock that went back left in the future."""
+    """Move the floor and the drain deadlines after a gap; take back what a clock that went back
+    left in the future of files. (That of owners shows when they are counted.)"""
     state.expiry_floor_at = now if outage else min(state.expiry_floor_at, now)
     if state.brake_engaged_at is not None:
         state.brake_engaged_at = min(state.brake_engaged_at, now)
@@ -250,7 +263,6 @@ def _mind_the_clock(
     if outage and state.last_sweep_at is not None:
         passed = now - state.last_sweep_at
         conn.run(_POSTPONE_DRAINS, now=now, passed=passed, grace=policy.lease_grace_ms)
-    conn.run(_TAKE_BACK, now=now)
     conn.run(_TAKE_BACK_VERIFIED, now=now)
 
 
@@ -265,7 +277,7 @@ _Due = tuple[_DueOwner, OwnerState, str]
 
 
 def _due(
-    conn: Connection, statement: Statement[_DueOwner], item: Sweep, at_most: int = ALL, **times: int
+    conn: Connection, statement: Statement[_DueOwner], item: Sweep, at_most: int, **times: int
 ) -> list[_DueOwner]:
     """Owners that are due, longest first, as many as one sweep may end."""
     row_limit = min(at_most, _most(item))

@@ -27,7 +27,7 @@ from registry.store.engine import Connection
 from registry.store.journal import EventRow, write_events
 from registry.store.ops.supersede import find_superseded
 from registry.store.owner_columns import OWNER_COLUMNS, OWNER_NAMES, identity, same_owner
-from registry.store.sql import Row, Statement, as_rows, json_numbers, json_rows, one_of
+from registry.store.sql import Row, Statement, as_rows, json_column, json_rows, one_of
 from registry.store.tables import owner_refs, owners
 
 
@@ -41,7 +41,7 @@ class Drain:
     actor: str | None = None
 
 
-_ids = json_numbers("rows")
+_ids = json_column("rows", "id", int)
 _drains = json_rows("rows", id=int, deadline_ms=int)
 _names = json_rows("rows", **dict.fromkeys(OWNER_NAMES, str))
 _wanted = json_rows("rows", position=int, **dict.fromkeys(OWNER_NAMES, str))

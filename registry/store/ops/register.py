@@ -286,8 +286,10 @@ class _Batch:
             entry.checksum = artifact.checksum
             entry.size = self._size(artifact)
             self.replaced.append(entry)
-        self._mark(placement, entry, artifact.key, is_replaced=outcome is Outcome.REPLACED)
-        ref = self.refs.get((owner.id, entry.id))
+        is_replaced = outcome is Outcome.REPLACED
+        if is_replaced or placement.base_slug is not None:
+            self._mark(placement, entry, artifact.key, is_replaced=is_replaced)
+        ref = None if outcome is Outcome.CREATED else self.refs.get((owner.id, entry.id))
         if ref is not None and outcome is Outcome.SHARED:
             outcome = Outcome.UNCHANGED
             same_place = ref.path == artifact.path
@@ -363,15 +365,15 @@ class _Batch:
     ) -> None:
         self.events.append(
             EventRow(
-                id=self._next("events"),
-                kind=kind,
-                owner_id=owner.id,
-                entry_id=entry.id if entry else None,
-                previous_checksum=None if previous is None else previous.checksum,
-                previous_size=None if previous is None else previous.size,
-                reason=reason,
-                actor=item.actor,
-                request_id=item.request_id,
+                self._next("events"),
+                kind,
+                owner.id,
+                None if entry is None else entry.id,
+                None if previous is None else previous.checksum,
+                None if previous is None else previous.size,
+                reason,
+                item.actor,
+                item.request_id,
             )
         )
 
@@ -379,8 +381,8 @@ class _Batch:
         return self.sizes[artifact.checksum] if artifact.path is None else artifact.size or 0
 
     def _next(self, table: str) -> int:
-        self.last[table] = self.last.get(table, 0) + 1
-        return self.last[table]
+        self.last[table] = number = self.last.get(table, 0) + 1
+        return number
 
     # Writing
 

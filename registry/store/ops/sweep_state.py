@@ -23,12 +23,15 @@ class SweepState:
 
 class LeaseCounts(NamedTuple):
     """Owners with a lease: all, those that lapsed, those whose grace is over as well, and those of
-    them that the floor lets expire."""
+    them that the floor lets expire; owners past their drain deadline; and owners with a time that
+    cannot be yet."""
 
     leased: int
     lapsed: int
     overdue: int
     expirable: int
+    overdrained: int
+    ahead: int
 
 
 def state_of(variables: Mapping[str, str]) -> SweepState:

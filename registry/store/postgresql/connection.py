@@ -20,7 +20,7 @@ from sqlalchemy.ext.compiler import compiles
 
 from registry.store.postgresql.pool import Session
 from registry.store.postgresql.watchdog import Watchdog
-from registry.store.sql import JsonItems, R, Row, Statement
+from registry.store.sql import JsonItems, JsonValues, R, Row, Statement
 
 WAITING_BYTES = 4 << 20
 """What waits is sent before it is more than that."""
@@ -33,6 +33,12 @@ _Query = tuple[str, Mapping[str, Any], "psycopg.Cursor[Any] | None"]
 @compiles(JsonItems, "postgresql")
 def _json_items(element: JsonItems, compiler: Any, **options: Any) -> str:
     return f"jsonb_array_elements(CAST({compiler.process(element.clauses, **options)} AS jsonb))"
+
+
+@compiles(JsonValues, "postgresql")
+def _json_values(element: JsonValues, compiler: Any, **options: Any) -> str:
+    array = compiler.process(element.clauses, **options)
+    return f"jsonb_array_elements_text(CAST({array} AS jsonb))"
 
 
 NUMBERED = ("owners", "entries", "events")

@@ -9,12 +9,17 @@ from sqlalchemy import Column, column, select, table
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 
-from registry.store.sql import JsonItems, R, Row, Statement
+from registry.store.sql import JsonItems, JsonValues, R, Row, Statement
 from registry.store.sqlite.in_use import size_of
 
 
 @compiles(JsonItems, "sqlite")
 def _json_items(element: JsonItems, compiler: Any, **options: Any) -> str:
+    return f"json_each({compiler.process(element.clauses, **options)})"
+
+
+@compiles(JsonValues, "sqlite")
+def _json_values(element: JsonValues, compiler: Any, **options: Any) -> str:
     return f"json_each({compiler.process(element.clauses, **options)})"
 
 
