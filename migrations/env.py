@@ -207,7 +207,8 @@ def migrate(connection: Connection) -> bool:
 
 def run_revisions(connection: Connection, before: str | None) -> str | None:
     """Run them; the revision that the schema has then."""
-    if connection.dialect.name != "postgresql" or before == destination():
+    there = before is not None and before == destination()
+    if connection.dialect.name != "postgresql" or there:
         context.run_migrations()
         return current_revision()
     with connection.begin_nested() as attempt:

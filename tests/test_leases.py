@@ -88,6 +88,20 @@ def test_a_lapsed_owner_is_served_and_may_renew_until_it_is_ended(world: World) 
     world.assert_healthy()
 
 
+def test_a_time_that_somebody_wrote_by_hand_stops_no_sweep(world: World) -> None:
+    by_hand, other = world.attach_many([worker(1), worker(2)])
+    world.sweep()
+    with world.place.sql() as connection:
+        connection.execute(
+            "UPDATE owners SET lease_expires_at = 9223372036854775807 WHERE instance_id = '1'"
+        )
+    world.sweeping_for(LEASE + GRACE)
+    assert world.states()[other] == "expired"
+    world.sweeping_for(20 * SECOND)
+    assert world.states()[by_hand] == "expired"
+    world.assert_healthy()
+
+
 def test_an_owner_that_was_ended_or_never_was_gets_lease_gone_and_may_attach_again(
     world: World,
 ) -> None:

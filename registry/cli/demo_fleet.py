@@ -49,7 +49,8 @@ class Fleet:
         self._client = client
         self._folder = folder
         self._steps = itertools.count(1)
-        self._numbers = itertools.count(int(time.time()))
+        # Milliseconds: a demo that goes on in its directory gives no instance id a second time.
+        self._numbers = itertools.count(int(time.time() * 1000))
         self._workers = [
             self._worker("gpu-1", "decode", (LLAMA, "_base"), (LLAMA, LORAS[0])),
             self._worker("gpu-2", "decode", (LLAMA, "_base"), (LLAMA, LORAS[1])),

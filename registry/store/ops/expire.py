@@ -79,17 +79,18 @@ def _greatest(first: ColumnElement[int], second: ColumnElement[int]) -> ColumnEl
 _now: ColumnElement[int] = bindparam("now", type_=BigInteger)
 _grace: ColumnElement[int] = bindparam("grace", type_=BigInteger)
 # By times, which are read faster than states: constraints say that who lives has not ended, and
-# that who drains has a deadline. What most owners are not comes first.
+# that who drains has a deadline. What most owners are not comes first. Nothing is added to what a
+# row has: it may be any number where somebody wrote it by hand, and would end every sweep.
 _lives = owners.c.ended_at.is_(None)
 _leased = and_(owners.c.lease_expires_at.is_not(None), _lives)
 _lapsed = and_(owners.c.lease_expires_at <= _now, _lives)
 _overdrained = owners.c.drain_deadline_at <= _now
 _overdue = and_(
-    owners.c.lease_expires_at + _grace <= _now,
+    owners.c.lease_expires_at <= _now - _grace,
     _lives,
     or_(owners.c.drain_deadline_at.is_(None), owners.c.drain_deadline_at > _now),
 )
-_expirable = and_(_overdue, bindparam("floor") + owners.c.lease_ttl_ms + _grace <= _now)
+_expirable = and_(_overdue, owners.c.lease_ttl_ms <= _now - _grace - bindparam("floor"))
 
 
 def _count_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
@@ -99,7 +100,7 @@ def _count_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
 _latest_lease = _now + owners.c.lease_ttl_ms
 _latest_drain = _now + LEASE_MAX_MS
 _ahead = or_(
-    owners.c.lease_expires_at > _latest_lease,
+    owners.c.lease_expires_at - _now > owners.c.lease_ttl_ms,
     owners.c.drain_deadline_at > _latest_drain,
     owners.c.ended_at > _now,
 )
