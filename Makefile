@@ -27,6 +27,10 @@ MODEL = build/model
 DYNAMO = build/dynamo
 UV = build/uv/bin/uv
 
+# In a namespace files of other users, as servers of earlier runs have, cannot be looked at, and pytest fails when it
+# clears them up: it leaves them to the next run outside.
+KEEP_ALL = -o tmp_path_retention_count=1000000
+
 # In a .venv that RUNS is everything that the service can do; in one that is READY are the tools to test it as well.
 # It holds absolute paths and a link to its Python. When the checkout was moved or copied, or that Python is gone, it is
 # made anew; so it is when its set-up was broken off.
@@ -48,8 +52,8 @@ interop: $(READY) $(DYNAMO)  ## run the tests with a real NVIDIA Dynamo (downloa
 	@$(BYTECODE)
 	@$(BIN)/pytest -o addopts= -ra -n auto --dist worksteal tests/interop $(ARGS)
 	@if unshare --map-root-user --net true 2>/dev/null; then \
-	    unshare --map-root-user --net $(BIN)/python -m tests.interop.loopback $(BIN)/pytest -o addopts= -ra -n auto \
-	        --dist worksteal tests/interop/test_unchanged_fleet.py $(ARGS); \
+	    unshare --map-root-user --net $(BIN)/python -m tests.interop.loopback $(BIN)/pytest -o addopts= $(KEEP_ALL) \
+	        -ra -n auto --dist worksteal tests/interop/test_unchanged_fleet.py $(ARGS); \
 	else echo "No network namespaces here: tests/interop/test_unchanged_fleet.py is left out."; fi
 
 packages: $(READY) $(MODEL)  ## install both wheels, and run the steps of the image, in empty places (downloads 100 MB)
