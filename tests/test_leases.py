@@ -23,8 +23,20 @@ from registry.store.opening import open_database
 from registry.store.ops import leases, register
 from registry.store.owner_columns import identity
 from registry.store.sqlite.engine import Database
+from registry.store.tables import owners
 from registry.wire.requests import DRAIN_DEFAULT_S
-from tests.fleet import DAY, GRACE, LEASE, SECOND, START, World, count_statements, run_cli, worker
+from tests.fleet import (
+    DAY,
+    GRACE,
+    HOUR,
+    LEASE,
+    SECOND,
+    START,
+    World,
+    count_statements,
+    run_cli,
+    worker,
+)
 from tests.places import SQLitePlace, on_both
 from tests.support import Server, owner_body
 
@@ -88,18 +100,42 @@ def test_a_lapsed_owner_is_served_and_may_renew_until_it_is_ended(world: World) 
     world.assert_healthy()
 
 
-def test_a_time_that_somebody_wrote_by_hand_stops_no_sweep(world: World) -> None:
-    by_hand, other = world.attach_many([worker(1), worker(2)])
+TIMES = {
+    "lease_expires_at": "'1'",
+    "lease_ttl_ms": "'1'",
+    "registered_at": "'1'",
+    "renewed_at": "'1'",
+    "drain_deadline_at": "'2'",
+    "ended_at": "'3'",
+}
+"""Every time of an owner, and the instance of whose row the test below changes it."""
+
+
+def test_every_time_of_an_owner_is_tried() -> None:
+    found = {each.name for each in owners.c if each.name.endswith(("_at", "_ms"))}
+    assert found == TIMES.keys()
+
+
+@pytest.mark.parametrize("outage", [False, True])
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("column", TIMES)
+def test_a_time_that_somebody_wrote_by_hand_stops_no_sweep(
+    world: World, column: str, value: int, outage: bool
+) -> None:
+    _, ended, other = world.attach_many([worker(1), worker(3), worker(4)])
+    (draining,) = world.attach_many([worker(2)], lease=None)
+    world.drain(draining)
+    world.unregister(ended)
     world.sweep()
     with world.place.sql() as connection:
         connection.execute(
-            "UPDATE owners SET lease_expires_at = 9223372036854775807 WHERE instance_id = '1'"
+            f"UPDATE owners SET {column} = {value} WHERE instance_id = {TIMES[column]}"
         )
-    world.sweeping_for(LEASE + GRACE)
+    if outage:
+        world.clock.now += HOUR
+    world.sweeping_for(2 * (LEASE + GRACE) + 20 * SECOND)
     assert world.states()[other] == "expired"
-    world.sweeping_for(20 * SECOND)
-    assert world.states()[by_hand] == "expired"
-    world.assert_healthy()
+    world.prune()
 
 
 def test_an_owner_that_was_ended_or_never_was_gets_lease_gone_and_may_attach_again(

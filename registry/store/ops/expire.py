@@ -32,6 +32,7 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    literal_column,
     or_,
     select,
     update,
@@ -79,8 +80,9 @@ def _greatest(first: ColumnElement[int], second: ColumnElement[int]) -> ColumnEl
 _now: ColumnElement[int] = bindparam("now", type_=BigInteger)
 _grace: ColumnElement[int] = bindparam("grace", type_=BigInteger)
 # By times, which are read faster than states: constraints say that who lives has not ended, and
-# that who drains has a deadline. What most owners are not comes first. Nothing is added to what a
-# row has: it may be any number where somebody wrote it by hand, and would end every sweep.
+# that who drains has a deadline. What most owners are not comes first. To what a row has nothing is
+# added before it is bounded: it may be any number where somebody wrote it by hand, and neither
+# engine stores, nor PostgreSQL computes, what is larger. Every sweep would end there.
 _lives = owners.c.ended_at.is_(None)
 _leased = and_(owners.c.lease_expires_at.is_not(None), _lives)
 _lapsed = and_(owners.c.lease_expires_at <= _now, _lives)
@@ -97,10 +99,11 @@ def _count_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
 
 
-_latest_lease = _now + owners.c.lease_ttl_ms
+_longest_lease = _least(owners.c.lease_ttl_ms, literal_column(str(LEASE_MAX_MS), BigInteger))
+_latest_lease = _now + _longest_lease
 _latest_drain = _now + LEASE_MAX_MS
 _ahead = or_(
-    owners.c.lease_expires_at - _now > owners.c.lease_ttl_ms,
+    owners.c.lease_expires_at > _latest_lease,
     owners.c.drain_deadline_at > _latest_drain,
     owners.c.ended_at > _now,
 )
@@ -151,8 +154,8 @@ _POSTPONE_DRAINS = Statement(
     update(owners)
     .values(
         drain_deadline_at=_greatest(
-            owners.c.drain_deadline_at + bindparam("passed"),
-            _now + func.coalesce(owners.c.lease_ttl_ms, 0) + _grace,
+            _least(owners.c.drain_deadline_at, _latest_drain) + bindparam("passed"),
+            _now + func.coalesce(_longest_lease, 0) + _grace,
         )
     )
     .where(owners.c.state == "draining")
