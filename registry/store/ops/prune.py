@@ -24,7 +24,7 @@ from registry.store.engine import Connection
 from registry.store.ops.blobs import collect_blobs
 from registry.store.ops.settings_table import policy_of, read_variables, write_variables
 from registry.store.ops.supersede import UNREPLACED
-from registry.store.sql import Row, Statement, as_rows, json_rows, one_of
+from registry.store.sql import Row, Statement, as_rows, json_column, one_of
 from registry.store.tables import blobs, events, owner_refs, owners
 
 EVENTS_PER_PRUNE = 1_000
@@ -197,7 +197,7 @@ _ABANDONED = Statement(
     )
     .limit(bindparam("row_limit"))
 )
-_names = json_rows("rows", checksum=str)
+_names = json_column("rows", "checksum", str)
 _TAKE_BACK = Statement(
     update(blobs)
     .values(uploaded_at=bindparam("now"))
@@ -249,7 +249,7 @@ def _prune_tombstones(conn: Connection, before: int, item: Prune) -> list[Row]:
 
 def _prune_uploads(conn: Connection, now: int, checksums: Sequence[str]) -> None:
     if checksums:
-        conn.run(_TAKE_BACK, now=now, rows=as_rows([[checksum] for checksum in checksums]))
+        conn.run(_TAKE_BACK, now=now, rows=as_rows(checksums))
         collect_blobs(conn, now, checksums)
 
 

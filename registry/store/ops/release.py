@@ -43,7 +43,7 @@ from registry.core.records import OwnerState
 from registry.store.engine import Connection
 from registry.store.ops.blobs import collect_blobs
 from registry.store.owner_columns import OWNER_COLUMNS, OWNER_NAMES, same_owner
-from registry.store.sql import CrossJoin, Row, Statement, as_rows, json_rows
+from registry.store.sql import CrossJoin, Row, Statement, as_rows, json_column, json_rows
 from registry.store.tables import entries, events, owner_refs, owners
 
 
@@ -68,7 +68,7 @@ class Freed:
     contents: Set[str] = field(default_factory=frozenset)
 
 
-_ids = json_rows("rows", id=int)
+_ids = json_column("rows", "id", int)
 _identities = json_rows("rows", **dict.fromkeys(OWNER_NAMES, str))
 
 
@@ -324,7 +324,7 @@ def _let_go(
         for index, each in enumerate(releases)
     ]
     conn.run(journal, now=now, last_event_id=last_event_id, rows=as_rows(leaving), **of)
-    gone = conn.run(delete_refs, rows=as_rows([[each.owner_id] for each in releases]), **of)
+    gone = conn.run(delete_refs, rows=as_rows([each.owner_id for each in releases]), **of)
     ends = [(each.owner_id, each.ended, each.reason) for each in releases if each.ended]
     if ends:
         conn.run(_END_OWNERS, now=now, rows=as_rows(ends))

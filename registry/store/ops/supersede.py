@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, exists, literal, literal_column, select, updat
 from registry.core.records import Owner, OwnerState, Registration
 from registry.store.engine import Connection
 from registry.store.ops.release import Freed, Release, let_go
-from registry.store.sql import Statement, as_rows, json_rows, one_of
+from registry.store.sql import Statement, as_rows, json_column, json_rows, one_of
 from registry.store.tables import owners
 
 Worker = tuple[str, str, str, str]
@@ -115,7 +115,7 @@ _FIND_LIVE = Statement(
     .order_by(owners.c.id),
     _LiveOwner,
 )
-_ids = json_rows("rows", id=int)
+_ids = json_column("rows", "id", int)
 _NAME = Statement(
     update(owners)
     .values(worker_name=bindparam("new_worker_name"))
@@ -199,6 +199,6 @@ def supersede(conn: Connection, now: int, item: Registration, owner_ids: list[in
     conn.run(
         _NAME,
         new_worker_name=item.worker_name,
-        rows=as_rows([[owner_id] for owner_id in owner_ids]),
+        rows=as_rows(owner_ids),
     )
     return freed

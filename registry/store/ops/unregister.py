@@ -14,10 +14,10 @@ from registry.store.engine import Connection
 from registry.store.journal import EventRow, find_unresolved, write_departure, write_events
 from registry.store.ops.release import FIND_OWNERS, SINCE, FoundOwner, Freed, Release, release
 from registry.store.owner_columns import identity, identity_of
-from registry.store.sql import Statement, as_rows, json_rows
+from registry.store.sql import Statement, as_rows, json_column
 from registry.store.tables import entries, events, owner_refs
 
-_ids = json_rows("rows", id=int)
+_ids = json_column("rows", "id", int)
 
 
 def unregister(conn: Connection, now: int, items: Sequence[Unregistration]) -> list[Receipt]:
@@ -104,7 +104,7 @@ def _receipts(
             key = ArtifactKey(line.slug, line.suffix, line.filename)
             released.setdefault(line.owner_id, {})[line.entry_id] = key
     touched = {entry_id for keys in released.values() for entry_id in keys}
-    rows = conn.run(_HOLDERS, rows=as_rows([[entry_id] for entry_id in touched]))
+    rows = conn.run(_HOLDERS, rows=as_rows(touched))
     left: Counter[int] = Counter({row.entry_id: row.holders for row in rows})
     receipts: dict[int, Receipt] = {}
     for owner_id, keys in reversed(released.items()):
@@ -208,4 +208,4 @@ def _delete_orphans(conn: Connection, now: int, item: Removal, entry_ids: Sequen
             for index, entry_id in enumerate(entry_ids)
         ]
         write_events(conn, now, rows)
-        conn.run(_DELETE_ORPHANS, rows=as_rows([[entry_id] for entry_id in entry_ids]))
+        conn.run(_DELETE_ORPHANS, rows=as_rows(entry_ids))

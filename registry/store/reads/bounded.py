@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, ScalarSelect, bindparam, exists, func, lit
 
 from registry.core.records import ArtifactKey
 from registry.store.engine import Connection
-from registry.store.sql import Statement, json_rows
+from registry.store.sql import Statement, json_column
 from registry.store.tables import entries, owner_refs
 
 COUNTED = 1000
@@ -22,7 +22,7 @@ COUNTED = 1000
 HOLDERS_TRIED = 200
 """Holders of a file that are looked at to say whether anybody has its bytes."""
 
-OWNER_IDS = json_rows("rows", id=int)
+OWNER_IDS = json_column("rows", "id", int)
 """Owners that are given by their ids."""
 
 

@@ -104,7 +104,7 @@ def what_would_go_dark(conn: Connection, instance: Sequence[OwnerLine]) -> Death
 
     The first 1000 refs are looked at, and of each file the first 200 holders.
     """
-    rows = as_rows([[each.id] for each in instance])
+    rows = as_rows([each.id for each in instance])
     ((refs,),) = conn.run(_COUNT_REFS, rows=rows, row_limit=REFS_LOOKED_AT + 1)
     at_stake = conn.run(_AT_STAKE, rows=rows, row_limit=REFS_LOOKED_AT)
     dark = Counter((row.slug, row.suffix) for row in at_stake if row.is_served)

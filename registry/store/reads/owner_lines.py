@@ -295,7 +295,7 @@ def owners_of_instance(conn: Connection, owner: Owner) -> list[OwnerLine]:
 
 def owners_by_id(conn: Connection, ids: Sequence[int]) -> list[OwnerLine]:
     """Owners by their ids, in the order of these."""
-    rows = conn.run(_OWNERS_BY_ID, rows=as_rows([[owner_id] for owner_id in ids]))
+    rows = conn.run(_OWNERS_BY_ID, rows=as_rows(ids))
     return list(map(_owner_line, rows))
 
 

@@ -33,7 +33,7 @@ from registry.store.owner_columns import (
 )
 from registry.store.reads.events import last_events
 from registry.store.reads.model_revisions import find_other_revisions
-from registry.store.sql import Statement, as_rows, json_rows
+from registry.store.sql import Statement, as_rows, json_column
 from registry.store.tables import entries, owner_refs, owners
 
 EXPLAINED_HOLDERS = 1000
@@ -148,7 +148,7 @@ HOLDER_FACTS = (
 """The columns of a `HolderRow`."""
 
 _owner = select(*OWNER_FACTS, REF_COUNT, owners.c.id)
-_excepted = json_rows("rows", id=int)
+_excepted = json_column("rows", "id", int)
 _HOLDERS_OF = Statement(
     select(*HOLDER_FACTS)
     .select_from(owner_refs.join(owners, owners.c.id == owner_refs.c.owner_id))
@@ -298,7 +298,7 @@ def holders_of(
         _HOLDERS_OF,
         entry_id=entry_id,
         row_limit=limit,
-        rows=as_rows([[owner_id] for owner_id in except_owner_ids]),
+        rows=as_rows(except_owner_ids),
     )
     return tuple(holder_record(row) for row in rows)
 
