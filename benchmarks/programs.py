@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from benchmarks.machine import ROOT, SERVER_CORE, WORK
+from tests.ports import free_port
 
 START_S = 60
 STOP_S = 20
@@ -90,8 +91,7 @@ def reference(kind: str, file: Path) -> Iterator[Program]:
 @contextmanager
 def nginx(binary: str, directory: Path, *, keeps_open: bool = False) -> Iterator[Program]:
     """nginx with sendfile over a directory, one process; it may keep the files open."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     folder = WORK / "nginx"
     folder.mkdir(parents=True, exist_ok=True)
     temporary = "\n".join(

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.ports import free_port
+
 Object = dict[str, Any]
 WORKERS, SLICES = "dynamoworkermetadatas", "endpointslices"
 LABEL = {"nvidia.com/dynamo-discovery-enabled": "true"}
@@ -43,7 +45,7 @@ class ApiServer:
         self.history: list[tuple[int, str, str, Object]] = []
         self.connections: set[Any] = set()
         self.frozen = False
-        self.port = 0
+        self.port = free_port()
         self.start()
 
     # Its state
@@ -110,7 +112,6 @@ class ApiServer:
             listener = self._server.socket
             self._server.socket = self.tls.wrap_socket(listener, server_side=True)
         self._server.api = self  # type: ignore[attr-defined]
-        self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import threading
@@ -19,6 +18,7 @@ import pytest
 
 from registry.discovery import Change, Discovery, Kind, Listed, Record, RecordKey
 from registry.errors import DiscoveryUnavailable
+from tests.ports import free_port
 from tests.support import START_S, STOP_S, wait_for
 
 
@@ -32,12 +32,6 @@ def program(name: str) -> str:
 
 def base64_of(text: str | bytes) -> str:
     return b64encode(text.encode() if isinstance(text, str) else text).decode()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Etcd:

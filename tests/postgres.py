@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -28,7 +28,7 @@ import pytest
 
 from registry.store import opening
 from tests import guardian
-from tests.etcds import free_port
+from tests.ports import free_port
 from tests.support import START_S, STOP_S, wait_for
 
 VERSIONS = (18, 16)
@@ -95,7 +95,7 @@ class Cluster:
                 self._initialize({**SETTINGS, **settings})
             else:
                 self._follow(follows)
-            self._start_somewhere()
+            self.start()
             if follows is None:
                 self._make_template()
         except BaseException:
@@ -192,14 +192,6 @@ class Cluster:
                 **_account(),
             )
         wait_for(self._answers, START_S)
-
-    def _start_somewhere(self) -> None:
-        """At a port that nobody has taken meanwhile."""
-        for _ in range(4):
-            with suppress(AssertionError):
-                return self.start()
-            self.port = free_port()
-        return self.start()
 
     def _answers(self) -> bool:
         assert self._process is not None

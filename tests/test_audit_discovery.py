@@ -33,8 +33,9 @@ from tests.compared import (
     url_of,
     worker,
 )
-from tests.etcds import Etcd, free_port
+from tests.etcds import Etcd
 from tests.fleet import World, run_cli
+from tests.ports import free_port
 from tests.support import ROOT, Server, checksum, copied, in_place, wait_for, workers_of
 
 ELSEWHERE = "http://10.0.0.7:9000"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tomllib
@@ -21,6 +20,7 @@ from registry.cli.environment import FILES_MIN
 from registry.core.text import is_plain
 from tests.every_command import CASES, CONTENTS, OTHER_KEY, World, a_world, every_command, words_of
 from tests.forks import BROKEN, CLOSED, FULL, PIPE, TERMINAL, Done, Forks, Surroundings
+from tests.ports import free_port
 from tests.support import ROOT
 
 COMMANDS = sorted(CASES)
@@ -293,8 +293,7 @@ def test_json_is_json_and_nothing_else(world: World, forks: Forks, name: str) ->
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("name", [name for name in COMMANDS if CASES[name].kind])
 def test_a_service_that_is_away_is_named(world: World, forks: Forks, name: str, form: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        away = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    away = f"http://127.0.0.1:{free_port()}"
     words = [away if word == world.url else word for word in words_of(name, world)]
     words += ["--json"] if form == "json" else []
     done = forks.run(*words, surroundings=Surroundings(), directory=world.folder)

@@ -27,6 +27,7 @@ from registry.store.sqlite import place
 from tests.commands import run_here
 from tests.exchanges import key_of, new_slug, worker
 from tests.places import Place, on_both, on_sqlite
+from tests.ports import free_port
 from tests.support import Server, sql
 
 pytestmark = on_both
@@ -94,8 +95,7 @@ def test_before_the_first_start_it_says_what_will_be_made_and_makes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     found = look("--port", port)
     assert found.code == 0
     assert found.states["database"] == found.states["service"] == "note"

@@ -36,8 +36,9 @@ from registry.discovery.etcd.settings import read_settings
 from registry.discovery.file import FileDiscovery
 from registry.discovery.record_io import RECORD_MAX_BYTES
 from registry.errors import DiscoveryUnavailable, Invalid, SettingsError
-from tests.etcds import Etcd, Watcher, base64_of, free_port
+from tests.etcds import Etcd, Watcher, base64_of
 from tests.peers import Peer
+from tests.ports import free_port
 from tests.support import wait_for
 
 OWNER = Owner("dynamo", "backend", "generate", 0xABC)

@@ -20,7 +20,7 @@ from registry.core.records import ArtifactKey, Owner
 from registry.store.opening import missing_rights
 from registry.store.postgresql.address import conninfo_of
 from registry.store.postgresql.locks import WRITE_LOCK
-from tests.etcds import free_port
+from tests.ports import free_port
 from tests.postgres import ROLE, Cluster
 from tests.replicas import (
     CONTENT,

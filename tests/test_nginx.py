@@ -15,6 +15,7 @@ import httpx2
 import pytest
 
 from registry.core.records import ArtifactKey, Owner
+from tests.ports import free_port
 from tests.support import JSON, ROOT, Server, assert_sound, copied, owner_body, wait_for
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/bin")
@@ -53,8 +54,7 @@ def before_replicas(folder: Path, *replicas: str) -> dict[str, str]:
 @contextmanager
 def nginx(folder: Path, text: str, here: dict[str, str]) -> Iterator[str]:
     """nginx with a configuration, some of it replaced, on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     (listen,) = re.findall(r"listen \d+;", text)
     for shown, replaced in {listen: f"listen 127.0.0.1:{port};", **here}.items():
         assert shown in text

@@ -7,11 +7,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -24,6 +23,7 @@ from registry.core.slugs import slugify
 from registry.discovery import Kind
 from registry.discovery.file import FileDiscovery
 from tests.models import make_model
+from tests.ports import free_port
 from tests.proxies import Proxy, Rule
 from tests.support import ROOT, Server, wait_for
 
@@ -60,7 +60,7 @@ class Frontend:
         self._home = folder / "home"
         self._home.mkdir(parents=True)
         self._log = folder / "frontend.log"
-        port = _free_port()
+        port = free_port()
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self._home),
@@ -147,13 +147,6 @@ def start_frontend(tmp_path: Path, store: Path) -> Iterator[Callable[..., Fronte
             return frontend
 
         yield start
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def registered(server: Server) -> int:

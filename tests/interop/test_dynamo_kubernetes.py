@@ -22,9 +22,10 @@ from registry.discovery.kubernetes import KubernetesDiscovery
 from registry.discovery.kubernetes.settings import read_settings
 from registry.mirror import Mirror, MirrorSettings
 from tests.apiservers import WORKERS, ApiServer
-from tests.etcds import Watcher, free_port
+from tests.etcds import Watcher
 from tests.interop.test_dynamo import checksums_of, registered
 from tests.models import make_model
+from tests.ports import free_port
 from tests.support import ROOT, Server, wait_for
 
 PYTHON = ROOT / "build/dynamo/bin/python"

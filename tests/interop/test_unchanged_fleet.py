@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from tests.etcds import Etcd
 from tests.interop.test_dynamo import PYTHON, START_S, Frontend, checksums_of
 from tests.mirrors import MirrorProcess, folder_url, held_by
 from tests.models import make_model
+from tests.ports import free_port
 from tests.support import Server, wait_for
 
 NAME = "Org/Tiny.Lab-1B"
@@ -69,7 +69,7 @@ class Mocker:
     def __init__(self, folder: Path, place: Place, model: Path, namespace: str = "dynamo") -> None:
         folder.mkdir()
         self._log = folder / "mocker.log"
-        self.port = _free_low_port()
+        self.port = free_port()
         variables = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -109,15 +109,6 @@ class Mocker:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(20)
-
-
-def _free_low_port() -> int:
-    """A port that Dynamo takes for a worker's files: it reads the number as one of 16 bits with a
-    sign."""
-    while True:
-        port = random.randrange(20_000, 2**15)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 class Fleet:
