@@ -11,6 +11,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from registry import errors
 from registry.server.http import Headers
+from registry.server.http1.known_heads import KnownHeads
 from registry.server.http1.watch import Limits, Watch
 
 PROTOCOL = "registry.server.http1.protocol:HttpConnection"
@@ -23,6 +24,7 @@ class Config(uvicorn.Config):
         super().__init__(app, http=PROTOCOL, **options)
         self.limits = limits
         self._watch: Watch | None = None
+        self.known_heads = KnownHeads()
 
     @property
     def watch(self) -> Watch:

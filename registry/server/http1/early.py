@@ -108,20 +108,19 @@ class EarlyConnection(EndingConnection):
     config: Config
     _answering: Any
     _at_once: AtOnce | None
+    _begun: int
     _take: Take
     _is_answered: bool
+    _is_read: bool
     _is_own_host: bool
     _watch: Watch
 
     def _answer_early(self, at_once: AtOnce) -> bool:
         """Answer what needs no task: no scope is made, and no timer is set (see `look`)."""
-        parser, cycle = self.parser, self.cycle
+        parser = self.parser
         if (
             not self._is_own_host
-            or (cycle is not None and not cycle.response_complete)
-            or self.pipeline
-            or self.flow.write_paused
-            or self.transport.is_closing()
+            or not self._is_free()
             or parser.get_http_version() != "1.1"
             or not parser.should_keep_alive()
         ):
@@ -135,19 +134,46 @@ class EarlyConnection(EndingConnection):
                 self.cycle = self._answering = called
                 self._part = Part.BODY
             return asked is not None
-        answer = at_once(self.url, self.headers, self.app_state)
+        if not self._answer_read(at_once, self.url, self.headers):
+            return False
+        self._is_answered = self._is_idle
+        self._is_read = True
+        return True
+
+    def _answer_known(self, url: bytes, headers: Headers) -> bool:
+        """Answer a whole request that was not parsed, since the same one was before. No other may
+        have begun."""
+        at_once = self._at_once
+        if at_once is None or not self._is_free() or not self._answer_read(at_once, url, headers):
+            return False
+        self._begun += 1
+        if not self._is_idle:
+            self.on_message_complete()
+        return True
+
+    def _is_free(self) -> bool:
+        """Whether an answer may be written now: nothing is in front of it."""
+        cycle = self.cycle
+        return (
+            (cycle is None or cycle.response_complete)
+            and not self.pipeline
+            and not self.flow.write_paused
+            and not self.transport.is_closing()
+        )
+
+    def _answer_read(self, at_once: AtOnce, url: bytes, headers: Headers) -> bool:
+        """Answer a GET now, or as soon as it is looked up."""
+        answer = at_once(url, headers, self.app_state)
         if answer is None:
             return False
         if not isinstance(answer, tuple):
-            self._await(answer)
+            self._await(LookedUp(url, headers, answer))
             return True
-        headers, content = answer
-        self.transport.write(
-            self._watch.head(self.server_state.default_headers) + headers + content
-        )
+        lines, content = answer
+        self.transport.write(self._watch.head(self.server_state.default_headers) + lines + content)
         self.server_state.total_requests += 1
         self._answered += 1
-        self._is_answered = self._is_idle = True
+        self._is_idle = True
         return True
 
     def _begin_change(self, asked: AskedChange, called: Called) -> None:
@@ -182,12 +208,12 @@ class EarlyConnection(EndingConnection):
             self.transport.close()
         self._go_idle()
 
-    def _await(self, soon: Soon) -> None:
+    def _await(self, awaited: Any) -> None:
         """Answer later. Only then it shows whether a task is needed."""
-        awaited: Any = LookedUp(self.url, self.headers, soon)
         self.cycle = self._answering = awaited
         self._part = Part.BODY
-        coming: Any = soon.coming
+        self._is_idle = self.expect_100_continue = False
+        coming: Any = awaited.soon.coming
         self.tasks.add(coming)  # Who stops the service waits for these, and cancels what is left.
         coming.add_done_callback(partial(self._came, awaited))
 

@@ -22,6 +22,7 @@ from registry.server.http1.config import AtOnce, Config, Flow, OwnsAuthority, Re
 from registry.server.http1.early import Awaited, EarlyConnection
 from registry.server.http1.framing import framing_of, make_parser
 from registry.server.http1.head_buffer import HeadBuffer
+from registry.server.http1.known_heads import HEAD_BYTES
 from registry.server.http1.part import Part
 from registry.server.http1.refusals import TOO_MANY_CONNECTIONS, cause_of
 
@@ -49,7 +50,9 @@ class HttpConnection(EarlyConnection):
         "_is_half_closed",
         "_is_idle",
         "_is_own_host",
+        "_is_read",
         "_is_told",
+        "_known_heads",
         "_known_host",
         "_limits",
         "_lingers",
@@ -69,6 +72,7 @@ class HttpConnection(EarlyConnection):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._watch = self.config.watch
+        self._known_heads = self.config.known_heads
         self._limits = self.config.limits
         self._at_once: AtOnce | None = getattr(self.app, "at_once", None)
         self._take: Take = getattr(self.app, "take", _takes_nothing)
@@ -97,6 +101,8 @@ class HttpConnection(EarlyConnection):
         """Whether the last request was answered at once, and no other has begun."""
         self._is_answered = False
         """Whether the request that is being parsed was answered at its head."""
+        self._is_read = False
+        """Whether a read was answered without the application; set to be seen."""
         self._part = Part.BETWEEN
         """What is being parsed."""
         self._is_half_closed = False
@@ -137,10 +143,22 @@ class HttpConnection(EarlyConnection):
             return
         if self.pipeline or self._held:
             self._hold(self._held + data)
+        elif len(data) <= HEAD_BYTES and self._part is Part.BETWEEN and not self._unframed_bytes:
+            self._begin(data)
         elif len(data) <= SLICE_BYTES:
             self._feed(data)
         else:
             self._feed_in_slices(data)
+
+    def _begin(self, data: bytes) -> None:
+        """Take in what a request begins with, which may be all of it."""
+        known = self._known_heads.get(data)
+        if known is not None and self._answer_known(*known):
+            return
+        begun, self._is_read = self._begun, False
+        self._feed(data)
+        if self._is_read and self._begun == begun + 1 and known is None and self._refusal is None:
+            self._known_heads.learn(data, self.url, self.headers)
 
     def _feed_in_slices(self, data: bytes) -> None:
         answered = self._answered
