@@ -1,11 +1,13 @@
 """The held connection of an event loop's point reads.
 
-Whether anybody has committed is asked of `PRAGMA data_version`: it changes for a connection when
-any other one commits, whichever process that is in, and costs a few microseconds.
+Whether anybody has committed is seen in the header of the log's index. Where the system does not
+tell where that is, `PRAGMA data_version` is asked, which takes and gives back a lock: it changes
+for a connection when any other one commits, whichever process that is in.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Mapping
 from threading import Lock
@@ -17,10 +19,10 @@ from registry.store.failure_log import FailureLog
 from registry.store.sql import Row
 from registry.store.sqlite.errors import translate
 from registry.store.sqlite.file_guard import FileGuard
+from registry.store.sqlite.wal_index import Header, find_header
 
 LOOK_EVERY_S = 0.5
 """How long reads may go on from a file that was deleted or replaced."""
-TOKENS_PER_CONNECTION = 1 << 40
 
 
 class SQLitePointReader:
@@ -34,10 +36,13 @@ class SQLitePointReader:
         self._guard = guard
         self._connect = connect
         self._connection: sqlite3.Connection | None = None
+        self._header: Header | None = None
+        """It goes with the connection."""
         self._lock = Lock()
         """Held while the connection is used: another thread may have to close it."""
         self._generation = -1
-        self._first_token = 0
+        self._seen: bytes | int = 0
+        self._token = 0
         self._look_again_at = 0.0
         self._failures = FailureLog("look-ups of files")
         guard.on_change.append(self.close)
@@ -48,9 +53,11 @@ class SQLitePointReader:
             if monotonic() >= self._look_again_at:
                 self._look_again()
             with self._lock:
-                connection = self._connection or self._held()
-                ((version,),) = connection.execute("PRAGMA data_version").fetchall()
-                return self._first_token + int(version)
+                seen = self._data_version() if self._header is None else self._header.raw
+                if seen != self._seen:
+                    self._seen = seen
+                    self._token += 1
+                return self._token
         except (sqlite3.Error, StorageUnavailable) as error:
             self._fail(error)
 
@@ -61,6 +68,10 @@ class SQLitePointReader:
                 return self._held().execute(text, parameters).fetchall()
         except sqlite3.Error as error:
             self._fail(error)
+
+    def _data_version(self) -> int:
+        ((version,),) = self._held().execute("PRAGMA data_version").fetchall()
+        return int(version)
 
     def _held(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -94,8 +105,9 @@ class SQLitePointReader:
             raise
         with self._lock:
             self._connection, self._generation = connection, generation
-            # Each connection counts from its own start.
-            self._first_token += TOKENS_PER_CONNECTION
+            self._data_version()  # Its index is open now.
+            self._header = find_header(os.path.realpath(self._path))
+            self._token += 1  # Each connection counts from its own start.
 
     def _fail(self, error: sqlite3.Error | StorageUnavailable) -> NoReturn:
         """Look at the file before anything is read again."""
@@ -110,7 +122,7 @@ class SQLitePointReader:
     def close(self) -> None:
         """Close the held connection; the next read opens another. Safe in any thread."""
         with self._lock:
-            connection, self._connection = self._connection, None
+            connection, self._connection, self._header = self._connection, None, None
             self._look_again_at = 0.0
             if connection is not None:
                 connection.close()
