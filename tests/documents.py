@@ -89,7 +89,7 @@ _times = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}(Z|\+00:00)")
 _compact_times = re.compile(r"\d{8}T\d{6}Z")
 _dates = re.compile(r"\b\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT")
 _log_times = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
-_ids = re.compile(r"\b[0-9a-f]{16}\b")
+_ids = re.compile(r"\b[0-9a-f]{16}([0-9a-f]{4})?\b")
 _spaces = re.compile(r"[ \t]{2,}|-{4,}")
 
 

@@ -16,6 +16,7 @@ import pytest
 from registry import errors
 from registry.core.records import ArtifactKey, Owner
 from registry.server import tokens
+from registry.server.http import request_id_for
 from registry.server.http1.refusals import cause_of
 from registry.server.tokens import Role
 from tests.exchanges import Answer, Line, problem_of, request, running
@@ -107,7 +108,7 @@ def lines_with(server: Server, request_id: object) -> str:
 def check_whole(answer: Answer, status: int, code: str, line: Line) -> dict[str, object]:
     """An answer that the connection wrote itself lacks nothing that others have."""
     problem = problem_of(answer, status, code)
-    assert re.fullmatch("[0-9a-f]{16}|mine", answer.headers["x-request-id"])
+    assert re.fullmatch("[0-9a-f]{20}|mine", answer.headers["x-request-id"])
     assert problem["request_id"] == answer.headers["x-request-id"]
     assert abs(parsedate_to_datetime(answer.headers["date"]).timestamp() - time.time()) < 60
     assert answer.headers["connection"] == "close"
@@ -401,3 +402,13 @@ def test_a_silent_connection_that_is_shut_is_closed(shared: Server) -> None:
                 line.read_answer()
             line.socket.shutdown(socket.SHUT_WR)
             assert line.read_rest() == b""
+
+
+def test_ids_that_are_made_up_come_in_the_order_of_time() -> None:
+    """What is journalled together is together in the index of request ids."""
+    before = time.time_ns() // 1_000_000
+    ids = [request_id_for([]) for _ in range(1000)]
+    times = [int(each[:11], 16) for each in ids]
+    assert times == sorted(times)
+    assert before <= times[0] <= times[-1] <= time.time_ns() // 1_000_000
+    assert len(set(ids)) == len(ids)

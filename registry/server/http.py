@@ -7,6 +7,7 @@ import errno
 import logging
 import random
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -323,9 +324,10 @@ def request_id_for(headers: Headers) -> str:
     for name, value in headers:
         if name == b"x-request-id" and _is_request_id(value):
             return value.decode("ascii")
-    return f"{_random.getrandbits(64):016x}"
+    return f"{time.time_ns() // 1_000_000:011x}{_random.getrandbits(36):09x}"
 
 
-# Nobody is kept out by an id, so none has to be hard to guess. Asking the system for each took as
-# long as a tenth of a registration.
+# An id begins with the time, in milliseconds: what is changed together has its place in the index
+# of the journal together, and a commit writes one page of it. Nobody is kept out by an id, so none
+# has to be hard to guess; asking the system for each took as long as a tenth of a registration.
 _random = random.Random()
