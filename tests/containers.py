@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pytest
 
-from tests.support import wait_for
+from tests.support import opened_by, wait_for
 
 _UNSHARE = ["unshare", "--pid", "--fork", "--kill-child"]
 
@@ -111,14 +112,10 @@ class First:
 
     def _opened(self) -> set[Path]:
         """The files that it has open, or a child of it."""
-        found = set()
-        try:
-            for pid in (self.pid, *self._read(f"task/{self.pid}/children").split()):
-                for each in Path(f"/proc/{pid}/fd").iterdir():
-                    found.add(each.readlink())
-        except OSError:
-            pass  # It is just being closed.
-        return found
+        pids = [self.pid]
+        with suppress(OSError):
+            pids += map(int, self._read(f"task/{self.pid}/children").split())
+        return {Path(each) for pid in pids for each in opened_by(pid)}
 
     def _read(self, name: str) -> str:
         return Path(f"/proc/{self.pid}/{name}").read_text()

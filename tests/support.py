@@ -259,13 +259,21 @@ def workers_of(server: Server) -> list[int]:
 def serving_workers_of(server: Server) -> list[int]:
     """Those that have read their settings and have an event loop, and so can take requests."""
 
-    def has_event_loop(pid: int) -> bool:
-        files = Path(f"/proc/{pid}/fd").iterdir()
-        return any("[eventpoll]" in os.readlink(each) for each in files)
-
+    workers: list[int] = []
     with suppress(OSError):
-        return [pid for pid in workers_of(server) if has_event_loop(pid)]
-    return []
+        workers = workers_of(server)
+    return [pid for pid in workers if any("[eventpoll]" in each for each in opened_by(pid))]
+
+
+def opened_by(pid: int) -> list[str]:
+    """What a process has open: paths, sockets and others as the kernel names them. What is closed
+    meanwhile is left out, and a process that has ended has nothing."""
+    found = []
+    with suppress(OSError):
+        for each in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                found.append(os.readlink(f"/proc/{pid}/fd/{each}"))
+    return found
 
 
 def wait_for(condition: Callable[[], bool], within_s: float = 30) -> None:

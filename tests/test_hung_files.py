@@ -22,7 +22,7 @@ from registry.core.records import ArtifactKey
 from tests.commands import run_here
 from tests.exchanges import Line, journal, key_of, new_slug, problem_of, running, settle, worker
 from tests.mounted import Mounted, mounted, needs_fuse
-from tests.support import Server, copied, in_place, owner_body, sql, wait_for
+from tests.support import Server, copied, in_place, opened_by, owner_body, sql, wait_for
 
 pytestmark = needs_fuse
 
@@ -271,13 +271,7 @@ def test_a_stream_whose_file_system_hangs_is_cut_off_and_others_go_on(scene: Sce
 
 
 def descriptors(scene: Scene, path: Path) -> int:
-    found = 0
-    for each in Path(f"/proc/{scene.server.process.pid}/fd").iterdir():
-        try:
-            found += os.readlink(each) == str(path)
-        except OSError:
-            continue
-    return found
+    return opened_by(scene.server.process.pid).count(str(path))
 
 
 def test_what_was_opened_too_late_is_closed(scene: Scene) -> None:

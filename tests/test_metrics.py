@@ -22,7 +22,7 @@ from registry.store.reads.audit import CLASSES
 from registry.store.reads.stats import Counted
 from registry.store.tables import HEAD_REVISION
 from tests.exchanges import Line, running
-from tests.support import Server, checksum, in_place, sql, wait_for, workers_of
+from tests.support import Server, checksum, in_place, opened_by, sql, wait_for, workers_of
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 READ = "/v1/metadata/{slug}/{suffix}/{filename}"
@@ -351,12 +351,11 @@ def answers(server: Server) -> bool:
         return False
 
 
-def opened_by(pid: int) -> set[Path]:
+def files_of(pid: int) -> set[Path]:
     """The files that a process has open, but for what the kernel tells of it."""
-    found = {each.readlink() for each in Path(f"/proc/{pid}/fd").iterdir()}
     return {
         path
-        for path in found
+        for path in map(Path, opened_by(pid))
         if path.is_absolute() and path.is_file() and not path.is_relative_to("/proc")
     }
 
@@ -370,8 +369,8 @@ def test_workers_share_no_file(
     assert Scraped(server).get("worker_restarts_total") == 0
     beside = {Path(f"{server.database}{suffix}") for suffix in ("", "-wal", "-shm")}
     for pid in workers_of(server):
-        wait_for(lambda pid=pid: opened_by(pid) >= beside)  # type: ignore[misc]
-        assert opened_by(pid) == beside
+        wait_for(lambda pid=pid: files_of(pid) >= beside)  # type: ignore[misc]
+        assert files_of(pid) == beside
         assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
 
 

@@ -4,7 +4,6 @@ the in-process registry. Nobody is refused, nothing is lost, and what is gone is
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,16 @@ import pytest
 from registry import MetadataArtifactRegistry
 from registry.core.records import ArtifactKey, Outcome, Owner
 from registry.errors import NotRegistered
-from tests.support import Server, assert_sound, checksum, copied, in_place, owner_body, sql
+from tests.support import (
+    Server,
+    assert_sound,
+    checksum,
+    copied,
+    in_place,
+    opened_by,
+    owner_body,
+    sql,
+)
 
 SERVICES = 2
 WORKERS = 2
@@ -231,10 +239,7 @@ def session_of(process: Path) -> int | None:
 
 
 def sockets_of(process: Path) -> set[str]:
-    try:
-        return {os.readlink(entry) for entry in (process / "fd").iterdir()}
-    except OSError:
-        return set()
+    return set(opened_by(int(process.name)))
 
 
 class Program:

@@ -12,7 +12,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import pytest
 
 from registry.core.records import ArtifactKey
 from tests.exchanges import Line, key_of, new_slug, problem_of, running, worker
-from tests.support import Server, checksum, in_place, sql, wait_for
+from tests.support import Server, checksum, in_place, opened_by, sql, wait_for
 
 MIB = 1 << 20
 SLOW_BYTES = 64 << 10
@@ -415,11 +415,7 @@ def test_nothing_is_read_for_clients_that_are_gone(tight: Server, root: Path) ->
         return int((process / "io").read_text().split()[1])
 
     def is_open() -> bool:
-        names = []
-        for each in (process / "fd").iterdir():
-            with suppress(FileNotFoundError):
-                names.append(os.readlink(each))
-        return str(large.path) in names
+        return str(large.path) in opened_by(tight.process.pid)
 
     trust(large)
     before = read_bytes()

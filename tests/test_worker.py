@@ -264,11 +264,11 @@ def make_stage(service: Server, tmp_path: Path) -> Iterator[StageMaker]:
             store = Store(tmp_path / "kv", log)
             stack.callback(store.close)
             options.setdefault("owner", Owner(f"test-{number}", "backend", "generate", number))
+            options.setdefault("lease_ttl_s", LEASE_S)
             worker = Worker(
                 proxy.url,
                 discovery=store,
                 public_url=server.url,
-                lease_ttl_s=LEASE_S,
                 retries=QUICK,
                 on_problem=lambda owner, error: problems.append((owner, error)),
                 **options,
@@ -1100,7 +1100,7 @@ def test_a_registry_that_dies_between_the_commit_of_a_release_and_its_answer_is_
     serve: Callable[..., Server], make_stage: StageMaker
 ) -> None:
     server = serve()
-    stage = make_stage(server)
+    stage = make_stage(server, lease_ttl_s=3600)  # No renewal comes between.
     stage.attach()
     stage.proxy.rule(Rule("DELETE", OWNERS, after=server.kill, loses_answer=True, times=1))
     with pytest.raises(ServiceUnreachable):
