@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -22,8 +22,8 @@ from registry.server.http1.protocol import HttpConnection
 from registry.server.http1.watch import Limits
 from registry.server.process import uvicorn_options
 from tests.exchanges import Line, request, running
-from tests.places import Places, on_both
-from tests.support import Server, checksum
+from tests.places import Places, on_both, on_sqlite
+from tests.support import Server, checksum, wait_for
 from tests.test_metrics import Scraped
 
 CONTENTS = {
@@ -36,7 +36,7 @@ READ_A, READ_B = request(A), request(B)
 PLAIN = {
     "a": READ_A,
     "b": READ_B,
-    "with headers": request(A, "Accept: */*", "X-Number: 1"),
+    "with headers": request(A, "Accept: */*", "X-Request-Id: mine"),
     "of an encoded path": request(A.replace("a.json", "%61.json")),
 }
 
@@ -128,6 +128,9 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None: ...
 
 
+Found = tuple[bytes, list[tuple[tuple[object, ...], float | None]], int]
+
+
 class Application:
     """An application with two files in memory, which is asked through connections of its own."""
 
@@ -153,21 +156,21 @@ class Application:
         config.load()
         return config
 
-    def answers(self, config: Config, pieces: Sequence[tuple[bytes, bool]]) -> tuple[bytes, object]:
+    def answers(self, config: Config, pieces: Sequence[tuple[bytes, bool]]) -> Found:
         """What is answered to pieces, each by itself; behind some of them all is waited for. And
-        what the connection waits for then."""
+        what the connection waits for behind each, and how many requests were answered."""
         return self._loop.run_until_complete(self._answers(config, pieces))
 
-    async def _answers(
-        self, config: Config, pieces: Sequence[tuple[bytes, bool]]
-    ) -> tuple[bytes, object]:
+    async def _answers(self, config: Config, pieces: Sequence[tuple[bytes, bool]]) -> Found:
         state, wire = ServerState(), Wire()
         state.default_headers = [(b"date", b"today")]
         connection = HttpConnection(config, state, self._state)
         connection.connection_made(wire)
+        phases = []
         for piece, waits in pieces:
             if not wire.closing:
                 connection.data_received(piece)
+            phases.append(connection._waits_for())
             while waits and state.tasks:
                 await asyncio.wait(state.tasks)
         deadline = self._loop.time() + 1
@@ -176,12 +179,12 @@ class Application:
             if connection.cycle is not None and connection.cycle.more_body:
                 break  # It waits for what does not come.
         await asyncio.sleep(0)
-        [waits_for, *_], _ = connection._waits_for()
+        phases.append(connection._waits_for())
         wire.closing = True
         connection.connection_lost(None)
         while state.tasks:
             await asyncio.wait(state.tasks)
-        return RANDOM.sub(rb"\1", wire.written), waits_for
+        return RANDOM.sub(rb"\1", wire.written), phases, state.total_requests
 
     def close(self) -> None:
         self._loop.run_until_complete(self._stack.aclose())
@@ -226,6 +229,18 @@ def test_a_head_that_was_met_before_is_answered_as_at_first(
     assert (head in config.known_heads) == (name in PLAIN)
 
 
+@on_both
+def test_a_connection_that_reads_again_and_again_is_not_idle(application: Application) -> None:
+    """What it waits for is another request each time."""
+    config = learned(application)
+    for head in (READ_A, request("/live")):
+        for count in range(1, 4):
+            pieces = [(head, True), *[(READ_A, True)] * count]
+            _, [*_, (waits_for, _)], answered = application.answers(config, pieces)
+            assert waits_for == ("request", count + 1)
+            assert answered == count + 1
+
+
 PIECES = st.sampled_from([*WHOLE.values(), *PARTS.values(), *[READ_A, READ_B] * 8])
 
 
@@ -263,9 +278,11 @@ def service(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def ask(line: Line, status: int = 200) -> bytes:
-    line.send(READ_A)
+    line.send(PLAIN["with headers"])
     answer = line.read_answer()
     assert answer.status_code == status
+    if status != 200:
+        assert answer.headers["x-request-id"] == "mine"
     return answer.content
 
 
@@ -283,6 +300,31 @@ def test_a_known_head_is_answered_with_what_is_registered_now(service: Server) -
             for _ in range(3):
                 ask(line, 404)
                 ask(other, 404)
+
+
+@on_sqlite
+def test_what_fails_for_a_known_head_is_answered(serve: Callable[..., Server]) -> None:
+    """Not with an end of the connection. The service meets with a column that somebody renamed."""
+    service = serve()
+    key = ArtifactKey.parse(A[13:])
+    service.register_copies(OWNER, {key: b"renamed"})
+    with Line(service) as line:
+        for _ in range(3):
+            ask(line)
+    with service.place.sql() as connection:
+        connection.execute("ALTER TABLE entries RENAME COLUMN size TO length")
+        codes = set()
+        for _ in range(20):
+            with Line(service) as line:
+                line.send(PLAIN["with headers"])
+                answer = line.read_answer()
+            codes.add(answer.json()["code"])
+            assert answer.headers["x-request-id"] == "mine"
+        connection.execute("ALTER TABLE entries RENAME COLUMN length TO size")
+    assert "internal" in codes
+    assert codes <= {"internal", "storage_unavailable", "busy"}
+    wait_for(lambda: service.fetch(key).status_code == 200)
+    assert service.unregister(OWNER).status_code == 200
 
 
 @on_both

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,16 +64,16 @@ class Reads:
 
     def __init__(self, path: Path, reader: SQLitePointReader) -> None:
         self._path = path
-        self._reader = reader
+        self.reader = reader
         self._token = -1
         self._value: object = None
         self.count = 0
 
     def value(self) -> object:
-        token = self._reader.change_token()
+        token = self.reader.change_token()
         if token != self._token:
             self._token = token
-            self._value = self._reader.run(VALUE, {})
+            self._value = self.reader.run(VALUE, {})
             self.count += 1
         return self._value
 
@@ -191,19 +191,61 @@ def test_a_commit_after_a_process_was_killed_is_seen(path: Path, reads: Reads) -
         other.kill()
 
 
+def test_a_commit_while_the_reader_was_closed_is_seen(
+    path: Path, reads: Reads, shells: list[Shell]
+) -> None:
+    """Each connection counts the changes from its own start."""
+    for _ in range(3):
+        reads.check()
+        reads.reader.close()
+        shells[0].run(*COMMIT)
+        reads.check()
+
+
+def test_the_header_is_found_where_the_index_is_long(path: Path) -> None:
+    """It is in several pieces then, of which the header is in the first."""
+    shell = Shell(path)
+    shell.run("PRAGMA wal_autocheckpoint = 0", *BEGIN_MUCH)
+    shell.run(
+        "INSERT INTO large SELECT text FROM large",
+        *["INSERT INTO large SELECT text FROM large"] * 3,
+        "DROP TABLE large",
+        "COMMIT",
+    )
+    assert path.with_name("registry.db-shm").stat().st_size > 32 << 10
+    with reading(path) as reads:
+        for _ in range(3):
+            reads.check()
+            shell.run(*COMMIT)
+            reads.check()
+    shell.kill()
+
+
 @pytest.mark.parametrize("folder", ["plain", "with a space", "with  two", "ü", "x (deleted)"])
 def test_the_header_is_found_whatever_the_directory_is_called(
     tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wal_index, "MAPS", MAPS)
-    path = tmp_path / folder / "registry.db"
+    real = tmp_path / folder / "registry.db"
+    real.parent.mkdir()
+    others = [real.with_name("a.db"), real.with_name("registry.db-s"), real.with_name("z-shm")]
+    path = tmp_path / "link" / "linked.db"
     path.parent.mkdir()
-    prepare(f"sqlite:///{path}")
-    with reading(path) as reads:
-        reads.check()
-        reader = reads._reader
-        assert (reader._header is None) != MAPS.exists()
-        reader.close()
-        assert reader._header is None
-        reads.check()
-    assert_sound(path)
+    path.symlink_to(real)
+    with ExitStack() as stack:
+        for each in (*others[:2], real, others[2]):
+            prepare(f"sqlite:///{each}")
+            stack.enter_context(reading(each)).check()
+        reads = stack.enter_context(reading(path))
+        shell = Shell(real)
+        for _ in range(3):
+            reads.check()
+            assert (reads.reader._header is None) != MAPS.exists()
+            shell.run(*COMMIT)
+            reads.check()
+            reads.reader.close()
+            assert reads.reader._header is None
+        shell.run("DELETE FROM settings WHERE name = 'tested'")
+        shell.kill()
+    for each in (*others, real):
+        assert_sound(each)

@@ -12,7 +12,15 @@ from functools import partial
 from typing import Any
 
 from registry.server.http import Headers
-from registry.server.http1.config import AskedChange, AtOnce, Config, Response, Soon, Take
+from registry.server.http1.config import (
+    Answer,
+    AskedChange,
+    AtOnce,
+    Config,
+    Response,
+    Soon,
+    Take,
+)
 from registry.server.http1.ending import EndingConnection
 from registry.server.http1.part import Part
 from registry.server.http1.watch import Watch
@@ -134,8 +142,10 @@ class EarlyConnection(EndingConnection):
                 self.cycle = self._answering = called
                 self._part = Part.BODY
             return asked is not None
-        if not self._answer_read(at_once, self.url, self.headers):
+        answer = at_once(self.url, self.headers, self.app_state)
+        if answer is None:
             return False
+        self._give(answer, self.url, self.headers)
         self._is_answered = self._is_idle
         self._is_read = True
         return True
@@ -143,9 +153,15 @@ class EarlyConnection(EndingConnection):
     def _answer_known(self, url: bytes, headers: Headers) -> bool:
         """Answer a whole request that was not parsed, since the same one was before. No other may
         have begun."""
-        at_once = self._at_once
-        if at_once is None or not self._is_free() or not self._answer_read(at_once, url, headers):
+        if self._at_once is None or not self._is_free():
             return False
+        try:
+            answer = self._at_once(url, headers, self.app_state)
+        except Exception:
+            return False  # It fails again when the head is parsed, and that is answered.
+        if answer is None:
+            return False
+        self._give(answer, url, headers)
         self._begun += 1
         if not self._is_idle:
             self.on_message_complete()
@@ -161,20 +177,16 @@ class EarlyConnection(EndingConnection):
             and not self.transport.is_closing()
         )
 
-    def _answer_read(self, at_once: AtOnce, url: bytes, headers: Headers) -> bool:
+    def _give(self, answer: Answer | Soon, url: bytes, headers: Headers) -> None:
         """Answer a GET now, or as soon as it is looked up."""
-        answer = at_once(url, headers, self.app_state)
-        if answer is None:
-            return False
         if not isinstance(answer, tuple):
-            self._await(LookedUp(url, headers, answer))
-            return True
+            self._await(LookedUp(url, list(headers), answer))
+            return
         lines, content = answer
         self.transport.write(self._watch.head(self.server_state.default_headers) + lines + content)
         self.server_state.total_requests += 1
         self._answered += 1
         self._is_idle = True
-        return True
 
     def _begin_change(self, asked: AskedChange, called: Called) -> None:
         """Have a change made, now that all of the request is there."""

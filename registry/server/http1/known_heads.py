@@ -16,7 +16,7 @@ KNOWN_BYTES = 8 << 20
 """Memory for all that are remembered."""
 
 END = b"\r\n\r\n"
-_HEADER_BYTES = 130
+_HEADER_BYTES = 160
 """About what a header takes beside its letters; the head itself takes as much as three of them."""
 _SLOTS = 1 << 14
 
