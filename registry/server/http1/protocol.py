@@ -102,7 +102,7 @@ class HttpConnection(EarlyConnection):
         self._is_answered = False
         """Whether the request that is being parsed was answered at its head."""
         self._is_read = False
-        """Whether a read was answered without the application; set to be seen."""
+        """Whether the request that came last is a read that needed no application."""
         self._part = Part.BETWEEN
         """What is being parsed."""
         self._is_half_closed = False
